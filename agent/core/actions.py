@@ -1,0 +1,261 @@
+"""The actions that a plan consists of: what to do to which resource, and why.
+
+An action names everything that its executor needs, also to look again before it destroys: an ifindex with its mark,
+a pid with its uuid. `key` says which action it is (for retries), `resource` what it works on: one in flight for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agent.core.desired import BridgeSpec, DiskSpec, NicSpec, VmSpec
+
+
+class Disruption(StrEnum):
+    """What a guest's users notice of an action."""
+
+    NONE = "none"
+    LINK = "link"
+    RESTART = "restart"
+    STOP = "stop"
+
+
+class Reason(StrEnum):
+    """Why an action is planned; the label of `vmhost_repairs_total`."""
+
+    MISSING = "missing"
+    DETACHED = "detached"
+    DOWN = "down"
+    MTU = "mtu"
+    ADDRESS = "address"
+    MAC = "mac"
+    RENAMED = "renamed"
+    UNMARKED = "unmarked"
+    SETTINGS = "settings"
+    EXITED = "exited"
+    WANTED = "wanted"
+    UNWANTED = "unwanted"
+    RESTART = "restart"
+    RESET = "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChange:
+    """Fields to set on a link; None leaves a field alone. `master` 0 takes the link out of its bridge."""
+
+    up: bool | None = None
+    mtu: int | None = None
+    mac: str | None = None
+    master: int | None = None
+    alias: str | None = None
+    name: str | None = None
+    stp: bool | None = None
+    snooping: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateBridge:
+    """Make a bridge, mark it, give it MAC, MTU and addresses, and set it up."""
+
+    resource: str
+    reason: Reason
+    spec: BridgeSpec
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLink:
+    """Set fields of an existing link. `expect_alias` is checked with the ifindex before anything is set."""
+
+    resource: str
+    reason: Reason
+    link: str
+    ifindex: int
+    expect_alias: str
+    change: LinkChange
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class EnslavePort:
+    """Put a host link into a bridge, up; refused with `PortAddressed` when it carries addresses or routes by then."""
+
+    resource: str
+    reason: Reason
+    bridge: str
+    bridge_ifindex: int
+    port: str
+    port_ifindex: int
+    mtu: int | None = None
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePort:
+    """Take a host link that we once enslaved out of a bridge; it stays up and keeps everything else."""
+
+    resource: str
+    reason: Reason
+    bridge: str
+    port: str
+    port_ifindex: int
+    bridge_ifindex: int
+    disruption: Disruption = Disruption.LINK
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAddresses:
+    """Add and remove addresses of an own bridge; additions go first, so that a renumbering never leaves it bare."""
+
+    resource: str
+    reason: Reason
+    bridge: str
+    ifindex: int
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    """Delete an own link; the ifindex and the mark are checked immediately before."""
+
+    resource: str
+    reason: Reason
+    link: str
+    ifindex: int
+    expect_alias: str
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTap:
+    """Make a NIC's tap and attach the NIC's descriptor to it.
+
+    For a guest that is not running the descriptor is a new one; for a running one it is QEMU's own, re-armed, which
+    the guest does not notice. `bridge_ifindex` None leaves the tap without master.
+    """
+
+    resource: str
+    reason: Reason
+    vm: str
+    uid: int
+    nic: NicSpec
+    bridge_ifindex: int | None
+    running: bool
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ReplugNic:
+    """Unplug a running guest's NIC and plug it again on a new tap: the last resort, which the guest notices."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uid: int
+    nic: NicSpec
+    bridge_ifindex: int | None
+    disruption: Disruption = Disruption.LINK
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDisk:
+    """Create a disk that never existed, of `disk.size_bytes`; never replaces anything."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disk: DiskSpec
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchVm:
+    """Start a guest's QEMU, paused (`-S`), with its taps and disks as open descriptors; then let go of it."""
+
+    resource: str
+    reason: Reason
+    spec: VmSpec
+    generation: int
+    reset_generation: int
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseVm:
+    """Let a guest run that QEMU holds at its first instruction (`cont`)."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class StopVm:
+    """End a running guest: ACPI power button, at the deadline `quit`, then a kill. Done when its process is gone.
+
+    `unit_asked`: a removed or disabled unit wants it, which counts towards the disruption limit.
+    """
+
+    resource: str
+    reason: Reason
+    vm: str
+    uuid: str
+    timeout_s: float
+    unit_asked: bool = False
+    disruption: Disruption = Disruption.STOP
+
+
+@dataclass(frozen=True, slots=True)
+class EndVm:
+    """Record why a guest ended, then quit the QEMU that still holds its remains, and forget its launch."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uuid: str
+    exit_reason: str
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ResetVm:
+    """Press a guest's reset button and record the generation that this answers."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    reset_generation: int
+    disruption: Disruption = Disruption.RESTART
+
+
+Action = (
+    CreateBridge
+    | ChangeLink
+    | EnslavePort
+    | ReleasePort
+    | ChangeAddresses
+    | DeleteLink
+    | ArmTap
+    | ReplugNic
+    | CreateDisk
+    | LaunchVm
+    | ReleaseVm
+    | StopVm
+    | EndVm
+    | ResetVm
+)
+
+
+def kind_of(action: Action) -> str:
+    """The action's kind as it is written in metrics and events: `CreateBridge` is `create-bridge`."""
+    name = type(action).__name__
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+
+def key_of(action: Action) -> str:
+    """Which action on which resource: the key under which its attempts are remembered."""
+    return f"{kind_of(action)} {action.resource}"

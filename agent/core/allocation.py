@@ -1,0 +1,47 @@
+"""What is assigned once and kept: uuids, uids, and the places of NICs and disks on a guest's PCIe root ports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+UID_BASE = 1_900_000_000
+"""First of the uids for guests: systemd's table of uids leaves 1879048192 to 2147483647 unused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocations:
+    """`uuids` by guest name, `uids` by uuid, `slots` by uuid and device (`nic/lan`, `disk/root`)."""
+
+    uuids: Mapping[str, str] = field(default_factory=dict)
+    uids: Mapping[str, int] = field(default_factory=dict)
+    slots: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+def first_free(taken: frozenset[int], start: int) -> int:
+    """The smallest number from `start` on that is not taken."""
+    number = start
+    while number in taken:
+        number += 1
+    return number
+
+
+def with_uid(allocations: Allocations, uuid: str) -> tuple[int, Allocations]:
+    """The uid of a guest, assigned now if it has none."""
+    if uuid in allocations.uids:
+        return allocations.uids[uuid], allocations
+    uid = first_free(frozenset(allocations.uids.values()), UID_BASE)
+    return uid, Allocations(allocations.uuids, {**allocations.uids, uuid: uid}, allocations.slots)
+
+
+def with_slots(
+    allocations: Allocations, uuid: str, devices: tuple[str, ...]
+) -> tuple[Mapping[str, int], Allocations]:
+    """The slots of a guest's devices, new ones at the lowest free places; a device that left keeps its own."""
+    slots = dict(allocations.slots.get(uuid, {}))
+    for device in devices:
+        if device not in slots:
+            slots[device] = first_free(frozenset(slots.values()), 0)
+    if slots == allocations.slots.get(uuid, {}):
+        return slots, allocations
+    return slots, Allocations(allocations.uuids, allocations.uids, {**allocations.slots, uuid: slots})

@@ -1,0 +1,99 @@
+"""What the units want: specs, resolved across all files and complete with every default.
+
+Sizes are in MiB or bytes and durations in seconds, as the names say. A spec never holds anything observed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Restart(StrEnum):
+    """What follows when a guest ends without its operator asking for it."""
+
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSpec:
+    """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well."""
+
+    name: str
+    mac: str
+    file: str = ""
+    ports: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    mtu: int = 1500
+    port_mtu: int | None = None
+    stp: bool = False
+    adopt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NicSpec:
+    """A guest's network card and the tap that it hangs on. `slot` is its place among the guest's PCIe root ports."""
+
+    id: str
+    bridge: str
+    mac: str
+    tap: str
+    slot: int
+    model: str = "virtio-net-pci"
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """A guest's disk. `size_bytes` None: the file must exist. `slot` as for a NIC."""
+
+    id: str
+    path: str
+    format: str
+    slot: int
+    size_bytes: int | None = None
+    cache: str = "writeback"
+    read_only: bool = False
+    discard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """A wanted guest. `uid` is the user and group that its QEMU runs as, allocated once per uuid."""
+
+    name: str
+    uuid: str
+    uid: int
+    file: str = ""
+    cpus: int = 1
+    memory_mib: int = 512
+    machine: str = "q35"
+    cpu: str | None = None
+    accel: str = "auto"
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+    restart: Restart = Restart.ON_FAILURE
+    stop_timeout_s: float = 60.0
+    after: tuple[str, ...] = ()
+    description: str = ""
+    enabled: bool = True
+    disks: tuple[DiskSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Everything that the units want at one moment.
+
+    `retained` are the last specs of bridges that no unit names any more; a bridge that somebody still needs stays on
+    its own. `unresolved_files` are files that exist but have no version to run: what they started is left alone.
+    """
+
+    bridges: Mapping[str, BridgeSpec] = field(default_factory=dict)
+    vms: Mapping[str, VmSpec] = field(default_factory=dict)
+    retained: Mapping[str, BridgeSpec] = field(default_factory=dict)
+    unresolved_files: frozenset[str] = frozenset()

@@ -1,0 +1,78 @@
+"""How this agent knows its own: the marks on links, and the names of resources.
+
+A link is owned when its `ifalias` is our mark. A bridge cannot be given an alias in the request that creates it, but it
+can be given a group, so a bridge without alias in `GROUP` is one whose making was interrupted (rtnetlink, IFLA_GROUP).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid as uuids
+
+from agent.core.observed import LinkState
+
+GROUP = 0x766D686F
+"""The link group of our bridges ("vmho")."""
+
+ADDRESS_PROTOCOL = 118
+"""The IFA_PROTO of addresses that we put on a link."""
+
+MAX_LINK_NAME = 15
+"""IFNAMSIZ less the terminating NUL (linux/if.h)."""
+
+
+def bridge_mark(name: str) -> str:
+    """The alias of an own bridge."""
+    return f"vmhost:bridge/{name}"
+
+
+def tap_mark(vm: str, nic: str) -> str:
+    """The alias of an own tap."""
+    return f"vmhost:tap/{vm}/{nic}"
+
+
+def is_own_bridge(link: LinkState) -> bool:
+    """Whether a link is a bridge of ours, also one whose making was interrupted before it had its alias."""
+    return link.kind == "bridge" and (
+        link.alias == bridge_mark(link.name) or (link.alias == "" and link.group == GROUP)
+    )
+
+
+def bridge_resource(name: str) -> str:
+    """The resource name of a bridge."""
+    return f"bridge/{name}"
+
+
+def port_resource(name: str) -> str:
+    """The resource name of a host link that is (to be) a bridge's port."""
+    return f"port/{name}"
+
+
+def tap_resource(vm: str, nic: str) -> str:
+    """The resource name of a NIC's tap."""
+    return f"tap/{vm}/{nic}"
+
+
+def vm_resource(name: str) -> str:
+    """The resource name of a guest."""
+    return f"vm/{name}"
+
+
+def derived_mac(*parts: str) -> str:
+    """A stable, locally administered unicast MAC from what identifies its owner (IEEE 802: bits 0 and 1 of octet 0)."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()[:6]
+    octets = [(digest[0] & 0xFC) | 0x02, *digest[1:]]
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def derived_tap(vm: str, nic: str) -> str:
+    """The default name of a NIC's tap: readable where it fits into a link's name, else hashed."""
+    readable = f"{vm}-{nic}"
+    if len(readable) <= MAX_LINK_NAME:
+        return readable
+    return "vm" + hashlib.sha256(readable.encode()).hexdigest()[: MAX_LINK_NAME - 2]
+
+
+def derived_uuid(seed: uuids.UUID, name: str) -> str:
+    """A guest's uuid from a random seed and its name."""
+    return str(uuids.uuid5(seed, name))

@@ -1,0 +1,143 @@
+"""What was seen: states of links, guests and disks, and what the agent remembers of its own doing.
+
+Unknown is a value: None where something could not be observed, and nothing destructive follows from None.
+Times are seconds of CLOCK_BOOTTIME, which no change of the wall clock moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agent.core.desired import VmSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """A link of the kernel. `kind` is rtnetlink's (`bridge`, `tun`, `veth`), None for a physical one."""
+
+    ifindex: int
+    name: str
+    kind: str | None = None
+    up: bool = False
+    mtu: int = 1500
+    mac: str = ""
+    master: int | None = None
+    alias: str = ""
+    group: int = 0
+    addresses: tuple[AddressState, ...] = ()
+    stp: bool = False
+    snooping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressState:
+    """An address of a link, as `192.168.0.1/24`. `own`: it carries our address protocol number (IFA_PROTO)."""
+
+    address: str
+    own: bool = False
+    link_local: bool = False
+
+
+class NicBackend(StrEnum):
+    """Where the open tap descriptor of a running guest's NIC leads."""
+
+    ATTACHED = "attached"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+    """No descriptor could be had: only a replug can heal it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NicState:
+    """A NIC of a running guest; `link` is the name of the tap that its descriptor is attached to."""
+
+    backend: NicBackend
+    link: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmState:
+    """A guest that was launched and not yet forgotten.
+
+    `spec` is what it was launched as. `run_state` is QEMU's (`query-status`: `prelaunch`, `running`, `paused`,
+    `shutdown`, `guest-panicked`, `io-error`, `internal-error`, …), None while it does not answer.
+    `exit_reason` is why the process ended, once it is no longer `alive`. `unanswered_s` counts since QEMU last answered.
+    """
+
+    spec: VmSpec
+    alive: bool
+    pid: int | None = None
+    generation: int = 0
+    reset_generation: int = 0
+    run_state: str | None = None
+    exit_reason: str | None = None
+    unanswered_s: float = 0.0
+    nics: Mapping[str, NicState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskState:
+    """A disk's file, asked for only while its guest is not running. `known`: it was seen or made before."""
+
+    exists: bool
+    folder_exists: bool
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """An end of a guest that nobody's unit asked for. `reason` is a label of `vm_exits_total`."""
+
+    at_s: float
+    boot_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the operator asked of a guest; levels, so that an interrupted one is finished and never doubled."""
+
+    stopped: bool = False
+    generation: int = 0
+    reset_generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The last try of an action that did not succeed. `not_before_s` None: held until spec or world change."""
+
+    failures: int
+    not_before_s: float | None
+    reason: str
+    message: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """What the host can do. `qemu` is the path of its QEMU, None when there is none; `qemu_problem` says why."""
+
+    boot_id: str = ""
+    qemu: str | None = "qemu-system-x86_64"
+    qemu_problem: str = ""
+    start_slots: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The world at one moment. Keys: links by name, guests by name, disks by path, attempts by action key."""
+
+    links: Mapping[str, LinkState] = field(default_factory=dict)
+    vms: Mapping[str, VmState] = field(default_factory=dict)
+    disks: Mapping[str, DiskState] = field(default_factory=dict)
+    host: HostState = HostState()
+    intents: Mapping[str, Intent] = field(default_factory=dict)
+    ends: Mapping[str, tuple[End, ...]] = field(default_factory=dict)
+    enslaved: frozenset[tuple[str, str]] = frozenset()
+    attempts: Mapping[str, Attempt] = field(default_factory=dict)
+    in_flight: Mapping[str, str] = field(default_factory=dict)
+    stops_at_s: tuple[float, ...] = ()
+    approved: frozenset[str] = frozenset()
+    max_disruption: int = 3
