@@ -211,13 +211,29 @@ class StopVm:
 
 @dataclass(frozen=True, slots=True)
 class EndVm:
-    """Record why a guest ended, then quit the QEMU that still holds its remains, and forget its launch."""
+    """Record why a guest ended, then quit the QEMU that still holds its remains, and forget its launch.
+
+    `asked`: its operator or its unit wanted that end, so it does not count as one that the restart policy answers.
+    """
 
     resource: str
     reason: Reason
     vm: str
     uuid: str
     exit_reason: str
+    asked: bool
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class RenameVm:
+    """Carry a running guest over to the name that its unit has now, which has the same uuid; QEMU is not touched."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uuid: str
+    new_name: str
     disruption: Disruption = Disruption.NONE
 
 
@@ -246,6 +262,7 @@ Action = (
     | ReleaseVm
     | StopVm
     | EndVm
+    | RenameVm
     | ResetVm
 )
 

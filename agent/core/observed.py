@@ -88,9 +88,10 @@ class DiskState:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An end of a guest that nobody's unit asked for. `reason` is a label of `vm_exits_total`."""
+    """An end of a guest that nobody asked for. `reason` is a label of `vm_exits_total`; `ran_s`: since its launch."""
 
     at_s: float
+    ran_s: float
     boot_id: str
     reason: str
 

@@ -1,0 +1,80 @@
+"""Which stops that the units ask for may happen, and which wait for a person.
+
+Removing or disabling the units of more running guests than `max_disruption` within a minute is more often a slip
+(`rm *.toml`) than a wish, so it waits for `vmhost approve ID`, where the id is that of exactly this set of guests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.core.desired import Desired
+from agent.core.observed import Observed, VmState
+
+WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A question to the operator. `keys` name each guest with its uuid: that, and nothing else, is what is approved."""
+
+    id: str
+    guests: tuple[str, ...]
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """The guests that may be stopped now because of their units, those that wait, and the question that they wait for."""
+
+    allowed: frozenset[str]
+    waiting: frozenset[str]
+    approval: Approval | None
+    wake_at_s: float | None
+
+
+def approval_key(state: VmState) -> str:
+    """How a guest is named in an approval."""
+    return f"{state.spec.name}/{state.spec.uuid}"
+
+
+def is_unit_gone(name: str, state: VmState, desired: Desired) -> bool:
+    """Whether no unit wants a guest any more, by name or by uuid, and no unreadable or invalid file may still want it."""
+    if name in desired.vms or state.spec.file in desired.unresolved_files:
+        return False
+    return all(spec.uuid != state.spec.uuid for spec in desired.vms.values())
+
+
+def unit_stops(desired: Desired, observed: Observed, now_s: float) -> Stops:
+    """Sort the stops that the units ask for into those allowed now and those that wait for an approval."""
+    asked = [name for name in sorted(observed.vms) if _asks_to_stop(name, desired, observed)]
+    approved = [name for name in asked if approval_key(observed.vms[name]) in observed.approved]
+    rest = [name for name in asked if name not in approved]
+    recent = [at_s for at_s in observed.stops_at_s if at_s > now_s - WINDOW_S]
+    if len(rest) + len(recent) <= observed.max_disruption or not rest:
+        return Stops(frozenset(asked), frozenset(), None, None)
+    wake_at_s = min(recent) + WINDOW_S if recent else None
+    return Stops(frozenset(approved), frozenset(rest), _question(observed, rest), wake_at_s)
+
+
+def _asks_to_stop(name: str, desired: Desired, observed: Observed) -> bool:
+    state = observed.vms[name]
+    if not state.alive or _is_stopping(state, observed):
+        return False
+    spec = desired.vms.get(name)
+    if spec is None:
+        return is_unit_gone(name, state, desired)
+    intent = observed.intents.get(name)
+    return not spec.enabled and not (intent and intent.stopped)
+
+
+def _is_stopping(state: VmState, observed: Observed) -> bool:
+    return observed.in_flight.get(f"vm/{state.spec.name}", "").startswith("stop-vm")
+
+
+def _question(observed: Observed, names: Iterable[str]) -> Approval:
+    keys = frozenset(approval_key(observed.vms[name]) for name in names)
+    digest = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
+    return Approval(digest[:8], tuple(names), keys)

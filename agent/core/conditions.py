@@ -1,0 +1,18 @@
+"""What stands in the way of a resource, or is worth knowing about it, in words for a person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One finding about one resource (`vm/web`, `bridge/br-lan`, `tap/web/lan`, `port/eth1`).
+
+    `type` and `reason` are CamelCase and stable; `message` says what, why and what to do, in one line.
+    """
+
+    resource: str
+    type: str
+    reason: str
+    message: str

@@ -1,0 +1,91 @@
+"""A plan in the making: the one mutable thing in the core, alive only inside `plan`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from agent.core.actions import Action, key_of
+from agent.core.approval import Approval
+from agent.core.conditions import Condition
+from agent.core.observed import Observed
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What may be done now, in any order; what stands in the way; and when to look again without being rung.
+
+    `deviating` are the resources that are not as their spec wants, also those whose action is under way or put off.
+    """
+
+    actions: tuple[Action, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    deviating: frozenset[str] = frozenset()
+    approval: Approval | None = None
+    wake_at_s: float | None = None
+
+
+def fingerprint(action: Action) -> str:
+    """What an action would do exactly: another spec or another world gives another fingerprint, hence a fresh try."""
+    return hashlib.sha256(repr(action).encode()).hexdigest()[:16]
+
+
+class Draft:
+    """Collects what one pass finds; it refuses a second action on a resource and one that is not due yet."""
+
+    def __init__(self, observed: Observed, now_s: float) -> None:
+        self.observed = observed
+        self.now_s = now_s
+        self._actions: dict[str, Action] = {}
+        self._conditions: list[Condition] = []
+        self._deviating: set[str] = set()
+        self._wake_at_s: float | None = None
+
+    def propose(self, action: Action) -> bool:
+        """Plan an action, unless its resource is busy or its last attempt forbids it; whether it was planned."""
+        self._deviating.add(action.resource)
+        if action.resource in self.observed.in_flight or action.resource in self._actions:
+            return False
+        if not self._is_due(action):
+            return False
+        self._actions[action.resource] = action
+        return True
+
+    def tell(self, resource: str, type_: str, message: str, *, reason: str | None = None, deviates: bool = True) -> None:
+        """Note a condition; `deviates` False for one that is no deviation from the spec."""
+        self._conditions.append(Condition(resource, type_, reason or type_, message))
+        if deviates:
+            self._deviating.add(resource)
+
+    def tell_deviating(self, resource: str) -> None:
+        """Note that a resource is not as wanted, whatever keeps it so."""
+        self._deviating.add(resource)
+
+    def wake_at(self, at_s: float | None) -> None:
+        """Ask for a look at a time, in seconds of CLOCK_BOOTTIME."""
+        if at_s is not None and (self._wake_at_s is None or at_s < self._wake_at_s):
+            self._wake_at_s = at_s
+
+    def count(self, kind: type[Action]) -> int:
+        """How many actions of a kind are planned so far."""
+        return sum(isinstance(action, kind) for action in self._actions.values())
+
+    def finish(self, approval: Approval | None) -> Plan:
+        """The plan, its conditions in a fixed order."""
+        return Plan(
+            tuple(self._actions.values()),
+            tuple(sorted(self._conditions, key=lambda c: (c.resource, c.type, c.message))),
+            frozenset(self._deviating),
+            approval,
+            self._wake_at_s,
+        )
+
+    def _is_due(self, action: Action) -> bool:
+        attempt = self.observed.attempts.get(key_of(action))
+        if attempt is None or attempt.fingerprint != fingerprint(action):
+            return True
+        if attempt.not_before_s is not None and attempt.not_before_s <= self.now_s:
+            return True
+        self.tell(action.resource, attempt.reason, attempt.message)
+        self.wake_at(attempt.not_before_s)
+        return False

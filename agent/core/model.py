@@ -1,0 +1,222 @@
+"""The model host: what each action makes of the world, as far as the planner can see it.
+
+`vmhost plan` and the property tests iterate the planner over it. Every action's precondition is asserted: a planner that
+would start a guest twice, touch a foreign link or delete what is used fails here, not on somebody's host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from agent.core.actions import (
+    Action,
+    ArmTap,
+    ChangeAddresses,
+    ChangeLink,
+    CreateBridge,
+    CreateDisk,
+    DeleteLink,
+    EndVm,
+    EnslavePort,
+    LaunchVm,
+    ReleasePort,
+    ReleaseVm,
+    RenameVm,
+    ReplugNic,
+    ResetVm,
+    StopVm,
+)
+from agent.core.marks import bridge_mark, is_own_bridge, tap_mark
+from agent.core.observed import (
+    AddressState,
+    DiskState,
+    End,
+    LinkState,
+    NicBackend,
+    NicState,
+    Observed,
+    VmState,
+)
+
+
+class PreconditionError(AssertionError):
+    """An action was planned whose precondition does not hold in the model."""
+
+
+def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
+    """The world after an action that succeeded; `PreconditionError` if it should never have been planned."""
+    match action:
+        case CreateBridge() | ChangeAddresses() | EnslavePort() | ReleasePort() | ChangeLink() | DeleteLink():
+            return _apply_to_links(observed, action)
+        case ArmTap() | ReplugNic():
+            return _apply_to_tap(observed, action)
+        case CreateDisk(disk=disk):
+            _require(not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once")
+            return replace(observed, disks={**observed.disks, disk.path: DiskState(True, True, True)})
+        case _:
+            return _apply_to_vm(observed, action, now_s)
+
+
+def _require(condition: object, what: str) -> None:
+    if not condition:
+        raise PreconditionError(what)
+
+
+def _with_link(observed: Observed, link: LinkState) -> Observed:
+    return replace(observed, links={**observed.links, link.name: link})
+
+
+def _link(observed: Observed, name: str, ifindex: int) -> LinkState:
+    _require(name in observed.links and observed.links[name].ifindex == ifindex, f"{name} is there as link {ifindex}")
+    return observed.links[name]
+
+
+def _next_ifindex(observed: Observed) -> int:
+    return 1 + max((link.ifindex for link in observed.links.values()), default=0)
+
+
+def _is_own(link: LinkState) -> bool:
+    return link.alias.startswith("vmhost:") or is_own_bridge(link)
+
+
+def _apply_to_links(
+    observed: Observed,
+    action: CreateBridge | ChangeAddresses | EnslavePort | ReleasePort | ChangeLink | DeleteLink,
+) -> Observed:
+    match action:
+        case CreateBridge(spec=spec):
+            _require(spec.name not in observed.links, f"{spec.name} does not exist yet")
+            addresses = tuple(AddressState(address, own=True) for address in spec.addresses)
+            mark = bridge_mark(spec.name)
+            index = _next_ifindex(observed)
+            return _with_link(
+                observed,
+                LinkState(index, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, 0, addresses, spec.stp),
+            )
+        case ChangeAddresses(add=add, remove=remove):
+            link = _link(observed, action.bridge, action.ifindex)
+            _require(is_own_bridge(link), "addresses are set on own bridges only")
+            _require(all(a.own for a in link.addresses if a.address in remove), "only own addresses are removed")
+            kept = tuple(a for a in link.addresses if a.address not in remove)
+            return _with_link(observed, replace(link, addresses=kept + tuple(AddressState(a, own=True) for a in add)))
+        case EnslavePort():
+            port = _link(observed, action.port, action.port_ifindex)
+            _require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
+            port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
+            return replace(_with_link(observed, port), enslaved=observed.enslaved | {(action.port, action.bridge)})
+        case ReleasePort():
+            port = _link(observed, action.port, action.port_ifindex)
+            _require((action.port, action.bridge) in observed.enslaved, "only a port that we enslaved is released")
+            return replace(
+                _with_link(observed, replace(port, master=None)),
+                enslaved=observed.enslaved - {(action.port, action.bridge)},
+            )
+        case ChangeLink():
+            return _change_link(observed, action)
+        case DeleteLink():
+            return _delete_link(observed, action)
+
+
+def _change_link(observed: Observed, action: ChangeLink) -> Observed:
+    link = _link(observed, action.link, action.ifindex)
+    change = action.change
+    ours = _is_own(link) or link.name in {port for port, _ in observed.enslaved} or change.alias is not None
+    _require(ours or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
+    values = {
+        name: value
+        for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping")
+        if (value := getattr(change, name)) is not None
+    }
+    if change.master is not None:
+        values["master"] = change.master or None
+    _require(change.name is None or change.name not in observed.links, "a link is renamed to a free name only")
+    changed = replace(link, **values)
+    links = {name: one for name, one in observed.links.items() if name != action.link}
+    vms = {name: _renamed_nics(state, action.link, changed.name) for name, state in observed.vms.items()}
+    return replace(observed, links={**links, changed.name: changed}, vms=vms)
+
+
+def _renamed_nics(state: VmState, old: str, new: str) -> VmState:
+    return replace(state, nics={i: replace(n, link=new) if n.link == old else n for i, n in state.nics.items()})
+
+
+def _hangs_on_guest(observed: Observed, link: str) -> bool:
+    return any(nic.link == link for state in observed.vms.values() for nic in state.nics.values())
+
+
+def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
+    link = _link(observed, action.link, action.ifindex)
+    _require(_is_own(link) and link.alias == action.expect_alias, f"only an own link is deleted, {link.name} is not")
+    _require(not _hangs_on_guest(observed, link.name), f"{link.name} hangs on a running guest")
+    links = {name: one for name, one in observed.links.items() if name != action.link}
+    freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
+    return replace(observed, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
+
+
+def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
+    present = observed.links.get(action.nic.tap)
+    mark = tap_mark(action.vm, action.nic.id)
+    _require(present is None or present.alias == mark, f"{action.nic.tap} is free or ours")
+    index = present.ifindex if present else _next_ifindex(observed)
+    link = LinkState(
+        index, action.nic.tap, "tun", True, action.nic.mtu, action.nic.mac, action.bridge_ifindex, mark
+    )
+    seen = _with_link(observed, link)
+    if isinstance(action, ArmTap) and not action.running:
+        return seen
+    state = observed.vms[action.vm]
+    _require(state.alive, "only a running guest's descriptor is re-armed")
+    nics = {**state.nics, action.nic.id: NicState(NicBackend.ATTACHED, action.nic.tap)}
+    return replace(seen, vms={**observed.vms, action.vm: replace(state, nics=nics)})
+
+
+def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
+    match action:
+        case LaunchVm(spec=spec):
+            return _launch(observed, action)
+        case ReleaseVm(vm=name):
+            _require(observed.vms[name].run_state == "prelaunch", "only a guest that QEMU holds is released")
+            return _with_vm(observed, name, replace(observed.vms[name], run_state="running"))
+        case ResetVm(vm=name, reset_generation=generation):
+            return _with_vm(observed, name, replace(observed.vms[name], reset_generation=generation))
+        case StopVm(vm=name, unit_asked=unit_asked):
+            state = observed.vms[name]
+            _require(state.alive and state.spec.uuid == action.uuid, "the guest that is stopped is the one that was seen")
+            stops = (*observed.stops_at_s, now_s) if unit_asked else observed.stops_at_s
+            return replace(_without_vm(observed, name), stops_at_s=stops)
+        case EndVm(vm=name, asked=asked):
+            state = observed.vms[name]
+            _require(not state.alive or state.run_state != "running", "a running guest is never ended, it is stopped")
+            seen = _without_vm(observed, name)
+            end = End(now_s, 0.0, observed.host.boot_id, action.exit_reason)
+            ends = observed.ends if asked else {**observed.ends, name: (*observed.ends.get(name, ()), end)}
+            return replace(seen, ends=ends)
+        case RenameVm(vm=name, new_name=new_name):
+            _require(new_name not in observed.vms, "a guest is renamed to a free name only")
+            state = observed.vms[name]
+            renamed = replace(state, spec=replace(state.spec, name=new_name))
+            return _with_vm(_without_vm(observed, name), new_name, renamed)
+    raise PreconditionError(f"no such action: {action}")
+
+
+def _with_vm(observed: Observed, name: str, state: VmState) -> Observed:
+    return replace(observed, vms={**observed.vms, name: state})
+
+
+def _without_vm(observed: Observed, name: str) -> Observed:
+    return replace(observed, vms={n: s for n, s in observed.vms.items() if n != name})
+
+
+def _launch(observed: Observed, action: LaunchVm) -> Observed:
+    spec = action.spec
+    _require(spec.name not in observed.vms, f"{spec.name} is not started twice")
+    _require(all(s.spec.uuid != spec.uuid for s in observed.vms.values()), f"uuid {spec.uuid} is not started twice")
+    for nic in spec.nics:
+        link = observed.links.get(nic.tap)
+        _require(link is not None and link.alias == tap_mark(spec.name, nic.id) and link.up, f"{nic.tap} is ready")
+    _require(all(observed.disks[disk.path].exists for disk in spec.disks), "all disks are there")
+    nics: Mapping[str, NicState] = {nic.id: NicState(NicBackend.ATTACHED, nic.tap) for nic in spec.nics}
+    pid = 1000 + len(observed.vms)
+    state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", None, 0.0, nics)
+    return _with_vm(observed, spec.name, state)

@@ -1,0 +1,119 @@
+"""The frontier for the taps of guests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.core.actions import ArmTap, ChangeLink, DeleteLink, LinkChange, Reason, ReplugNic
+from agent.core.desired import NicSpec, VmSpec
+from agent.core.draft import Draft
+from agent.core.marks import is_own_bridge, tap_mark, tap_resource
+from agent.core.observed import LinkState, NicBackend, NicState, VmState
+
+
+def plan_running_taps(draft: Draft, name: str, state: VmState) -> None:
+    """Heal the taps of a running guest, by what its QEMU was launched with: an edit of its NICs waits for a restart."""
+    for nic in state.spec.nics:
+        _plan_running_tap(draft, name, state, nic)
+
+
+def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> None:
+    resource = tap_resource(name, nic.id)
+    backend = state.nics.get(nic.id, NicState(NicBackend.UNKNOWN))
+    link = draft.observed.links.get(nic.tap)
+    if backend.backend is NicBackend.ATTACHED and backend.link != nic.tap:
+        _plan_renamed_tap(draft, resource, backend.link or "", nic)
+    elif backend.backend is NicBackend.ATTACHED:
+        if link is None:
+            draft.tell(resource, "TapElsewhere", f"{nic.tap} is attached but not in this network namespace; move it back")
+        else:
+            _maintain_tap(draft, name, nic, link)
+    elif link is not None and not _is_own_tap(link, name, nic):
+        draft.tell(resource, "Conflict", _conflict_message(nic))
+    elif backend.backend is NicBackend.DEAD:
+        bridge = _bridge_ifindex(draft, nic)
+        draft.propose(ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, bridge, running=True))
+    elif link is None:
+        bridge = _bridge_ifindex(draft, nic)
+        draft.propose(ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, bridge))
+    else:
+        _maintain_tap(draft, name, nic, link)
+
+
+def _plan_renamed_tap(draft: Draft, resource: str, present: str, nic: NicSpec) -> None:
+    link = draft.observed.links.get(present)
+    if nic.tap in draft.observed.links:
+        draft.tell(resource, "Conflict", _conflict_message(nic))
+    elif link is not None:
+        change = LinkChange(name=nic.tap)
+        draft.propose(ChangeLink(resource, Reason.RENAMED, present, link.ifindex, link.alias, change))
+
+
+def plan_taps_before_launch(draft: Draft, spec: VmSpec) -> bool:
+    """Make the taps of a guest that is about to start; whether all are there and right."""
+    return all([_plan_tap_before_launch(draft, spec, nic) for nic in spec.nics])
+
+
+def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
+    resource = tap_resource(spec.name, nic.id)
+    link = draft.observed.links.get(nic.tap)
+    if link is None:
+        bridge = _bridge_ifindex(draft, nic)
+        draft.propose(ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, bridge, running=False))
+        return False
+    if not _is_own_tap(link, spec.name, nic):
+        draft.tell(resource, "Conflict", _conflict_message(nic))
+        return False
+    return _maintain_tap(draft, spec.name, nic, link) and resource not in draft.observed.in_flight
+
+
+def _conflict_message(nic: NicSpec) -> str:
+    return f"a link {nic.tap} exists that is not ours; rename it, or give the NIC another tap ="
+
+
+def _is_own_tap(link: LinkState, name: str, nic: NicSpec) -> bool:
+    return link.kind == "tun" and link.alias == tap_mark(name, nic.id)
+
+
+def _bridge_ifindex(draft: Draft, nic: NicSpec) -> int | None:
+    link = draft.observed.links.get(nic.bridge)
+    return link.ifindex if link is not None and is_own_bridge(link) else None
+
+
+def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> bool:
+    """Put a tap back into its bridge, up, with its MTU and mark; whether nothing was to be done."""
+    bridge = _bridge_ifindex(draft, nic)
+    mark = tap_mark(name, nic.id)
+    change = LinkChange(
+        master=bridge if bridge is not None and link.master != bridge else None,
+        up=None if link.up else True,
+        mtu=None if link.mtu == nic.mtu else nic.mtu,
+        alias=None if link.alias == mark else mark,
+    )
+    reasons = (
+        (change.master, Reason.DETACHED),
+        (change.up, Reason.DOWN),
+        (change.mtu, Reason.MTU),
+        (change.alias, Reason.UNMARKED),
+    )
+    reason = next((reason for value, reason in reasons if value is not None), None)
+    if reason is None:
+        return bridge is not None
+    draft.propose(ChangeLink(tap_resource(name, nic.id), reason, link.name, link.ifindex, link.alias, change))
+    return False
+
+
+def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec]) -> None:
+    """Delete own taps that belong to no wanted NIC and hang on no running guest."""
+    keep = {(nic.tap, tap_mark(name, nic.id)) for name, spec in wanted.items() for nic in spec.nics}
+    used = set()
+    for name, state in draft.observed.vms.items():
+        keep |= {(nic.tap, tap_mark(name, nic.id)) for nic in state.spec.nics}
+        used |= {nic.link for nic in state.nics.values() if nic.backend is NicBackend.ATTACHED}
+    for link in draft.observed.links.values():
+        if not link.alias.startswith("vmhost:tap/") or link.kind != "tun":
+            continue
+        if (link.name, link.alias) in keep or link.name in used:
+            continue
+        resource = link.alias.removeprefix("vmhost:")
+        draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))

@@ -1,0 +1,175 @@
+"""The frontier for guests: launch, release, stop, reset, and what follows an end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.core.actions import (
+    CreateDisk,
+    EndVm,
+    LaunchVm,
+    Reason,
+    ReleaseVm,
+    RenameVm,
+    ResetVm,
+    StopVm,
+)
+from agent.core.desired import DiskSpec, VmSpec
+from agent.core.draft import Draft
+from agent.core.marks import is_own_bridge, vm_resource
+from agent.core.observed import Intent, VmState
+from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
+from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
+
+UNRESPONSIVE_S = 5.0
+"""A monitor that is silent for longer than this is a condition; a loaded host is slow now and then."""
+
+REMAINS = {"shutdown": "guest_shutdown", "guest-panicked": "panic", "internal-error": "crash"}
+"""Run states in which QEMU only holds what is left of a guest, and the exit reason that each means (QEMU, RunState)."""
+
+
+def plan_vm(draft: Draft, spec: VmSpec) -> None:
+    """Plan what makes a guest as its unit, its operator and its restart policy say."""
+    observed = draft.observed
+    state = observed.vms.get(spec.name)
+    intent = observed.intents.get(spec.name, Intent())
+    ends = observed.ends.get(spec.name, ())
+    runs = wants_to_run(spec, intent, ends, observed.host.boot_id)
+    if state is None:
+        if runs:
+            _plan_launch(draft, spec, intent)
+    elif not state.alive:
+        _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=not runs or _is_outdated(state, intent))
+    elif state.run_state in REMAINS:
+        _plan_end(draft, spec.name, state, REMAINS[state.run_state], asked=intent.stopped or _is_outdated(state, intent))
+    elif not spec.enabled or intent.stopped:
+        plan_stop(draft, spec.name, state, Reason.UNWANTED, spec.stop_timeout_s, unit_asked=not intent.stopped)
+    elif _is_outdated(state, intent):
+        plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
+    else:
+        _plan_running(draft, spec.name, state, intent)
+
+
+def _is_outdated(state: VmState, intent: Intent) -> bool:
+    return state.generation < intent.generation
+
+
+def _plan_end(draft: Draft, name: str, state: VmState, exit_reason: str, *, asked: bool) -> None:
+    resource = vm_resource(name)
+    draft.propose(EndVm(resource, Reason.EXITED, name, state.spec.uuid, "host" if asked else exit_reason, asked))
+
+
+def plan_stop(
+    draft: Draft, name: str, state: VmState, reason: Reason, timeout_s: float, *, unit_asked: bool
+) -> None:
+    """Plan a graceful stop; its taps are kept healthy until it is over, a stop may need the network."""
+    draft.propose(StopVm(vm_resource(name), reason, name, state.spec.uuid, timeout_s, unit_asked))
+    plan_running_taps(draft, name, state)
+
+
+def plan_leftover(draft: Draft, name: str, state: VmState) -> None:
+    """Plan the end of a guest that no unit wants any more; one that is gone already is only forgotten."""
+    if not state.alive:
+        _plan_end(draft, name, state, "host", asked=True)
+    else:
+        plan_stop(draft, name, state, Reason.UNWANTED, state.spec.stop_timeout_s, unit_asked=True)
+
+
+def plan_rename(draft: Draft, name: str, state: VmState, new_name: str) -> None:
+    """Plan to carry a running guest over to its unit's new name."""
+    draft.propose(RenameVm(vm_resource(name), Reason.RENAMED, name, state.spec.uuid, new_name))
+
+
+def plan_kept(draft: Draft, name: str, state: VmState) -> None:
+    """Keep a guest running that is deliberately left as it is: its links are healed, a hold of QEMU's is released."""
+    if state.alive:
+        _plan_running(draft, name, state, Intent(generation=state.generation, reset_generation=state.reset_generation))
+
+
+def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> None:
+    resource = vm_resource(name)
+    if state.run_state is None:
+        if state.unanswered_s >= UNRESPONSIVE_S:
+            message = f"QEMU (pid {state.pid}) has not answered for {state.unanswered_s:.0f} s; it is left alone until it does"
+            draft.tell(resource, "Unresponsive", message)
+        else:
+            draft.wake_at(draft.now_s + UNRESPONSIVE_S - state.unanswered_s)
+    elif state.run_state == "prelaunch":
+        draft.propose(ReleaseVm(resource, Reason.WANTED, name))
+    elif state.run_state == "io-error":
+        draft.tell(resource, "PausedOnIoError", "QEMU paused the guest after an I/O error; make room or mend the disk")
+    elif state.run_state == "paused":
+        draft.tell(resource, "Paused", "somebody paused the guest over its monitor; `cont` there lets it run again")
+    elif state.reset_generation < intent.reset_generation:
+        draft.propose(ResetVm(resource, Reason.RESET, name, intent.reset_generation))
+    plan_running_taps(draft, name, state)
+
+
+def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
+    """Plan what brings a guest up, as far as it can be done now; each thing that it waits for is told."""
+    resource = vm_resource(spec.name)
+    draft.tell_deviating(resource)
+    if resource in draft.observed.in_flight or not _may_start_now(draft, spec):
+        return
+    waits = [*_missing_predecessors(draft, spec), *_missing_bridges(draft, spec)]
+    for message in waits:
+        draft.tell(resource, "Waiting", message)
+    ready = not waits and plan_taps_before_launch(draft, spec)
+    ready = all([_plan_disk(draft, spec, disk) for disk in spec.disks]) and ready
+    if ready and _has_start_slot(draft):
+        draft.propose(LaunchVm(resource, Reason.WANTED, spec, intent.generation, intent.reset_generation))
+
+
+def _may_start_now(draft: Draft, spec: VmSpec) -> bool:
+    host, resource = draft.observed.host, vm_resource(spec.name)
+    if host.qemu is None:
+        draft.tell(resource, "QemuMissing", host.qemu_problem)
+        return False
+    ends = draft.observed.ends.get(spec.name, ())
+    if in_crash_loop(ends, host.boot_id, draft.now_s):
+        reason, count = ends[-1].reason, len(ends)
+        draft.tell(resource, "CrashLoop", f"ended {count} times, last by {reason}; see its qemu.log", reason=reason)
+    at_s = next_start_s(spec.name, ends, host.boot_id)
+    if at_s <= draft.now_s:
+        return True
+    draft.tell(resource, "Backoff", f"next start in {at_s - draft.now_s:.0f} s after {ends[-1].reason}")
+    draft.wake_at(at_s)
+    return False
+
+
+def _missing_predecessors(draft: Draft, spec: VmSpec) -> Sequence[str]:
+    vms = draft.observed.vms
+    names = [reference.removeprefix("vm:") for reference in spec.after]
+    return [f"waits for vm {n} to run" for n in names if n not in vms or vms[n].run_state != "running"]
+
+
+def _missing_bridges(draft: Draft, spec: VmSpec) -> Sequence[str]:
+    links = draft.observed.links
+    wanted = sorted({nic.bridge for nic in spec.nics})
+    ready = {n for n in wanted if n in links and is_own_bridge(links[n]) and links[n].up}
+    return [f"waits for bridge {name}" for name in wanted if name not in ready]
+
+
+def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
+    """Whether a disk's file is there; one that never existed is created, one that did is only waited for."""
+    resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
+    state = draft.observed.disks.get(disk.path)
+    if state is None:
+        draft.tell(resource, "DiskUnknown", f"{disk.path} could not be looked at yet")
+        return False
+    if state.exists:
+        return resource not in draft.observed.in_flight
+    if state.known:
+        draft.tell(resource, "DiskMissing", f"{disk.path} is gone; it is waited for, a blank one is never put in its place")
+    elif not state.folder_exists:
+        draft.tell(resource, "DiskMissing", f"{disk.path}: its folder does not exist; make it, or mount what belongs there")
+    elif disk.size_bytes is None:
+        draft.tell(resource, "DiskMissing", f"{disk.path} does not exist, and without size = it is not created")
+    else:
+        draft.propose(CreateDisk(resource, Reason.MISSING, spec.name, disk))
+    return False
+
+
+def _has_start_slot(draft: Draft) -> bool:
+    under_way = sum(key.startswith("launch-vm ") for key in draft.observed.in_flight.values())
+    return under_way + draft.count(LaunchVm) < draft.observed.host.start_slots

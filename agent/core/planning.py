@@ -1,0 +1,102 @@
+"""The planner: from what is wanted and what is seen to the actions that may be done now.
+
+`plan` is pure and total. It returns the frontier: the actions whose preconditions hold, any of which may run at once.
+Nothing is remembered between two calls but what `Observed` carries, so an interrupted plan is simply made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.core.approval import Approval, Stops, is_unit_gone, unit_stops
+from agent.core.desired import BridgeSpec, Desired, VmSpec
+from agent.core.draft import Draft, Plan
+from agent.core.marks import bridge_resource, vm_resource
+from agent.core.observed import Observed, VmState
+from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
+from agent.core.plan_taps import plan_unwanted_taps
+from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Whom the pass serves: guests by their units, guests left as they are, those to rename and those to end."""
+
+    vms: Mapping[str, VmSpec]
+    kept: Mapping[str, str]
+    renamed: Mapping[str, str]
+    leftover: tuple[str, ...]
+
+
+def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
+    """The actions that lead from `observed` towards `desired`, with what stands in the way and when to look again.
+
+    `now_s` is CLOCK_BOOTTIME in seconds. Never raises; the same inputs give the same plan.
+    """
+    draft = Draft(observed, now_s)
+    stops = unit_stops(desired, observed, now_s)
+    draft.wake_at(stops.wake_at_s)
+    wanted = sort_guests(desired, observed, stops)
+    bridges = needed_bridges(desired, observed, wanted)
+    for name, bridge in bridges.items():
+        plan_bridge(draft, bridge, bridges)
+        if name not in desired.bridges:
+            message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
+            draft.tell(bridge_resource(name), "StillNeeded", message)
+    for name, why in wanted.kept.items():
+        draft.tell(vm_resource(name), "Held", why, reason=_held_reason(name, stops), deviates=False)
+        plan_kept(draft, name, observed.vms[name])
+    for name, new_name in wanted.renamed.items():
+        plan_rename(draft, name, observed.vms[name], new_name)
+    for name in wanted.leftover:
+        plan_leftover(draft, name, observed.vms[name])
+    for spec in wanted.vms.values():
+        plan_vm(draft, spec)
+    plan_unwanted_taps(draft, desired.vms)
+    plan_unwanted_bridges(draft, bridges)
+    return draft.finish(stops.approval)
+
+
+def sort_guests(desired: Desired, observed: Observed, stops: Stops) -> Wanted:
+    """Sort all guests, wanted or seen, by what is to become of them."""
+    waiting = stops.waiting
+    kept: dict[str, str] = {name: _approval_message(stops.approval) for name in observed.vms if name in waiting}
+    renamed: dict[str, str] = {}
+    leftover: list[str] = []
+    for name, state in observed.vms.items():
+        if name in desired.vms or name in waiting:
+            continue
+        new_name = _new_name(desired, observed, state)
+        if new_name is not None:
+            renamed[name] = new_name
+        elif is_unit_gone(name, state, desired):
+            leftover.append(name)
+        else:
+            kept[name] = f"{state.spec.file} has no valid version; mend it, the guest stays as it is until then"
+    blocked = {*kept, *renamed.values()}
+    return Wanted({n: s for n, s in desired.vms.items() if n not in blocked}, kept, renamed, tuple(leftover))
+
+
+def _new_name(desired: Desired, observed: Observed, state: VmState) -> str | None:
+    """The name under which a unit wants a guest now that runs under another one, by its uuid."""
+    names = (name for name, spec in desired.vms.items() if spec.uuid == state.spec.uuid)
+    return next((name for name in names if name not in observed.vms), None)
+
+
+def _approval_message(approval: Approval | None) -> str:
+    number = len(approval.guests) if approval else 0
+    identity = approval.id if approval else ""
+    return f"its end was not asked for alone: {number} guests would stop at once; `vmhost approve {identity}` allows it"
+
+
+def _held_reason(name: str, stops: Stops) -> str:
+    return "ApprovalNeeded" if name in stops.waiting else "UnitInvalid"
+
+
+def needed_bridges(desired: Desired, observed: Observed, wanted: Wanted) -> Mapping[str, BridgeSpec]:
+    """The wanted bridges, and those that no unit names any more but that a guest still hangs on."""
+    used = {nic.bridge for spec in wanted.vms.values() for nic in spec.nics}
+    used |= {nic.bridge for state in observed.vms.values() if state.alive for nic in state.spec.nics}
+    retained = {name: desired.retained[name] for name in sorted(used) if name in desired.retained}
+    return {**retained, **desired.bridges}
