@@ -1,0 +1,75 @@
+#!/bin/sh
+# Builds the guest that tests and the demo boot: Debian's cloud kernel and an initramfs of busybox and a few drivers.
+# usage: build.sh DIRECTORY      leaves DIRECTORY/vmlinuz and DIRECTORY/initramfs.img, readable by everyone
+#
+# Needs apt (as root or not), dpkg-deb, cpio and busybox-static. Nothing is installed on this host. The kernel package is
+# unpacked once into DIRECTORY/kernel; remove that to take a newer one.
+set -eu
+umask 022
+
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+
+# In the order of their dependencies: the guest has no modprobe database. ext4 and ipv6 are built into this kernel.
+modules="
+virtio/virtio_ring virtio/virtio virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci
+block/virtio_blk virtio/virtio_balloon char/virtio_console char/hw_random/virtio-rng
+misc/pvpanic/pvpanic misc/pvpanic/pvpanic-pci acpi/button input/evdev
+"
+net_modules="net/core/failover drivers/net/net_failover drivers/net/virtio_net"
+
+fetch_kernel() {
+	work=$(mktemp -d "$out/fetch.XXXXXX")
+	trap 'rm -rf "$work"' EXIT
+	cd "$work"
+	# The metapackage names the present kernel.
+	package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-6[^ ]*\)$/\1/p' | head -n 1)
+	echo "guest: downloading $package (27 MB)"
+	apt-get -q -o APT::Sandbox::User=root download "$package" || return 1
+	echo "guest: unpacking the kernel"
+	dpkg-deb -x ./linux-image-*.deb tree
+	drivers=$(echo tree/lib/modules/*/kernel)
+	mkdir kernel
+	cp tree/boot/vmlinuz-* kernel/vmlinuz
+	for module in $modules; do
+		cp "$drivers/drivers/$module.ko" kernel/
+		echo "${module##*/}"
+	done >kernel/order
+	for module in $net_modules; do
+		cp "$drivers/$module.ko" kernel/
+		echo "${module##*/}"
+	done >>kernel/order
+	rm -rf "$out/kernel"
+	mv kernel "$out/kernel"
+	cd "$out"
+	rm -rf "$work"
+	trap - EXIT
+}
+
+if [ ! -e "$out/kernel/order" ]; then
+	if ! (fetch_kernel); then
+		echo "guest: refreshing the package lists"
+		apt-get -q update
+		(fetch_kernel)
+	fi
+fi
+
+echo "guest: packing the initramfs"
+root=$(mktemp -d "$out/root.XXXXXX")
+trap 'rm -rf "$root"' EXIT
+chmod 755 "$root"
+mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/etc/acpi/PWRF" "$root/modules"
+cp "$(command -v busybox)" "$root/bin/busybox"
+cp "$here"/bin/* "$root/bin/"
+mv "$root/bin/power-button" "$root/etc/acpi/PWRF/00000080" # the name that busybox acpid gives the power key
+cp "$here/init" "$root/init"
+cp "$here/inittab" "$root/etc/inittab"
+cp "$out"/kernel/*.ko "$out/kernel/order" "$root/modules/"
+# Not compressed: under TCG unpacking would cost more than reading. The same input gives the same bytes.
+find "$root" -exec touch -h -d @0 {} +
+(cd "$root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc --reproducible -R 0:0) >"$out/initramfs.new"
+cp "$out/kernel/vmlinuz" "$out/vmlinuz.new"
+chmod 644 "$out/initramfs.new" "$out/vmlinuz.new"
+mv "$out/initramfs.new" "$out/initramfs.img"
+mv "$out/vmlinuz.new" "$out/vmlinuz"
