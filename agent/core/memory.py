@@ -1,0 +1,83 @@
+"""What the agent must not forget over its own restarts, and how each event changes it. Pure: the state directory keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from agent.core.allocation import Allocations
+from agent.core.approval import WINDOW_S
+from agent.core.desired import BridgeSpec
+from agent.core.observed import End, Intent
+from agent.core.policy import ENDS_KEPT
+
+VERSION = 1
+"""The layout of the state file; a file of a later version is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """`seed` makes uuids, `incumbents` says which file holds which name, `retained` are last specs of bridges.
+
+    `known_disks` were seen or made once, `enslaved` are ports that we put into bridges, `stops_at_s` recent stops that
+    units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`).
+    """
+
+    seed: str
+    version: int = VERSION
+    boot_id: str = ""
+    allocations: Allocations = Allocations()
+    incumbents: Mapping[str, str] = field(default_factory=dict)
+    retained: Mapping[str, BridgeSpec] = field(default_factory=dict)
+    intents: Mapping[str, Intent] = field(default_factory=dict)
+    ends: Mapping[str, tuple[End, ...]] = field(default_factory=dict)
+    known_disks: frozenset[str] = frozenset()
+    enslaved: frozenset[tuple[str, str]] = frozenset()
+    stops_at_s: tuple[float, ...] = ()
+    approved: frozenset[str] = frozenset()
+
+
+def with_boot(memory: Memory, boot_id: str) -> Memory:
+    """Memory in a boot of the host: times of an earlier boot say nothing in this one."""
+    if memory.boot_id == boot_id:
+        return memory
+    return replace(memory, boot_id=boot_id, stops_at_s=())
+
+
+def with_end(memory: Memory, name: str, end: End) -> Memory:
+    """Remember an end that the restart policy is to answer."""
+    ends = (*memory.ends.get(name, ()), end)[-ENDS_KEPT:]
+    return replace(memory, ends={**memory.ends, name: ends})
+
+
+def with_stop(memory: Memory, name: str, uuid: str, now_s: float) -> Memory:
+    """Remember a stop that a unit asked for; an approval of it is used up."""
+    stops = (*(at_s for at_s in memory.stops_at_s if at_s > now_s - WINDOW_S), now_s)
+    return replace(memory, stops_at_s=stops, approved=memory.approved - {f"{name}/{uuid}"})
+
+
+def with_intent(memory: Memory, name: str, verb: str) -> Memory:
+    """Memory after an operator's `start`, `stop`, `restart` or `reset`; a start forgives earlier ends."""
+    old = memory.intents.get(name, Intent())
+    changes = {
+        "start": replace(old, stopped=False),
+        "stop": replace(old, stopped=True),
+        "restart": replace(old, stopped=False, generation=old.generation + 1),
+        "reset": replace(old, reset_generation=old.reset_generation + 1),
+    }
+    intents = {**memory.intents, name: changes[verb]}
+    if verb in {"start", "restart"}:
+        return replace(memory, intents=intents, ends={n: e for n, e in memory.ends.items() if n != name})
+    return replace(memory, intents=intents)
+
+
+def without_guests(memory: Memory, present: frozenset[str]) -> Memory:
+    """Forget what was asked of, and what happened to, guests that neither a unit nor a process knows any more.
+
+    Their uuids, uids and slots stay: a unit that returns finds its guest's identity as it was.
+    """
+    intents = {name: value for name, value in memory.intents.items() if name in present}
+    ends = {name: value for name, value in memory.ends.items() if name in present}
+    if len(intents) == len(memory.intents) and len(ends) == len(memory.ends):
+        return memory
+    return replace(memory, intents=intents, ends=ends)

@@ -1,0 +1,127 @@
+"""The state directory: the agent's memory and the last good version of each unit file.
+
+Every write is a temporary beside the target, fsync, rename, fsync of the directory (rename(2)): after a crash there is
+the old version or the new one. A file that cannot be understood is kept aside, never deleted or written over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from agent.core.errors import AgentError
+from agent.core.memory import VERSION, Memory
+
+_MEMORY = TypeAdapter(Memory)
+
+
+class StateRefusedError(AgentError):
+    """The state belongs to somebody else: another agent that runs, or a later version of this one."""
+
+
+class StateDirectory:
+    """Reads and writes the state directory, which it makes with mode 0700 if it is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._units = path / "units"
+        self._lock = -1
+
+    def open(self) -> None:
+        """Make and lock the directory; `StateRefusedError` if another agent holds it, `OSError` if it cannot be had."""
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._units.mkdir(mode=0o700, exist_ok=True)
+        self._lock = lock_directory(self._path)
+
+    def close(self) -> None:
+        """Unlock the directory."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def load(self) -> tuple[Memory, str]:
+        """The memory, and a problem in one line if it had to begin anew (the old file is then kept aside).
+
+        `StateRefusedError` for the state of a later version: it is left as it is.
+        """
+        path = self._path / "state.toml"
+        try:
+            raw = tomllib.loads(path.read_text())
+            if isinstance(version := raw.get("version"), int) and version > VERSION:
+                message = f"{path}: written by a later vmhost (state version {version}, this one knows {VERSION})"
+                raise StateRefusedError(f"{message}; install that version again")
+            return _MEMORY.validate_python(raw), ""
+        except FileNotFoundError:
+            return Memory(str(uuid.uuid4())), ""
+        except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError, RecursionError) as error:
+            aside = keep_aside(path)
+            why = str(error).splitlines()[0]
+            return Memory(str(uuid.uuid4())), f"{path} is torn or not ours ({why}); kept as {aside}, rebuilt from what runs"
+
+    def save(self, memory: Memory) -> None:
+        """Write the memory; `OSError` if it could not be, with the former version still in place."""
+        plain = _MEMORY.dump_python(memory, mode="json", exclude_none=True)
+        write_durably(self._path / "state.toml", tomli_w.dumps(plain).encode())
+
+    def good_units(self) -> Mapping[str, bytes]:
+        """The last good version of each unit file, by the file's name."""
+        return {path.name: path.read_bytes() for path in sorted(self._units.glob("*.toml")) if path.is_file()}
+
+    def save_good_units(self, changed: Mapping[str, bytes], gone: frozenset[str]) -> None:
+        """Keep new good versions, and drop those of files that are gone; `OSError` as for `save`."""
+        for name, data in changed.items():
+            write_durably(self._units / name, data)
+        for name in gone:
+            (self._units / name).unlink(missing_ok=True)
+
+
+def lock_directory(path: Path) -> int:
+    """Lock a directory for this agent until the descriptor is closed; `StateRefusedError` names who holds it."""
+    descriptor = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StateRefusedError(f"{path}: another vmhost-agent (pid {holder}) serves it; stop that one first") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def keep_aside(path: Path) -> Path:
+    """Rename a file that cannot be understood to the first free `NAME.broken-N`."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.broken-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file's content so that a crash leaves the old or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with open(temporary, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
