@@ -1,0 +1,81 @@
+# make setup | check | test | demo | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
+# What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
+
+PYTHON ?= python3
+# Where units/demo expects its kernel and keeps its disk.
+DEMO_DIR = /var/cache/vmhost/demo
+BIN = .venv/bin
+GUEST = build/guest
+PYTEST_ARGS ?=
+
+# command:package; a package is installed only where its command is missing.
+TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables cpio:cpio \
+	unshare:util-linux ps:procps git:git dpkg-deb:dpkg
+
+.DELETE_ON_ERROR:
+.PHONY: setup tools venv guest demo-files check test demo lock clean
+
+setup: tools venv guest
+
+tools: build/tools.stamp
+venv: .venv/stamp
+guest: $(GUEST)/initramfs.img
+
+build/tools.stamp: Makefile
+	@mkdir -p build
+	@missing=""; \
+	for tool in $(TOOLS); do \
+		command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
+	done; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -n "$$missing" ]; then \
+		echo "setup: installing$$missing"; \
+		DEBIAN_FRONTEND=noninteractive apt-get -q update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $$missing || exit 1; \
+	fi
+	@touch $@
+
+.venv/stamp: requirements.lock pyproject.toml build/tools.stamp
+	@echo "setup: making .venv from requirements.lock"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vmhost needs Python 3.11 or newer")'
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(GUEST)/initramfs.img: tests/guest/build.sh tests/guest/init tests/guest/inittab $(wildcard tests/guest/bin/*) build/tools.stamp
+	@sh tests/guest/build.sh $(GUEST)
+
+# QEMU runs as a user of its own: the kernel must lie where everyone may read it.
+demo-files: guest
+	@install -d -m 755 $(DEMO_DIR)
+	@install -m 644 $(GUEST)/vmlinuz $(GUEST)/initramfs.img $(DEMO_DIR)/
+
+check: venv build/lock.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/check_lock.py installed
+
+# Asks the package index, so only when one of the two has changed.
+build/lock.stamp: pyproject.toml requirements.lock .ci/check_lock.py .venv/stamp
+	@echo "check: resolving pyproject.toml again with the versions of requirements.lock"
+	@$(BIN)/python .ci/check_lock.py current
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# KEEP=1 leaves it running and says how to look around and how to end it.
+demo: setup demo-files
+	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+
+# Newest versions of everything, hashes of the official files. Takes about two minutes.
+lock: venv
+	@echo "lock: resolving and hashing every distribution"
+	@$(BIN)/python .ci/check_lock.py upgrade
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,27 @@
+"""Fixtures that every test folder shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+GUEST_DIR = Path(__file__).resolve().parent.parent / "build" / "guest"
+
+
+def _built(name: str) -> Path:
+    path = GUEST_DIR / name
+    if not path.exists():
+        pytest.fail(f"{path} is missing: run `make guest` first", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def guest_kernel() -> Path:
+    """The kernel that test guests boot; tests/guest/README.md says what the guest does."""
+    return _built("vmlinuz")
+
+
+@pytest.fixture(scope="session")
+def guest_initrd() -> Path:
+    return _built("initramfs.img")
