@@ -6,6 +6,7 @@ PYTHON ?= python3
 DEMO_DIR = /var/cache/vmhost/demo
 BIN = .venv/bin
 GUEST = build/guest
+GUEST_SOURCES = tests/guest/build.sh tests/guest/init tests/guest/inittab $(wildcard tests/guest/bin/*)
 PYTEST_ARGS ?=
 
 # command:package; a package is installed only where its command is missing.
@@ -35,16 +36,19 @@ build/tools.stamp: Makefile
 	fi
 	@touch $@
 
-.venv/stamp: requirements.lock pyproject.toml build/tools.stamp
+.venv/locked.stamp: requirements.lock | build/tools.stamp
 	@echo "setup: making .venv from requirements.lock"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vmhost needs Python 3.11 or newer")'
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/stamp: .venv/locked.stamp pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(GUEST)/initramfs.img: tests/guest/build.sh tests/guest/init tests/guest/inittab $(wildcard tests/guest/bin/*) build/tools.stamp
+$(GUEST)/initramfs.img: $(GUEST_SOURCES) | build/tools.stamp
 	@sh tests/guest/build.sh $(GUEST)
 
 # QEMU runs as a user of its own: the kernel must lie where everyone may read it.
@@ -60,7 +64,7 @@ check: venv build/lock.stamp
 	$(BIN)/python .ci/check_lock.py installed
 
 # Asks the package index, so only when one of the two has changed.
-build/lock.stamp: pyproject.toml requirements.lock .ci/check_lock.py .venv/stamp
+build/lock.stamp: pyproject.toml requirements.lock .ci/check_lock.py | .venv/stamp
 	@echo "check: resolving pyproject.toml again with the versions of requirements.lock"
 	@$(BIN)/python .ci/check_lock.py current
 	@touch $@

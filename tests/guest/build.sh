@@ -3,7 +3,7 @@
 # usage: build.sh DIRECTORY      leaves DIRECTORY/vmlinuz and DIRECTORY/initramfs.img, readable by everyone
 #
 # Needs apt (as root or not), dpkg-deb, cpio and busybox-static. Nothing is installed on this host. The kernel package is
-# unpacked once into DIRECTORY/kernel; remove that to take a newer one.
+# unpacked once into DIRECTORY/kernel, and again when the list of drivers changes; remove that to take a newer one.
 set -eu
 umask 022
 
@@ -12,12 +12,13 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 
 # In the order of their dependencies: the guest has no modprobe database. ext4 and ipv6 are built into this kernel.
+# The network first: its carrier then is up before its addresses are set, or the kernel holds packets back for a second.
 modules="
-virtio/virtio_ring virtio/virtio virtio/virtio_pci_legacy_dev virtio/virtio_pci_modern_dev virtio/virtio_pci
-block/virtio_blk virtio/virtio_balloon char/virtio_console char/hw_random/virtio-rng
-misc/pvpanic/pvpanic misc/pvpanic/pvpanic-pci acpi/button input/evdev
+drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev drivers/virtio/virtio_pci_modern_dev
+drivers/virtio/virtio_pci net/core/failover drivers/net/net_failover drivers/net/virtio_net drivers/block/virtio_blk
+drivers/virtio/virtio_balloon drivers/char/virtio_console drivers/char/hw_random/virtio-rng
+drivers/misc/pvpanic/pvpanic drivers/misc/pvpanic/pvpanic-pci drivers/acpi/button drivers/input/evdev
 "
-net_modules="net/core/failover drivers/net/net_failover drivers/net/virtio_net"
 
 fetch_kernel() {
 	work=$(mktemp -d "$out/fetch.XXXXXX")
@@ -32,14 +33,11 @@ fetch_kernel() {
 	drivers=$(echo tree/lib/modules/*/kernel)
 	mkdir kernel
 	cp tree/boot/vmlinuz-* kernel/vmlinuz
+	echo "$modules" >kernel/asked
 	for module in $modules; do
-		cp "$drivers/drivers/$module.ko" kernel/
-		echo "${module##*/}"
-	done >kernel/order
-	for module in $net_modules; do
 		cp "$drivers/$module.ko" kernel/
 		echo "${module##*/}"
-	done >>kernel/order
+	done >kernel/order
 	rm -rf "$out/kernel"
 	mv kernel "$out/kernel"
 	cd "$out"
@@ -47,7 +45,7 @@ fetch_kernel() {
 	trap - EXIT
 }
 
-if [ ! -e "$out/kernel/order" ]; then
+if ! [ "$(cat "$out/kernel/asked" 2>/dev/null || true)" = "$(echo "$modules")" ]; then
 	if ! (fetch_kernel); then
 		echo "guest: refreshing the package lists"
 		apt-get -q update
@@ -71,5 +69,5 @@ find "$root" -exec touch -h -d @0 {} +
 (cd "$root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc --reproducible -R 0:0) >"$out/initramfs.new"
 cp "$out/kernel/vmlinuz" "$out/vmlinuz.new"
 chmod 644 "$out/initramfs.new" "$out/vmlinuz.new"
-mv "$out/initramfs.new" "$out/initramfs.img"
 mv "$out/vmlinuz.new" "$out/vmlinuz"
+mv "$out/initramfs.new" "$out/initramfs.img" # last: make takes it for the whole image
