@@ -31,6 +31,7 @@ class Memory:
     retained: Mapping[str, BridgeSpec] = field(default_factory=dict)
     intents: Mapping[str, Intent] = field(default_factory=dict)
     ends: Mapping[str, tuple[End, ...]] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
     known_disks: frozenset[str] = frozenset()
     enslaved: frozenset[tuple[str, str]] = frozenset()
     stops_at_s: tuple[float, ...] = ()
@@ -48,6 +49,11 @@ def with_end(memory: Memory, name: str, end: End) -> Memory:
     """Remember an end that the restart policy is to answer."""
     ends = (*memory.ends.get(name, ()), end)[-ENDS_KEPT:]
     return replace(memory, ends={**memory.ends, name: ends})
+
+
+def with_restart(memory: Memory, name: str) -> Memory:
+    """Count a launch that answered an end."""
+    return replace(memory, restarts={**memory.restarts, name: memory.restarts.get(name, 0) + 1})
 
 
 def with_stop(memory: Memory, name: str, uuid: str, now_s: float) -> Memory:
@@ -78,6 +84,7 @@ def without_guests(memory: Memory, present: frozenset[str]) -> Memory:
     """
     intents = {name: value for name, value in memory.intents.items() if name in present}
     ends = {name: value for name, value in memory.ends.items() if name in present}
-    if len(intents) == len(memory.intents) and len(ends) == len(memory.ends):
+    restarts = {name: value for name, value in memory.restarts.items() if name in present}
+    if (len(intents), len(ends), len(restarts)) == (len(memory.intents), len(memory.ends), len(memory.restarts)):
         return memory
-    return replace(memory, intents=intents, ends=ends)
+    return replace(memory, intents=intents, ends=ends, restarts=restarts)

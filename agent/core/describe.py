@@ -1,0 +1,70 @@
+"""Actions and repairs in a person's words: one line each, in the present tense, naming the resource and the reason."""
+
+from __future__ import annotations
+
+from agent.core.actions import (
+    Action,
+    ArmTap,
+    ChangeAddresses,
+    ChangeLink,
+    CreateBridge,
+    CreateDisk,
+    DeleteLink,
+    EndVm,
+    EnslavePort,
+    LaunchVm,
+    ReleasePort,
+    ReleaseVm,
+    RenameVm,
+    ReplugNic,
+    ResetVm,
+    StopVm,
+)
+
+
+def describe(action: Action) -> str:
+    """What an action does, as a line for `vmhost events` and `vmhost plan`."""
+    match action:
+        case CreateBridge() | ChangeLink() | EnslavePort() | ReleasePort() | ChangeAddresses() | DeleteLink():
+            return _describe_link(action)
+        case ArmTap(nic=nic, running=True):
+            return f"re-arm QEMU's descriptor of {nic.id} onto a new tap {nic.tap}"
+        case ArmTap(nic=nic):
+            return f"make tap {nic.tap} in {nic.bridge}"
+        case ReplugNic(nic=nic):
+            return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
+        case CreateDisk(disk=disk):
+            return f"create {disk.path} ({disk.format}, {disk.size_bytes} bytes)"
+        case LaunchVm(spec=spec):
+            return f"launch QEMU for {spec.name}"
+        case ReleaseVm(vm=vm):
+            return f"let {vm} run"
+        case StopVm(vm=vm, timeout_s=timeout_s):
+            return f"shut {vm} down within {timeout_s:g} s ({action.reason})"
+        case EndVm(vm=vm, exit_reason=reason):
+            return f"put away what is left of {vm} ({reason})"
+        case RenameVm(vm=vm, new_name=new_name):
+            return f"carry {vm} over to its new name {new_name}"
+        case ResetVm(vm=vm):
+            return f"reset {vm}"
+
+
+def _describe_link(
+    action: CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink,
+) -> str:
+    match action:
+        case CreateBridge(spec=spec):
+            return f"make bridge {spec.name}"
+        case ChangeLink(link=link):
+            fields = ("up", "mtu", "mac", "master", "alias", "name", "stp", "snooping")
+            names = [name for name in fields if getattr(action.change, name) is not None]
+            return f"set {', '.join(names)} of {link} ({action.reason})"
+        case EnslavePort(port=port, bridge=bridge):
+            return f"put {port} into {bridge}"
+        case ReleasePort(port=port, bridge=bridge):
+            return f"take {port} out of {bridge}"
+        case ChangeAddresses(bridge=bridge, add=add, remove=remove):
+            signed = [f"+{address}" for address in add] + [f"-{address}" for address in remove]
+            return f"addresses of {bridge}: {' '.join(signed)}"
+        case DeleteLink(link=link):
+            return f"delete {link}"

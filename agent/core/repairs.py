@@ -1,0 +1,91 @@
+"""Telling repairs from edits: a resource that was as its spec wanted, and without an edit no longer is, was hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from agent.core.actions import Action, Reason
+from agent.core.desired import Desired
+from agent.core.draft import Plan
+from agent.core.observed import Observed
+
+EDITS = frozenset({Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET})
+"""Reasons that come from a unit or an operator, never from a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hurt:
+    """A resource on its way back: since when, in seconds of CLOCK_BOOTTIME, and why, once an action has told."""
+
+    since_s: float
+    spec: object
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A resource that is again as its spec wants."""
+
+    resource: str
+    reason: Reason
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What is hurt, and what the last pass knew: enough to tell in the next one what was hurt in between."""
+
+    hurt: Mapping[str, Hurt] = field(default_factory=dict)
+    deviating: frozenset[str] = frozenset()
+    desired: Desired = Desired()
+    observed: Observed = Observed()
+
+
+def spec_of(resource: str, desired: Desired, observed: Observed) -> object | None:
+    """What a resource is to be like, None if nothing is known of it; a running guest's taps follow its launch."""
+    kind, _, name = resource.partition("/")
+    if kind == "bridge":
+        return desired.bridges.get(name)
+    if kind == "vm":
+        return desired.vms.get(name)
+    if kind == "port":
+        return next((bridge.name for bridge in desired.bridges.values() if name in bridge.ports), None)
+    vm, _, nic_id = name.partition("/")
+    if kind == "tap" and vm in observed.vms:
+        return next((nic for nic in observed.vms[vm].spec.nics if nic.id == nic_id), None)
+    return None
+
+
+def _is_back(resource: str, observed: Observed) -> bool:
+    """A guest that its policy leaves off is no longer a deviation, and yet not repaired."""
+    kind, _, name = resource.partition("/")
+    return kind != "vm" or (name in observed.vms and observed.vms[name].run_state == "running")
+
+
+def with_actions(ledger: Ledger, actions: Iterable[Action]) -> Ledger:
+    """Note why hurt resources are being repaired; the first reason that an action gives stands."""
+    hurt = dict(ledger.hurt)
+    for action in actions:
+        one = hurt.get(action.resource)
+        if one is not None and one.reason is None and action.reason not in EDITS:
+            hurt[action.resource] = replace(one, reason=action.reason)
+    return replace(ledger, hurt=hurt)
+
+
+def look(
+    ledger: Ledger, plan: Plan, desired: Desired, observed: Observed, now_s: float
+) -> tuple[Ledger, tuple[Repair, ...]]:
+    """The ledger after a pass, and the repairs that the pass found complete."""
+    hurt = dict(ledger.hurt)
+    repairs: list[Repair] = []
+    for resource in plan.deviating - ledger.deviating:
+        spec = spec_of(resource, desired, observed)
+        if spec is not None and spec == spec_of(resource, ledger.desired, ledger.observed):
+            hurt[resource] = Hurt(now_s, spec)
+    for resource in [name for name in hurt if name not in plan.deviating and name not in observed.in_flight]:
+        one = hurt.pop(resource)
+        if one.reason is not None and spec_of(resource, desired, observed) == one.spec and _is_back(resource, observed):
+            repairs.append(Repair(resource, one.reason, now_s - one.since_s))
+    after = Ledger(hurt, plan.deviating, desired, observed)
+    return with_actions(after, plan.actions), tuple(sorted(repairs, key=lambda repair: repair.resource))

@@ -1,0 +1,98 @@
+"""Carries out the actions on bridges, ports and taps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.core.actions import (
+    ArmTap,
+    ChangeAddresses,
+    ChangeLink,
+    CreateBridge,
+    DeleteLink,
+    EnslavePort,
+    LinkChange,
+    ReleasePort,
+)
+from agent.core.errors import TransientError
+from agent.core.marks import tap_mark
+from agent.core.memory import Memory
+from agent.host.netlink import Links
+from agent.host.tap import keep, open_tap, rearm
+from agent.runtime.descriptors import Descriptors
+from agent.runtime.keeper import Keeper
+
+LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink
+
+
+class LinkExecutor:
+    """Each method does one action and returns when the links' cache shows it, or raises an ActionError."""
+
+    def __init__(self, links: Links, descriptors: Descriptors, keeper: Keeper) -> None:
+        self._links = links
+        self._descriptors = descriptors
+        self._keeper = keeper
+
+    async def change(self, action: LinkAction) -> None:
+        """Do an action on a bridge, a port, or an existing tap."""
+        match action:
+            case CreateBridge(spec=spec):
+                await self._links.create_bridge(spec)
+            case ChangeLink(link=link, ifindex=ifindex, expect_alias=alias, change=change):
+                await self._links.change(link, ifindex, alias, change)
+            case ChangeAddresses(ifindex=ifindex, add=add, remove=remove):
+                await self._links.change_addresses(ifindex, add, remove)
+            case DeleteLink(link=link, ifindex=ifindex, expect_alias=alias):
+                await self._links.delete(link, ifindex, alias)
+                await self._keeper.update(lambda memory: _without_bridge(memory, link))
+            case EnslavePort(port=port, bridge=bridge):
+                await self._links.enslave(action.port_ifindex, action.bridge_ifindex, action.mtu)
+                await self._keeper.update(lambda memory: _with_port(memory, port, bridge))
+            case ReleasePort(port=port, bridge=bridge):
+                await self._links.release(action.port_ifindex, action.bridge_ifindex)
+                await self._keeper.update(lambda memory: _without_port(memory, port, bridge))
+
+    async def arm(self, action: ArmTap) -> None:
+        """Make a NIC's tap: on QEMU's own open file when it runs, else on a new one that its QEMU will be given.
+
+        The tap persists only once it is marked: an agent that is killed in between leaves nothing that nobody owns.
+        """
+        held = self._descriptors.find(action.vm, action.nic.id)
+        if action.running:
+            if held is None:
+                raise TransientError(f"no descriptor of {action.nic.tap} is at hand", reason="NoDescriptor")
+            fd = held.fd
+            rearm(fd, action.nic.tap, action.uid, held.settings)
+        else:
+            fd = open_tap(action.nic.tap, action.uid)
+            self._descriptors.put(action.vm, action.nic.id, fd)
+        await self.set_up_tap(action)
+        keep(fd)
+
+    async def set_up_tap(self, action: ArmTap) -> None:
+        """Mark a fresh tap, enslave it and set it up, in one request."""
+        self._links.catch_up()
+        link = self._links.snapshot.get(action.nic.tap)
+        if link is None:
+            raise TransientError(f"{action.nic.tap} did not appear in this network namespace", reason="TapElsewhere")
+        change = LinkChange(
+            up=True, mtu=action.nic.mtu, master=action.bridge_ifindex, alias=tap_mark(action.vm, action.nic.id)
+        )
+        await self._links.change(link.name, link.ifindex, link.alias, change)
+
+
+def _with_port(memory: Memory, port: str, bridge: str) -> Memory:
+    return replace(memory, enslaved=memory.enslaved | {(port, bridge)})
+
+
+def _without_port(memory: Memory, port: str, bridge: str) -> Memory:
+    return replace(memory, enslaved=memory.enslaved - {(port, bridge)})
+
+
+def _without_bridge(memory: Memory, name: str) -> Memory:
+    """Forget a bridge that we deleted, with its ports: nobody can need it any more."""
+    retained = {known: spec for known, spec in memory.retained.items() if known != name}
+    enslaved = frozenset(pair for pair in memory.enslaved if pair[1] != name)
+    if len(retained) == len(memory.retained) and len(enslaved) == len(memory.enslaved):
+        return memory
+    return replace(memory, retained=retained, enslaved=enslaved)

@@ -1,0 +1,121 @@
+"""From what the unit directory shows to what is wanted, with the last good versions as the net beneath."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from agent.core.desired import Desired
+from agent.core.errors import UnitError
+from agent.core.memory import Memory
+from agent.host.statedir import StateDirectory
+from agent.host.unitdir import DirectoryView
+from agent.runtime.keeper import Keeper
+from agent.unitfile.parse import ParsedUnit, parse_unit
+from agent.unitfile.resolve import FileStatus, Resolution, ResolveContext, UnitSource, resolve
+
+
+class Units:
+    """Holds the present resolution of the unit directory.
+
+    `problem` says why the directory cannot be read, or why last good versions cannot be kept; empty when all is well.
+    """
+
+    def __init__(self, directory: Path, state: StateDirectory, keeper: Keeper, machine_id: str) -> None:
+        self._directory = directory
+        self._state = state
+        self._keeper = keeper
+        self._machine_id = machine_id
+        self._parsed: dict[str, ParsedUnit] = {}
+        self._good: dict[str, ParsedUnit] = {}
+        self._kept: Mapping[str, bytes] = {}
+        self.desired = Desired()
+        self.files: tuple[FileStatus, ...] = ()
+        self.problem = ""
+        self.loaded = False
+
+    async def load_last_good(self) -> None:
+        """Begin with the last good versions, before the directory was looked at: an agent that comes back to a missing
+        directory goes on with what it knew."""
+        self._kept = await asyncio.to_thread(self._state.good_units)
+        self._good = {self._path(name): parse_unit(self._path(name), data) for name, data in self._kept.items()}
+        if self._good:
+            await self._take([UnitSource(parsed, parsed) for parsed in self._good.values()])
+
+    async def take(self, view: DirectoryView) -> bool:
+        """Resolve what the directory shows now; a directory that cannot be read changes nothing. Whether it could."""
+        self.problem = "" if view.available else view.problem
+        if not view.available:
+            return False
+        parsed = {content.path: self._parse(content.path, content.data, content.problem) for content in view.files.values()}
+        self._parsed = parsed
+        sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
+        await self._take(sources)
+        self.loaded = True
+        return True
+
+    def _path(self, name: str) -> str:
+        return str(self._directory / name)
+
+    def _parse(self, path: str, data: bytes | None, problem: str) -> ParsedUnit:
+        known = self._parsed.get(path)
+        if data is None:
+            return ParsedUnit(path=path, data=b"", errors=(UnitError(path, 1, 1, problem),))
+        if known is not None and known.data == data and not (data == b"" and known.errors):
+            return known
+        return parse_unit(path, data)
+
+    async def _take(self, sources: list[UnitSource]) -> None:
+        memory = self._keeper.memory
+        context = ResolveContext(
+            machine_id=self._machine_id,
+            seed=uuid.UUID(memory.seed),
+            allocations=memory.allocations,
+            incumbents=memory.incumbents,
+            retained=memory.retained,
+        )
+        resolution = resolve(sources, context)
+        await self._keep(sources, resolution)
+        self.desired = resolution.desired
+        self.files = resolution.files
+
+    async def _keep(self, sources: list[UnitSource], resolution: Resolution) -> None:
+        await self._keeper.update(_remembering(resolution))
+        by_path = {source.parsed.path: source.parsed for source in sources}
+        self._good = {
+            path: by_path[path] if by_path[path].data == data else self._good[path]
+            for path, data in resolution.good.items()
+        }
+        good = {Path(path).name: data for path, data in resolution.good.items()}
+        changed = {name: data for name, data in good.items() if self._kept.get(name) != data}
+        gone = frozenset(self._kept.keys() - good.keys())
+        if changed or gone:
+            try:
+                await asyncio.to_thread(self._state.save_good_units, changed, gone)
+            except OSError as error:
+                self.problem = f"{error.filename}: {error.strerror}: last good versions cannot be kept; make room or mend it"
+                return
+            self._kept = good
+
+
+def _remembering(resolution: Resolution) -> Callable[[Memory], Memory]:
+    """What a resolution leaves behind: its allocations, its names, and the specs of all bridges that it knows of."""
+    desired = resolution.desired
+    retained = {**desired.retained, **desired.bridges}
+
+    def change(memory: Memory) -> Memory:
+        same = (
+            memory.allocations == resolution.allocations
+            and memory.incumbents == resolution.incumbents
+            and memory.retained == retained
+        )
+        if same:
+            return memory
+        return replace(
+            memory, allocations=resolution.allocations, incumbents=dict(resolution.incumbents), retained=retained
+        )
+
+    return change
