@@ -1,0 +1,1 @@
+"""Adapters: each wraps one part of the host, or one foreign library, and knows no other adapter."""

@@ -1,0 +1,122 @@
+"""The cache of links: what the kernel said last of each, and looks at the whole that correct it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from agent.core.observed import AddressState, LinkState
+from agent.host.netlink import messages as said
+from agent.host.netlink.wire import Message
+
+
+class LinkCache:
+    """Links by ifindex with their addresses. A link message is a full statement about one link.
+
+    While a look at the whole is under way (`begin_look` to `end_look`) it is remembered what events were about: the
+    look may have seen an older state of those, so it does not touch them.
+    """
+
+    def __init__(self) -> None:
+        self.events: Counter[str] = Counter()
+        self._links: dict[int, LinkState] = {}
+        self._addresses: dict[int, dict[str, AddressState]] = {}
+        self._touched: set[int] = set()
+        self._touched_addresses: set[int] = set()
+        self._snapshot: Mapping[str, LinkState] | None = None
+
+    @property
+    def snapshot(self) -> Mapping[str, LinkState]:
+        """All links by name, immutable; the same object until something changes."""
+        if self._snapshot is None:
+            self._snapshot = MappingProxyType({link.name: link for link in self._links.values()})
+        return self._snapshot
+
+    def get(self, ifindex: int) -> LinkState | None:
+        """The link of this ifindex, if there is one."""
+        return self._links.get(ifindex)
+
+    def apply(self, message: Message) -> None:
+        """Take in one event."""
+        name = said.EVENT_NAMES.get(message.type)
+        if name is None:
+            return
+        self.events[name] += 1
+        if message.type in {said.RTM_NEWADDR, said.RTM_DELADDR}:
+            self._apply_address(message)
+        else:
+            self._apply_link(message)
+
+    def _apply_link(self, message: Message) -> None:
+        family, ifindex = said.link_index(message)
+        if family != 0:
+            return  # a bridge's word about its port (AF_BRIDGE): DELLINK means that it left, and a NEWLINK follows
+        self._touched.add(ifindex)
+        if message.type == said.RTM_DELLINK:
+            self._touched_addresses.add(ifindex)
+            self._forget(ifindex)
+        elif (link := said.link_state(message)) is not None:
+            self._put(link)
+
+    def _apply_address(self, message: Message) -> None:
+        stated = said.address_state(message)
+        if stated is None:
+            return
+        ifindex, address = stated
+        self._touched_addresses.add(ifindex)
+        known = self._addresses.setdefault(ifindex, {})
+        if message.type == said.RTM_NEWADDR:
+            known[address.address] = address
+        else:
+            known.pop(address.address, None)
+        self._show_addresses(ifindex)
+
+    def _put(self, link: LinkState) -> None:
+        known = self._addresses.get(link.ifindex)
+        link = replace(link, addresses=tuple(known.values())) if known else link
+        if self._links.get(link.ifindex) != link:
+            self._links[link.ifindex] = link
+            self._snapshot = None
+
+    def _forget(self, ifindex: int) -> None:
+        self._addresses.pop(ifindex, None)
+        if self._links.pop(ifindex, None) is not None:
+            self._snapshot = None
+
+    def _show_addresses(self, ifindex: int) -> None:
+        link = self._links.get(ifindex)
+        if link is not None:
+            self._put(replace(link, addresses=tuple(self._addresses.get(ifindex, {}).values())))
+
+    def begin_look(self) -> None:
+        """Remember from here on what events are about."""
+        self._touched.clear()
+        self._touched_addresses.clear()
+
+    def end_look(self, links: Iterable[LinkState], addresses: Iterable[tuple[int, AddressState]]) -> None:
+        """Take in a look at everything, except what events were about since it began."""
+        seen = {link.ifindex: link for link in links}
+        held: dict[int, dict[str, AddressState]] = {}
+        for ifindex, address in addresses:
+            held.setdefault(ifindex, {})[address.address] = address
+        for ifindex in self._links.keys() - seen.keys() - self._touched:
+            self._forget(ifindex)
+        for ifindex in (self._addresses.keys() | held.keys()) - self._touched_addresses:
+            self._addresses[ifindex] = held.get(ifindex, {})
+        for ifindex, link in seen.items():
+            if ifindex not in self._touched:
+                self._put(link)
+            self._show_addresses(ifindex)
+
+    def put(self, link: LinkState) -> None:
+        """Take in one link, just read; its addresses stay as they are known."""
+        self._touched.add(link.ifindex)
+        self._put(link)
+
+    def put_addresses(self, ifindex: int, addresses: Iterable[AddressState]) -> None:
+        """Take in all addresses of one link, just read."""
+        self._touched_addresses.add(ifindex)
+        self._addresses[ifindex] = {address.address: address for address in addresses}
+        self._show_addresses(ifindex)

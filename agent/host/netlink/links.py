@@ -1,0 +1,394 @@
+"""Links of the host: a cache that follows the kernel's events, and what the agent does to links.
+
+Every change looks at its link again immediately before, and reads the kernel's events about it immediately afterwards:
+when a method returns, `snapshot` shows what it did, and the next plan does not ask for it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from agent.core import marks
+from agent.core.actions import LinkChange
+from agent.core.desired import BridgeSpec
+from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
+from agent.core.observed import AddressState, LinkState
+from agent.host.netlink import messages as said
+from agent.host.netlink.cache import LinkCache
+from agent.host.netlink.wire import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    EventSocket,
+    Ignoring,
+    KernelRefusedError,
+    Message,
+    NoAnswerError,
+    RequestSocket,
+    Writable,
+    dump,
+)
+
+EVENTS_AT_ONCE = 64
+"""Datagrams that are read before the loop turns again, so that a flood (20 µs each) does not starve it."""
+
+_PASSING = {errno.EBUSY: "Busy", errno.ENODEV: "LinkGone", errno.EEXIST: "Conflict"} | dict.fromkeys(
+    (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS), "ActionFailed"
+)
+_NO_ROUTES = {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+
+
+def _nobody(_: str) -> None:
+    """Nobody listens yet."""
+
+
+class Links:
+    """The links of the network namespace that it is entered in. Use as an async context manager.
+
+    `events` counts by message type, `errors` by errno name, `overflows` the times that events were lost.
+    """
+
+    def __init__(self) -> None:
+        self.overflows = 0
+        self.errors: Counter[str] = Counter()
+        self._cache = LinkCache()
+        self._looking = asyncio.Lock()
+        self._overflowed = asyncio.Event()
+        self._ring: Callable[[str], None] = _nobody
+
+    async def __aenter__(self) -> Self:
+        """Open the sockets, events first, and look at everything. Raises ObservationError."""
+        with contextlib.ExitStack() as opened:
+            try:
+                self._events = EventSocket(said.EVENT_GROUPS)
+                opened.callback(self._events.close)
+                self._requests = opened.enter_context(RequestSocket())
+            except OSError as e:
+                raise ObservationError("netlink", f"cannot open a socket: {e}") from e
+            await self.full_look()
+            opened.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        self._requests.close()
+
+    @property
+    def snapshot(self) -> Mapping[str, LinkState]:
+        """All links by name as the kernel last stated them; the same object until something changes."""
+        return self._cache.snapshot
+
+    @property
+    def events(self) -> Counter[str]:
+        """How many events were read, by message type."""
+        return self._cache.events
+
+    async def watch(self, ring: Callable[[str], None]) -> None:
+        """Follow the events for ever and call `ring("netlink")` after each batch of them.
+
+        After lost events it opens a new socket and looks at everything. Raises ObservationError if that fails.
+        """
+        self._ring = ring
+        loop = asyncio.get_running_loop()
+        reading = -1
+        try:
+            while True:
+                reading = self._events.fileno()
+                loop.add_reader(reading, self.catch_up, EVENTS_AT_ONCE)
+                await self._overflowed.wait()
+                self._overflowed.clear()
+                loop.remove_reader(reading)
+                self._reopen_events()
+                await self.full_look()
+                ring("netlink")
+        finally:
+            self._ring = _nobody
+            loop.remove_reader(reading)
+
+    def catch_up(self, limit: int = 1_000_000) -> None:
+        """Read the events that the kernel has queued by now, at most `limit` datagrams; rings if there were any."""
+        heard = False
+        for _ in range(limit):
+            try:
+                batch = self._events.read()
+            except OSError as e:
+                self._lost(e)
+                break
+            if batch is None:
+                break
+            heard = True
+            for message in batch:
+                self._cache.apply(message)
+        if heard:
+            self._ring("netlink")
+
+    def _lost(self, error: OSError) -> None:
+        """Count lost events and wake `watch`, which looks at everything."""
+        if not self._overflowed.is_set():
+            self.overflows += 1
+            self._count(error.errno or 0)
+        self._overflowed.set()
+
+    def _reopen_events(self) -> None:
+        """A new socket is subscribed before the old one goes, which is full of what a look shows sooner."""
+        try:
+            fresh = EventSocket(said.EVENT_GROUPS)
+        except OSError as e:
+            raise ObservationError("netlink", f"cannot reopen the event socket: {e}") from e
+        self._events.close()
+        self._events = fresh
+
+    async def full_look(self) -> None:
+        """Look at all links and addresses and correct the cache; what events say meanwhile is newer and stays.
+
+        Raises ObservationError; the cache is then as the events left it.
+        """
+        async with self._looking:
+            links: list[LinkState] = []
+            addresses: list[tuple[int, AddressState]] = []
+            try:
+                self.catch_up()
+                self._cache.begin_look()
+                async for part in dump(said.RTM_GETLINK, said.link_query()):
+                    links += [link for m in part if (link := said.link_state(m)) is not None]
+                async for part in dump(said.RTM_GETADDR, said.address_query()):
+                    addresses += [stated for m in part if (stated := said.address_state(m)) is not None]
+            except (OSError, KernelRefusedError, NoAnswerError) as e:
+                raise ObservationError("netlink", str(e)) from e
+            self.catch_up()
+            self._cache.end_look(links, addresses)
+
+    async def create_bridge(self, spec: BridgeSpec) -> None:
+        """Make a bridge, mark it, set it up, give it its addresses.
+
+        One that was interrupted is known by its group (`marks.is_own_bridge`). A link that has the name already:
+        TransientError with reason Conflict.
+        """
+        with self._doing(f"create bridge {spec.name}"):
+            await self._elsewhere(said.RTM_NEWLINK, said.new_bridge(spec), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            self.catch_up()
+            made = self.snapshot.get(spec.name)
+            if made is None:
+                raise OutcomeUnknownError(f"create bridge {spec.name}: it is gone again", reason="LinkGone")
+            mark = LinkChange(alias=marks.bridge_mark(spec.name), mtu=spec.mtu, up=True)
+            self._ask(said.RTM_NEWLINK, said.link_setting(made.ifindex, mark))
+            self._add_addresses(made.ifindex, [said.normal_address(address) for address in spec.addresses])
+            self._show_addresses(made.ifindex)
+            self._read_back(made.ifindex)
+
+    async def change(self, link: str, ifindex: int, expect_alias: str, change: LinkChange) -> None:
+        """Set fields of a link, all in one request, if `ifindex` still has this name and alias.
+
+        Otherwise TransientError with reason LinkChanged, and nothing is set. After another error some fields may be.
+        Kernels before 6.2 rename a link only while it is down: then it goes down for that moment.
+        """
+        with self._doing(f"change {link}", ifindex):
+            self._look_again(link, ifindex, expect_alias)
+            if change.master:
+                self._require_master(change.master)
+            try:
+                self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
+            except KernelRefusedError as e:
+                if e.number != errno.EBUSY or change.name is None:
+                    raise
+                was_up = self._get(ifindex).up
+                self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, LinkChange(up=False)))
+                again = change if change.up is not None else replace(change, up=was_up)
+                self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, again))
+
+    async def enslave(self, port_ifindex: int, bridge_ifindex: int, mtu: int | None) -> None:
+        """Put a host link into a bridge and set it up, if nothing is reached through the link itself.
+
+        Addresses or unicast routes on it (but link-local ones): PermanentError with reason PortAddressed. In another
+        bridge already: TransientError with reason Conflict. In this bridge already: only MTU and up are set.
+        """
+        with self._doing(f"enslave link {port_ifindex}", port_ifindex):
+            port = self._get(port_ifindex)
+            if port.master not in {None, bridge_ifindex}:
+                raise TransientError(f"{port.name} is in another bridge or bond", reason="Conflict")
+            self._require_master(bridge_ifindex)
+            if port.master is None and (why := self._reached_through(port_ifindex)):
+                raise PermanentError(f"{port.name} {why}: enslaving it would cut them off", reason="PortAddressed")
+            change = LinkChange(master=bridge_ifindex, mtu=mtu, up=True)
+            self._ask(said.RTM_NEWLINK, said.link_setting(port_ifindex, change))
+
+    async def release(self, port_ifindex: int, bridge_ifindex: int) -> None:
+        """Take a host link out of this bridge; gone, or not in it any more: nothing to do."""
+        with self._doing(f"release link {port_ifindex}", port_ifindex):
+            port = self._find(port_ifindex)
+            if port is not None and port.master == bridge_ifindex:
+                self._ask(said.RTM_NEWLINK, said.link_setting(port_ifindex, LinkChange(master=0)))
+
+    async def change_addresses(self, ifindex: int, add: Sequence[str], remove: Sequence[str]) -> None:
+        """Add addresses, marked as ours, then remove others; already there, or already gone, is fine.
+
+        The kernel removes the secondary IPv4 addresses of a subnet with its first (Documentation/networking/ip-sysctl:
+        promote_secondaries); those that nobody asked to remove are put back.
+        """
+        with self._doing(f"change addresses of link {ifindex}"):
+            adding = [said.normal_address(address) for address in add]
+            removing = {said.normal_address(address) for address in remove} - set(adding)
+            self._get(ifindex)
+            try:
+                self._add_addresses(ifindex, adding)
+                before = self._read_addresses(ifindex)
+                for address in sorted(removing):
+                    with Ignoring(errno.EADDRNOTAVAIL):
+                        self._ask(said.RTM_DELADDR, said.address_setting(ifindex, address, own=False))
+                left = {a.address for a in self._read_addresses(ifindex)}
+                for state in before:
+                    if state.address not in left and state.address not in removing:
+                        with Ignoring(errno.EEXIST):
+                            setting = said.address_setting(ifindex, state.address, own=state.own)
+                            self._ask(said.RTM_NEWADDR, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            finally:
+                self._show_addresses(ifindex)
+
+    async def delete(self, link: str, ifindex: int, expect_alias: str) -> None:
+        """Delete a link if `ifindex` still has this name and alias, otherwise TransientError; gone already is fine."""
+        with self._doing(f"delete {link}"):
+            if self._find(ifindex) is None:
+                return
+            self._look_again(link, ifindex, expect_alias)
+            with Ignoring(errno.ENODEV):
+                await self._elsewhere(said.RTM_DELLINK, said.link_setting(ifindex, LinkChange()))
+
+    async def statistics(self) -> Mapping[str, said.LinkStatistics]:
+        """The counters of all links by name. Raises ObservationError."""
+        found: dict[str, said.LinkStatistics] = {}
+        try:
+            async for part in dump(said.RTM_GETSTATS, said.statistics_query()):
+                for message in part:
+                    stated = said.statistics(message)
+                    link = None if stated is None else self._cache.get(stated[0])
+                    if stated is not None and link is not None:
+                        found[link.name] = stated[1]
+        except (OSError, KernelRefusedError, NoAnswerError) as e:
+            raise ObservationError("netlink", str(e)) from e
+        return found
+
+    def _ask(self, kind: int, message: Writable, flags: int = NLM_F_ACK) -> list[Message]:
+        return self._requests.ask(kind, message, flags)
+
+    async def _elsewhere(self, kind: int, message: Writable, flags: int = NLM_F_ACK) -> None:
+        """Ask in a thread: the kernel waits tens of milliseconds within making or deleting a link (RCU).
+
+        The socket is opened here, because a namespace belongs to a thread.
+        """
+        requests = RequestSocket()
+
+        def ask() -> None:
+            with requests:
+                requests.ask(kind, message, flags)
+
+        await asyncio.to_thread(ask)
+
+    def _find(self, ifindex: int) -> LinkState | None:
+        """Look at one link in the kernel, past the cache; None when there is none."""
+        with Ignoring(errno.ENODEV):
+            for message in self._ask(said.RTM_GETLINK, said.link_query(ifindex)):
+                return said.link_state(message)
+        return None
+
+    def _get(self, ifindex: int) -> LinkState:
+        link = self._find(ifindex)
+        if link is None:
+            raise TransientError(f"there is no link {ifindex} any more", reason="LinkGone")
+        return link
+
+    def _look_again(self, name: str, ifindex: int, expect_alias: str) -> None:
+        link = self._get(ifindex)
+        if (link.name, link.alias) != (name, expect_alias):
+            raise TransientError(
+                f"link {ifindex} is now {link.name} with alias {link.alias!r}, not {name} with {expect_alias!r}",
+                reason="LinkChanged",
+            )
+
+    def _require_master(self, ifindex: int) -> None:
+        """The kernel calls a master that is gone an invalid argument, which would look permanent."""
+        if self._find(ifindex) is None:
+            raise TransientError(f"the bridge of ifindex {ifindex} is gone", reason="LinkGone")
+
+    def _reached_through(self, ifindex: int) -> str:
+        """What is reached through a link itself, empty when nothing is."""
+        addresses = [a.address for a in self._read_addresses(ifindex) if not a.link_local]
+        if addresses:
+            return f"has the address {', '.join(addresses)}"
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with Ignoring(*_NO_ROUTES):
+                routes = self._ask(said.RTM_GETROUTE, said.route_query(family, ifindex), NLM_F_DUMP)
+                if not all(said.is_link_local_route(route) for route in routes):
+                    return "has routes"
+        return ""
+
+    def _read_addresses(self, ifindex: int) -> list[AddressState]:
+        """The addresses of one link, from the kernel; none when the link is gone."""
+        with Ignoring(errno.ENODEV):
+            answer = self._ask(said.RTM_GETADDR, said.address_query(ifindex), NLM_F_DUMP)
+            stated = [s for m in answer if (s := said.address_state(m)) is not None]
+            return [address for index, address in stated if index == ifindex]
+        return []
+
+    def _show_addresses(self, ifindex: int) -> None:
+        """Read back the addresses of a link: events of IPv6 ones come from a work queue, after the answer."""
+        self.catch_up()
+        self._cache.put_addresses(ifindex, self._read_addresses(ifindex))
+
+    def _add_addresses(self, ifindex: int, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            with Ignoring(errno.EEXIST):
+                setting = said.address_setting(ifindex, address, own=True)
+                self._ask(said.RTM_NEWADDR, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+    @contextlib.contextmanager
+    def _doing(self, what: str, ifindex: int | None = None) -> Iterator[None]:
+        """Translate what goes wrong within, and read back what was done, also half of it.
+
+        Events are not enough for a link that is changed: of a link that is down, the kernel announces neither its alias
+        nor a bridge's settings (net/core/dev.c: netdev_state_change).
+        """
+        try:
+            yield
+        except KernelRefusedError as e:
+            self._count(e.number)
+            raise _translated(e, what) from e
+        except NoAnswerError as e:
+            raise OutcomeUnknownError(f"{what}: {e}") from e
+        except OSError as e:
+            self._count(e.errno or 0)
+            raise TransientError(f"{what}: {e}") from e
+        finally:
+            self.catch_up()
+            if ifindex is not None:
+                self._read_back(ifindex)
+
+    def _read_back(self, ifindex: int) -> None:
+        """Put one link as it is now into the cache; where that fails, the events and the next full look decide."""
+        with contextlib.suppress(KernelRefusedError, NoAnswerError, OSError):
+            link = self._find(ifindex)
+            if link is not None:
+                self._cache.put(link)
+
+    def _count(self, number: int) -> None:
+        self.errors[errno.errorcode.get(number, str(number))] += 1
+
+
+def _translated(error: KernelRefusedError, what: str) -> ActionError:
+    """What follows from the kernel's refusal of a request."""
+    if error.number in {errno.EPERM, errno.EACCES}:
+        return PermanentError(f"{what}: not permitted; the agent needs CAP_NET_ADMIN", reason="NotPermitted")
+    reason = _PASSING.get(error.number)
+    if reason is not None:
+        return TransientError(f"{what}: {error}", reason=reason)
+    return PermanentError(f"{what}: {error}")

@@ -1,0 +1,241 @@
+"""What rtnetlink's messages say, as states; and the requests, as pyroute2's messages (linux/if_link.h, if_addr.h)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from typing import cast
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.ifstatsmsg import ifstatsmsg  # type: ignore[import-untyped]
+from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
+
+from agent.core import marks
+from agent.core.actions import LinkChange
+from agent.core.desired import BridgeSpec
+from agent.core.observed import AddressState, LinkState
+from agent.host.netlink.wire import Message, Writable, attributes
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_GETROUTE = 26
+RTM_GETSTATS = 94
+EVENT_NAMES = {
+    RTM_NEWLINK: "newlink",
+    RTM_DELLINK: "dellink",
+    RTM_NEWADDR: "newaddr",
+    RTM_DELADDR: "deladdr",
+}
+EVENT_GROUPS = (1, 5, 9)
+"""RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR."""
+
+IFF_UP = 1
+IFA_F_NODAD = 2
+RT_SCOPE_LINK = 253
+RT_TABLE_MAIN = 254
+RTN_UNICAST = 1
+RTEXT_FILTER_SKIP_STATS = 8
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 18, 20, 27
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 5, 23
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
+_RTA_DST = 1
+_IFLA_STATS_LINK_64 = 1
+
+_LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatistics:
+    """Counters of a link since it was made, in the host's sense: what a tap sends, its guest receives."""
+
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    rx_errors: int
+    tx_errors: int
+    rx_dropped: int
+    tx_dropped: int
+
+
+def _text(value: bytes) -> str:
+    """A name or alias; the kernel takes any bytes, and no name may make the agent fail."""
+    return value.rstrip(b"\0").decode(errors="backslashreplace")
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value, "little") if value else 0
+
+
+def link_index(message: Message) -> tuple[int, int]:
+    """The family and the ifindex that a link message is about (struct ifinfomsg)."""
+    return message.body[0], struct.unpack_from("=i", message.body, 4)[0]
+
+
+def link_state(message: Message) -> LinkState | None:
+    """The link that a message of family 0 states in full, without addresses; None for one that states only a part.
+
+    Wireless drivers send such parts: they carry no name.
+    """
+    _, _, _, ifindex, flags, _ = struct.unpack_from("=BBHiII", message.body)
+    found = attributes(message.body, 16)
+    if _IFLA_IFNAME not in found:
+        return None
+    info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
+    kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
+    bridge = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind == "bridge" else {}
+    return LinkState(
+        ifindex=ifindex,
+        name=_text(found[_IFLA_IFNAME]),
+        kind=kind,
+        up=bool(flags & IFF_UP),
+        mtu=_number(found.get(_IFLA_MTU)),
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        master=_number(found.get(_IFLA_MASTER)) or None,
+        alias=_text(found.get(_IFLA_IFALIAS, b"")),
+        group=_number(found.get(_IFLA_GROUP)),
+        stp=bool(_number(bridge.get(_IFLA_BR_STP_STATE))),
+        snooping=bool(_number(bridge.get(_IFLA_BR_MCAST_SNOOPING))),
+    )
+
+
+def address_state(message: Message) -> tuple[int, AddressState] | None:
+    """The ifindex and the address that a message states; None for a family that is neither IPv4 nor IPv6."""
+    family, length, _, scope, ifindex = struct.unpack_from("=BBBBI", message.body)
+    found = attributes(message.body, 8)
+    value = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+    if family not in {socket.AF_INET, socket.AF_INET6} or value is None:
+        return None
+    address = ipaddress.ip_address(value)
+    return ifindex, AddressState(
+        address=f"{address.compressed}/{length}",
+        own=_number(found.get(_IFA_PROTO)) == marks.ADDRESS_PROTOCOL,
+        link_local=scope == RT_SCOPE_LINK or address.is_link_local,
+    )
+
+
+def statistics(message: Message) -> tuple[int, LinkStatistics] | None:
+    """The ifindex and counters of a statistics message (struct if_stats_msg, struct rtnl_link_stats64)."""
+    ifindex = struct.unpack_from("=I", message.body, 4)[0]
+    counters = attributes(message.body, 12).get(_IFLA_STATS_LINK_64)
+    if counters is None:
+        return None
+    rx_packets, tx_packets, rx_bytes, tx_bytes, *others = struct.unpack_from("=8Q", counters)
+    return ifindex, LinkStatistics(rx_bytes, tx_bytes, rx_packets, tx_packets, *others)
+
+
+def is_link_local_route(message: Message) -> bool:
+    """Whether a route leads to link-local addresses only; those come with every link and lead nowhere else."""
+    destination = attributes(message.body, 12).get(_RTA_DST)
+    if destination is None:
+        return False
+    address = ipaddress.ip_address(destination)
+    return any(address in network for network in _LINK_LOCAL if network.version == address.version)
+
+
+def normal_address(address: str) -> str:
+    """An address as the cache writes it, so that equal ones compare equal."""
+    return ipaddress.ip_interface(address).with_prefixlen
+
+
+def link_query(ifindex: int = 0) -> Writable:
+    """The body of RTM_GETLINK, for one link or for all."""
+    message = ifinfmsg()
+    message["index"] = ifindex
+    message["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+    return cast("Writable", message)
+
+
+def link_setting(ifindex: int, change: LinkChange) -> Writable:
+    """The body of the RTM_NEWLINK that sets every field of a change at once."""
+    message = ifinfmsg()
+    message["index"] = ifindex
+    if change.up is not None:
+        message["flags"], message["change"] = (IFF_UP if change.up else 0), IFF_UP
+    named = {
+        "IFLA_MTU": change.mtu,
+        "IFLA_ADDRESS": change.mac,
+        "IFLA_MASTER": change.master,
+        "IFLA_IFALIAS": change.alias,
+        "IFLA_IFNAME": change.name,
+    }
+    message["attrs"] = [(name, value) for name, value in named.items() if value is not None]
+    if change.stp is not None or change.snooping is not None:
+        message["attrs"].append(("IFLA_LINKINFO", _bridge_info(change.stp, change.snooping)))
+    return cast("Writable", message)
+
+
+def _bridge_info(stp: bool | None, snooping: bool | None) -> dict[str, object]:
+    """IFLA_LINKINFO of a bridge. Without STP there is nothing to listen for, so ports forward at once."""
+    data: list[tuple[str, int]] = []
+    if stp is not None:
+        data.append(("IFLA_BR_STP_STATE", int(stp)))
+        data.append(("IFLA_BR_FORWARD_DELAY", 1500 if stp else 0))  # clock ticks of 1/100 s (USER_HZ)
+    if snooping is not None:
+        data.append(("IFLA_BR_MCAST_SNOOPING", int(snooping)))
+    return {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": data})]}
+
+
+def new_bridge(spec: BridgeSpec) -> Writable:
+    """The body of the RTM_NEWLINK that makes a bridge, recognisable as ours by its group from the first moment.
+
+    Its MTU is one beside the wanted: a bridge follows the MTU of its ports until its own is *changed* (net/bridge:
+    BROPT_MTU_SET_BY_USER), and a bridge that is made with an MTU has not changed it.
+    """
+    message = ifinfmsg()
+    beside = spec.mtu - 1 if spec.mtu > 1280 else spec.mtu + 1
+    message["attrs"] = [
+        ("IFLA_IFNAME", spec.name),
+        ("IFLA_MTU", beside),
+        ("IFLA_GROUP", marks.GROUP),
+        ("IFLA_LINKINFO", _bridge_info(spec.stp, snooping=False)),
+    ]
+    if spec.mac:
+        message["attrs"].append(("IFLA_ADDRESS", spec.mac))
+    return cast("Writable", message)
+
+
+def address_query(ifindex: int = 0) -> Writable:
+    """The body of RTM_GETADDR, for one link or for all."""
+    message = ifaddrmsg()
+    message["index"] = ifindex
+    return cast("Writable", message)
+
+
+def address_setting(ifindex: int, address: str, *, own: bool) -> Writable:
+    """The body of RTM_NEWADDR and RTM_DELADDR. An IPv6 address is usable at once: nobody else was given it (NODAD)."""
+    interface = ipaddress.ip_interface(address)
+    message = ifaddrmsg()
+    message["index"] = ifindex
+    message["family"] = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    message["prefixlen"] = interface.network.prefixlen
+    message["scope"] = RT_SCOPE_LINK if interface.is_link_local else 0
+    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+    if isinstance(interface, ipaddress.IPv6Interface):
+        message["attrs"].append(("IFA_FLAGS", IFA_F_NODAD))
+    elif interface.network.prefixlen < 31:
+        message["attrs"].append(("IFA_BROADCAST", str(interface.network.broadcast_address)))
+    if own:
+        message["attrs"].append(("IFA_PROTO", marks.ADDRESS_PROTOCOL))
+    return cast("Writable", message)
+
+
+def route_query(family: int, ifindex: int) -> Writable:
+    """The body of the RTM_GETROUTE dump of the main table's unicast routes that leave by a link."""
+    message = rtmsg()
+    message["family"], message["table"], message["type"] = family, RT_TABLE_MAIN, RTN_UNICAST
+    message["attrs"] = [("RTA_OIF", ifindex)]
+    return cast("Writable", message)
+
+
+def statistics_query() -> Writable:
+    """The body of the RTM_GETSTATS dump of all links' counters."""
+    message = ifstatsmsg()
+    message["filter_mask"] = 1 << (_IFLA_STATS_LINK_64 - 1)
+    return cast("Writable", message)
