@@ -1,0 +1,201 @@
+"""One launched QEMU: its monitor, its exit, and what it last said. Events only ring; the answer to a query is what counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent.core.errors import ActionError, TransientError
+from agent.core.observed import VmState
+from agent.host.launches import LaunchRecord
+from agent.host.processes import Process, kill
+from agent.host.qmp import Monitor
+from agent.runtime.clock import now_s
+from agent.runtime.descriptors import Descriptors
+
+log = structlog.get_logger("vmhost.guest")
+
+SILENT_AFTER_S = 5.0
+"""A query that is not answered for this long makes the run state unknown; it is not sent again meanwhile."""
+
+CONNECT_EVERY_S = 0.002
+QUERY_EVERY_S = 30.0
+QUIT_GRACE_S = 5.0
+POWER_BUTTON_EVERY_S = 10.0
+"""A guest that is still booting does not hear the power button; so it is pressed again."""
+
+STATE_EVENTS = frozenset({"STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP"})
+SHUTDOWN_CAUSES = {"host-signal": "killed", "host-qmp-quit": "host", "guest-panic": "panic"}
+"""QMP SHUTDOWN reasons that tell more than the run state does (QEMU, ShutdownCause)."""
+
+Telling = Callable[[str, str, Mapping[str, Any]], None]
+"""Who hears of a guest's events: guest, event, data."""
+
+
+class Guest:
+    """Serves one QEMU from its launch, or its adoption, to its exit."""
+
+    def __init__(
+        self,
+        record: LaunchRecord,
+        process: Process | None,
+        directory: Path,
+        descriptors: Descriptors,
+        ring: Callable[[str], None],
+        tell: Telling,
+    ) -> None:
+        self.record = record
+        self.process = process
+        self.directory = directory
+        self.alive = process is not None
+        self.began_s = now_s()
+        self.run_state: str | None = None
+        self.exit_reason: str | None = None if process is not None else record.exit_reason
+        self.monitor: Monitor | None = None
+        self._descriptors = descriptors
+        self._ring = ring
+        self._tell = tell
+        self._asked_s: float | None = now_s()
+        self._stale = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._cause: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The guest's name."""
+        return self.record.spec.name
+
+    def state(self) -> VmState:
+        """What is known of the guest now."""
+        spec = self.record.spec
+        nics = {nic.id: self._descriptors.state(spec.name, nic.id) for nic in spec.nics} if self.alive else {}
+        silent = self._asked_s is not None and self.run_state is None and self.alive
+        return VmState(
+            spec=spec,
+            alive=self.alive,
+            pid=self.process.pid if self.process else None,
+            generation=self.record.generation,
+            reset_generation=self.record.reset_generation,
+            run_state=self.run_state,
+            exit_reason=self.exit_reason or self._cause,
+            unanswered_s=now_s() - self._asked_s if silent and self._asked_s is not None else 0.0,
+            nics=nics,
+        )
+
+    async def serve(self) -> None:
+        """Follow the guest until its process is gone."""
+        if self.process is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            talking = group.create_task(self._keep_talking(), name=f"qmp {self.name}")
+            status = await self.process.wait_exit()
+            talking.cancel()
+        self.alive = False
+        self.run_state = None
+        self.exit_reason = self._cause or (status.reason if status is not None else "crash")
+        self._note_change("exit")
+
+    async def _keep_talking(self) -> None:
+        while True:
+            try:
+                self.monitor = await Monitor.connect(self.directory / "qmp.sock", SILENT_AFTER_S, self._heard)
+            except ActionError:
+                await asyncio.sleep(CONNECT_EVERY_S if now_s() - self.began_s < SILENT_AFTER_S else 1.0)
+                continue
+            with contextlib.suppress(ActionError):
+                await self._ask_until_closed(self.monitor)
+            self.monitor = None
+            self._asked_s = now_s()
+            self._set_run_state(None)
+            await asyncio.sleep(CONNECT_EVERY_S)
+
+    async def _ask_until_closed(self, monitor: Monitor) -> None:
+        while True:
+            self._stale.clear()
+            await self._ask(monitor)
+            if not self._stale.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stale.wait(), QUERY_EVERY_S)
+
+    async def _ask(self, monitor: Monitor) -> None:
+        """Query the run state; a QEMU that is silent is waited for, and shown as silent meanwhile."""
+        self._asked_s = now_s()
+        query = asyncio.ensure_future(monitor.execute("query-status", timeout_s=None))
+        try:
+            done, _ = await asyncio.wait({query}, timeout=SILENT_AFTER_S)
+            if not done:
+                self._set_run_state(None)
+            answer = await query
+        finally:
+            query.cancel()
+        self._asked_s = None
+        if isinstance(answer, dict):
+            self._set_run_state(str(answer["status"]))
+
+    def _heard(self, event: str, data: Mapping[str, Any]) -> None:
+        if event == "SHUTDOWN":
+            self._cause = SHUTDOWN_CAUSES.get(str(data.get("reason")), self._cause)
+        if event in STATE_EVENTS:
+            self._stale.set()
+        self._tell(self.name, event, data)
+
+    def _set_run_state(self, run_state: str | None) -> None:
+        if run_state != self.run_state:
+            self.run_state = run_state
+            self._note_change("qmp")
+
+    def _note_change(self, source: str) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._ring(source)
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """One QMP command; `TransientError` while nobody is connected."""
+        if self.monitor is None:
+            raise TransientError(f"QEMU of {self.name} is not connected", reason="NotConnected")
+        return await self.monitor.execute(command, dict(arguments or {}), timeout_s=SILENT_AFTER_S)
+
+    async def release(self) -> None:
+        """Let the guest run, and return when QEMU says so."""
+        await self.execute("cont")
+        self._stale.set()
+        await self._until(lambda: self.run_state != "prelaunch")
+
+    async def connected(self) -> None:
+        """Return when the run state is known, or the process is gone."""
+        await self._until(lambda: self.run_state is not None or not self.alive)
+
+    async def stop(self, timeout_s: float) -> None:
+        """End the guest: power button, at the deadline `quit`, then a kill. Returns when the process is gone."""
+        deadline_s = now_s() + timeout_s
+        while self._is_ending_itself() and now_s() < deadline_s:
+            with contextlib.suppress(ActionError):
+                await self.execute("system_powerdown")
+            wait_s = min(POWER_BUTTON_EVERY_S, deadline_s - now_s())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._until(lambda: not self._is_ending_itself()), max(wait_s, 0))
+        await self.quit()
+
+    def _is_ending_itself(self) -> bool:
+        """Whether a guest may still obey its power button: one that QEMU holds, or that has ended, will not."""
+        return self.alive and self.run_state not in {"prelaunch", "shutdown", "guest-panicked", "internal-error"}
+
+    async def quit(self) -> None:
+        """Have QEMU quit, and kill it if it does not. Returns when the process is gone."""
+        if self.alive:
+            with contextlib.suppress(ActionError):
+                await self.execute("quit")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._until(lambda: not self.alive), QUIT_GRACE_S)
+        if self.alive and self.process is not None:
+            kill(self.process)
+            await self._until(lambda: not self.alive)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._changed.wait()

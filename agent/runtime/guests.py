@@ -1,0 +1,97 @@
+"""All guests that were launched and not yet forgotten, by name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import structlog
+
+from agent.core.errors import ActionError, TransientError
+from agent.core.observed import VmState
+from agent.host.launches import LaunchRecord, Launches
+from agent.host.processes import Process, find_process
+from agent.host.tap import fetch_descriptor
+from agent.runtime.descriptors import Descriptors
+from agent.runtime.guest import Guest, Telling
+
+log = structlog.get_logger("vmhost.guests")
+
+
+class Guests:
+    """Serves each guest in a task of its own; what one does delays no other."""
+
+    def __init__(
+        self, launches: Launches, descriptors: Descriptors, group: asyncio.TaskGroup, ring: Callable[[str], None], tell: Telling
+    ) -> None:
+        self._launches = launches
+        self._descriptors = descriptors
+        self._group = group
+        self._ring = ring
+        self._tell = tell
+        self._guests: dict[str, Guest] = {}
+
+    def __iter__(self) -> Iterable[Guest]:
+        return iter(self._guests.values())
+
+    def states(self) -> Mapping[str, VmState]:
+        """What is known of each guest now."""
+        return {name: guest.state() for name, guest in self._guests.items()}
+
+    def find(self, name: str) -> Guest | None:
+        """The guest of a name, None if there is none."""
+        return self._guests.get(name)
+
+    def get(self, name: str) -> Guest:
+        """The guest of a name; `TransientError` if it is gone meanwhile."""
+        guest = self._guests.get(name)
+        if guest is None:
+            raise TransientError(f"{name} is gone meanwhile", reason="Gone")
+        return guest
+
+    def add(self, record: LaunchRecord, process: Process | None) -> Guest:
+        """Begin to serve a guest."""
+        guest = Guest(
+            record, process, self._launches.directory(record.spec.name), self._descriptors, self._ring, self._tell
+        )
+        self._guests[record.spec.name] = guest
+        self._group.create_task(guest.serve(), name=f"guest {record.spec.name}")
+        return guest
+
+    def adopt(self, records: Iterable[LaunchRecord]) -> int:
+        """Take over what an earlier agent launched; how many of them run."""
+        running = 0
+        for record in records:
+            process = self._find_process(record)
+            if process is not None:
+                self._fetch_descriptors(record, process)
+                running += 1
+            self.add(record, process)
+        return running
+
+    def _find_process(self, record: LaunchRecord) -> Process | None:
+        if record.pid is None or record.start_time is None:
+            return None
+        return find_process(record.pid, record.start_time)
+
+    def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
+        for nic, fd in record.nic_fds.items():
+            try:
+                self._descriptors.put(record.spec.name, nic, fetch_descriptor(process.pid, fd))
+            except ActionError as error:
+                log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic, why=str(error))
+
+    def forget(self, name: str) -> None:
+        """Forget a guest that is gone: its record, its sockets and its descriptors."""
+        self._guests.pop(name, None)
+        self._descriptors.forget_guest(name)
+        self._launches.forget(name)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Carry a guest over to another name."""
+        guest = self.get(name)
+        guest.record = self._launches.rename(guest.record, new_name)
+        guest.directory = self._launches.directory(new_name)
+        self._descriptors.rename_guest(name, new_name)
+        self._guests[new_name] = self._guests.pop(name)
