@@ -45,7 +45,7 @@ build/tools.stamp: Makefile
 	@touch $@
 
 .venv/stamp: .venv/locked.stamp pyproject.toml
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(GUEST)/initramfs.img: $(GUEST_SOURCES) | build/tools.stamp

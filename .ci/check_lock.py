@@ -33,7 +33,10 @@ def compile_lock(out: Path, *, upgrade: bool) -> None:
         env["PIP_CONFIG_FILE"] = os.devnull
     options = [*OPTIONS, *(["--upgrade"] if upgrade else [])]
     command = [sys.executable, "-m", "piptools", "compile", *options, "--output-file", str(out), "pyproject.toml"]
-    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode != 0:
+        sys.exit(
+            "check_lock: pyproject.toml cannot be resolved (see above); after changing a requirement run `make lock`"
+        )
 
 
 def check_current() -> list[str]:

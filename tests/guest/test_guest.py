@@ -6,7 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +90,9 @@ async def _boot(kernel: Path, initrd: Path, folder: Path, append: str = "") -> A
             await qmp.connect(str(monitor))
         with qmp.listener("STOP") as stops:
             yield Running(qmp, stops, answer, shell)
-        await qmp.disconnect()
     finally:
+        with suppress(EOFError, ConnectionError):  # a QEMU that died under its test
+            await qmp.disconnect()
         if qemu.returncode is None:
             qemu.kill()
         await qemu.wait()
