@@ -306,6 +306,27 @@ async def test_a_full_look_corrects_the_cache_and_keeps_what_events_said_meanwhi
         assert set(links.snapshot) == actual
 
 
+async def test_a_link_that_was_made_during_a_look_stays_though_the_look_missed_it() -> None:
+    async with Links() as links:
+        links._cache.begin_look()
+        ip("link add late type bridge")
+        links.catch_up()
+        links._cache.end_look([], [])
+        assert set(links.snapshot) == {"late"}
+
+
+async def test_a_link_that_left_its_bridge_is_not_taken_for_deleted() -> None:
+    ip("link add br0 type bridge", "link add v0 type veth peer name v1", "link set v0 master br0 up")
+    async with Links() as links:
+        ip("addr add 192.0.2.9/24 dev v0")
+        links.catch_up()
+        ip("link set v0 nomaster")
+        links.catch_up()
+        assert links.events["dellink"] == 1  # of family AF_BRIDGE
+        assert links.snapshot["v0"].master is None
+        assert AddressState("192.0.2.9/24") in links.snapshot["v0"].addresses
+
+
 async def test_statistics_count_what_passes() -> None:
     async with Links() as links:
         ip("addr add 192.0.2.1/32 dev lo")

@@ -78,9 +78,11 @@ def test_a_kept_tap_is_attached_to_again(open_tap: Callable[[str], int]) -> None
 
 def test_a_second_opener_is_refused_for_now(open_tap: Callable[[str], int]) -> None:
     open_tap("t0")
+    open_before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TransientError) as refused:
         tap.open_tap("t0", UID)
     assert refused.value.reason == "Busy"
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 def test_another_kind_of_link_is_refused_for_good() -> None:
