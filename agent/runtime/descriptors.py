@@ -38,8 +38,11 @@ class Descriptors:
     def put(self, vm: str, nic: str, fd: int) -> None:
         """Take a descriptor over; a former one of this NIC is closed."""
         self._close(self._held.pop((vm, nic), None))
-        self._held[vm, nic] = Held(fd)
-        self.read_settings(vm, nic)
+        held = Held(fd)
+        self._held[vm, nic] = held
+        with contextlib.suppress(ActionError):
+            link = attached_link(fd)
+            held.settings = read_settings(fd, link) if link else held.settings
 
     def forget(self, vm: str, nic: str) -> None:
         """Close a NIC's descriptor, if there is one."""
@@ -72,15 +75,13 @@ class Descriptors:
             return NicState(NicBackend.UNKNOWN)
         return NicState(NicBackend.DEAD) if link is None else NicState(NicBackend.ATTACHED, link)
 
-    def read_settings(self, vm: str, nic: str) -> None:
-        """Read what the tap must have again after it was lost; a dead one keeps what was read before."""
-        held = self._held.get((vm, nic))
-        if held is None:
-            return
-        with contextlib.suppress(ActionError):
-            link = attached_link(held.fd)
-            if link is not None:
-                held.settings = read_settings(held.fd, link)
+    def read_settings(self, stated: frozenset[str]) -> None:
+        """Read anew what the taps of these names must have again after a loss; a dead one keeps what was read before."""
+        for held in self._held.values() if stated else ():
+            with contextlib.suppress(ActionError):
+                link = attached_link(held.fd)
+                if link in stated:
+                    held.settings = read_settings(held.fd, link)
 
     @staticmethod
     def _close(held: Held | None) -> None:

@@ -25,6 +25,7 @@ class LinkCache:
         self._addresses: dict[int, dict[str, AddressState]] = {}
         self._touched: set[int] = set()
         self._touched_addresses: set[int] = set()
+        self._stated: set[str] = set()
         self._snapshot: Mapping[str, LinkState] | None = None
 
     @property
@@ -33,6 +34,11 @@ class LinkCache:
         if self._snapshot is None:
             self._snapshot = MappingProxyType({link.name: link for link in self._links.values()})
         return self._snapshot
+
+    def take_stated(self) -> frozenset[str]:
+        """The names of links that events stated since the last call: also where nothing kept here changed."""
+        stated, self._stated = frozenset(self._stated), set()
+        return stated
 
     def get(self, ifindex: int) -> LinkState | None:
         """The link of this ifindex, if there is one."""
@@ -58,6 +64,7 @@ class LinkCache:
             self._touched_addresses.add(ifindex)
             self._forget(ifindex)
         elif (link := said.link_state(message)) is not None:
+            self._stated.add(link.name)
             self._put(link)
 
     def _apply_address(self, message: Message) -> None:

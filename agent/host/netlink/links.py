@@ -89,6 +89,10 @@ class Links:
         """All links by name as the kernel last stated them; the same object until something changes."""
         return self._cache.snapshot
 
+    def take_stated(self) -> frozenset[str]:
+        """The links that the kernel stated anew since the last call; a tap's offloads change with such a statement."""
+        return self._cache.take_stated()
+
     @property
     def events(self) -> Counter[str]:
         """How many events were read, by message type."""

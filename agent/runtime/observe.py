@@ -1,0 +1,57 @@
+"""Puts together what the adapters know into one `Observed`; it reads caches only, so that a pass never waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+from agent.core.desired import Desired
+from agent.core.observed import Attempt, DiskState, HostState, Observed
+from agent.host.disks import disk_state
+from agent.runtime.guests import Guests
+from agent.runtime.keeper import Keeper
+from agent.host.netlink import Links
+
+LOOK_AGAIN_S = 1.0
+"""How old a look at a disk's file may be; files appear without any event that one could wait for."""
+
+
+class DiskLooks:
+    """Looks at disks in threads, because a file system may hang; a disk not seen yet is unknown, and rings when it is."""
+
+    def __init__(self, group: asyncio.TaskGroup, ring: Callable[[str], None]) -> None:
+        self._group = group
+        self._ring = ring
+        self._seen: dict[str, tuple[bool, bool]] = {}
+        self._looking: set[str] = set()
+
+    def look(self, paths: Iterable[str]) -> None:
+        """Begin to look at disks, unless a look at them is under way."""
+        fresh = frozenset(paths) - self._looking
+        if fresh:
+            self._looking |= fresh
+            self._group.create_task(self._look(fresh), name="disks")
+
+    async def _look(self, paths: frozenset[str]) -> None:
+        seen = await asyncio.to_thread(lambda: {path: disk_state(path) for path in paths})
+        self._looking -= paths
+        changed = any(self._seen.get(path) != state for path, state in seen.items())
+        self._seen.update(seen)
+        if changed:
+            self._ring("disk")
+
+    def states(self, known: frozenset[str]) -> Mapping[str, DiskState]:
+        """What was seen of each disk that was looked at."""
+        return {path: DiskState(*seen, known=path in known) for path, seen in self._seen.items()}
+
+    def forget(self, path: str) -> None:
+        """Take what was seen of a disk for outdated."""
+        self._seen.pop(path, None)
+
+
+def unstarted_disks(desired: Desired, running: Iterable[str]) -> frozenset[str]:
+    """The disks of guests that are wanted and not launched: the only ones that anything depends on."""
+    launched = frozenset(running)
+    return frozenset(
+        disk.path for name, spec in desired.vms.items() if spec.enabled and name not in launched for disk in spec.disks
+    )
