@@ -1,0 +1,230 @@
+"""The answer to `vmhost status`: plain data for JSON, built from what was wanted, what was seen and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.core.conditions import Condition
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec
+from agent.core.draft import Plan
+from agent.core.errors import UnitError
+from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
+from agent.core.observed import Observed
+from agent.core.vm_display import nic_attached, vm_display_state
+
+Json = Mapping[str, object]
+
+
+class FileLike(Protocol):
+    """What became of one unit file (`agent.unitfile.resolve.FileStatus`)."""
+
+    @property
+    def path(self) -> str:
+        """The file."""
+
+    @property
+    def state(self) -> str:
+        """`valid`, `invalid` or `held`."""
+
+    @property
+    def errors(self) -> tuple[UnitError, ...]:
+        """Its mistakes."""
+
+
+class PendingLike(Protocol):
+    """A change that waits for a restart (`agent.core.digest.PendingChange`); values as the operator writes them."""
+
+    @property
+    def key(self) -> str:
+        """The unit's key, as `nic.lan.bridge`."""
+
+    @property
+    def before(self) -> object:
+        """What the guest runs with."""
+
+    @property
+    def after(self) -> object:
+        """What the unit says."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What the agent says of itself. `started` is wall-clock time, ISO 8601; `settled` as of the latest pass."""
+
+    version: str
+    pid: int
+    started: str
+    settled: bool
+    units_dir: str = ""
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusInputs:
+    """Everything that a status is made of. `since` are ISO times by condition; `pending` and `restarts` go by guest."""
+
+    agent: AgentFacts
+    files: Sequence[FileLike] = ()
+    desired: Desired = Desired()
+    observed: Observed = Observed()
+    plan: Plan = field(default_factory=Plan)
+    conditions: Sequence[tuple[Condition, str]] = ()
+    pending: Mapping[str, Sequence[PendingLike]] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+def status(inputs: StatusInputs) -> dict[str, object]:
+    """The status of everything, in a fixed order; its keys are a promise to scripts.
+
+    A condition that belongs to no guest and no bridge stands under `agent`, so that none is ever lost.
+    """
+    found = _found(inputs)
+    names = sorted(inputs.desired.vms.keys() | inputs.observed.vms.keys())
+    bridges = sorted(present_bridges(inputs.desired, inputs.observed).items())
+    return {
+        "agent": _agent_status(inputs, found.conditions.get("", ())),
+        "units": [_unit_status(file) for file in sorted(inputs.files, key=lambda file: file.path)],
+        "bridges": [_bridge_status(inputs, bridge, found) for _, bridge in bridges],
+        "vms": [_vm_status(inputs, name, found) for name in names],
+    }
+
+
+def present_bridges(desired: Desired, observed: Observed) -> Mapping[str, BridgeSpec]:
+    """The wanted bridges, and the retained ones that are still there."""
+    links = observed.links
+    kept = {n: b for n, b in desired.retained.items() if n in links and is_own_bridge(links[n])}
+    return {**kept, **desired.bridges}
+
+
+class Owners:
+    """Tells under which guest or bridge a resource is shown: `vm/web` for `tap/web/lan`, empty for none."""
+
+    def __init__(self, desired: Desired, observed: Observed) -> None:
+        bridges = present_bridges(desired, observed)
+        self._names = {vm_resource(name) for name in desired.vms.keys() | observed.vms.keys()}
+        self._names |= {bridge_resource(name) for name in bridges}
+        self._ports = {port: bridge_resource(bridge.name) for bridge in bridges.values() for port in bridge.ports}
+
+    def of(self, resource: str) -> str:
+        """The owner's resource name."""
+        kind, _, rest = resource.partition("/")
+        if kind == "port":
+            return self._ports.get(rest, "")
+        owner = f"{'vm' if kind == 'tap' else kind}/{rest.partition('/')[0]}"
+        return owner if owner in self._names else ""
+
+
+def deviating_owners(desired: Desired, observed: Observed, deviating: frozenset[str]) -> frozenset[str]:
+    """The guests and bridges of which something deviates: themselves, a tap, a disk or a port."""
+    owners = Owners(desired, observed)
+    return frozenset(owners.of(resource) for resource in deviating)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was found, by the guest or bridge that it belongs to."""
+
+    conditions: Mapping[str, Sequence[tuple[Condition, str]]]
+    deviating: frozenset[str]
+
+
+def _found(inputs: StatusInputs) -> _Found:
+    owners = Owners(inputs.desired, inputs.observed)
+    conditions: dict[str, list[tuple[Condition, str]]] = {}
+    for condition, since in inputs.conditions:
+        conditions.setdefault(owners.of(condition.resource), []).append((condition, since))
+    return _Found(conditions, frozenset(owners.of(resource) for resource in inputs.plan.deviating))
+
+
+def _agent_status(inputs: StatusInputs, conditions: Sequence[tuple[Condition, str]]) -> Json:
+    facts, approval = inputs.agent, inputs.plan.approval
+    why = f"{len(approval.guests)} guests would stop at once because of their units" if approval else ""
+    return {
+        "settled": facts.settled,
+        "version": facts.version,
+        "pid": facts.pid,
+        "started": facts.started,
+        "units_dir": facts.units_dir,
+        "listen": facts.listen,
+        "approvals": [{"id": approval.id, "guests": list(approval.guests), "why": why}] if approval else [],
+        "in_flight": [
+            {"resource": resource, "action": key.partition(" ")[0]}
+            for resource, key in sorted(inputs.observed.in_flight.items())
+        ],
+        "conditions": _conditions(conditions),
+    }
+
+
+def _unit_status(file: FileLike) -> Json:
+    errors = [{"line": e.line, "column": e.column, "problem": e.problem, "hint": e.hint} for e in file.errors]
+    return {"file": file.path, "state": file.state, "errors": errors}
+
+
+def _conditions(conditions: Sequence[tuple[Condition, str]]) -> list[Json]:
+    return [
+        {"type": c.type, "reason": c.reason, "message": c.message, "since": since, "resource": c.resource}
+        for c, since in conditions
+    ]
+
+
+def _bridge_status(inputs: StatusInputs, spec: BridgeSpec, found: _Found) -> Json:
+    link = inputs.observed.links.get(spec.name)
+    ports = sorted(p.name for p in inputs.observed.links.values() if link is not None and p.master == link.ifindex)
+    return {
+        "name": spec.name,
+        "up": link is not None and link.up,
+        "mtu": link.mtu if link is not None else None,
+        "mac": spec.mac,
+        "addresses": list(spec.addresses),
+        "ports": ports,
+        "in_sync": bridge_resource(spec.name) not in found.deviating,
+        "file": spec.file,
+        "conditions": _conditions(found.conditions.get(bridge_resource(spec.name), ())),
+    }
+
+
+def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
+    state, wanted = inputs.observed.vms.get(name), inputs.desired.vms.get(name)
+    spec = state.spec if state is not None else wanted
+    if spec is None:
+        raise KeyError(name)
+    conditions = found.conditions.get(vm_resource(name), ())
+    types = frozenset(condition.type for condition, _ in conditions)
+    pending = inputs.pending.get(name, ())
+    return {
+        "name": name,
+        "uuid": spec.uuid,
+        "state": str(vm_display_state(name, wanted, inputs.observed, types)),
+        "pid": state.pid if state is not None and state.alive else None,
+        "restarts": inputs.restarts.get(name, 0),
+        "in_sync": not pending and "Held" not in types and vm_resource(name) not in found.deviating,
+        "pending": [{"key": change.key, "from": change.before, "to": change.after} for change in pending],
+        "nics": [_nic_status(inputs, name, nic) for nic in spec.nics],
+        "disks": [_disk_status(disk) for disk in spec.disks],
+        "file": spec.file,
+        "description": (wanted or spec).description,
+        "conditions": _conditions(conditions),
+    }
+
+
+def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
+    return {
+        "name": nic.id,
+        "tap": nic.tap,
+        "bridge": nic.bridge,
+        "mac": nic.mac,
+        "address": None,  # units cannot name one yet
+        "attached": nic_attached(inputs.observed.vms.get(name), nic, inputs.observed.links),
+    }
+
+
+def _disk_status(disk: DiskSpec) -> Json:
+    return {
+        "name": disk.id,
+        "path": disk.path,
+        "format": disk.format,
+        "size_bytes": disk.size_bytes,
+        "read_only": disk.read_only,
+    }
