@@ -34,9 +34,7 @@ def with_uid(allocations: Allocations, uuid: str) -> tuple[int, Allocations]:
     return uid, Allocations(allocations.uuids, {**allocations.uids, uuid: uid}, allocations.slots)
 
 
-def with_slots(
-    allocations: Allocations, uuid: str, devices: tuple[str, ...]
-) -> tuple[Mapping[str, int], Allocations]:
+def with_slots(allocations: Allocations, uuid: str, devices: tuple[str, ...]) -> tuple[Mapping[str, int], Allocations]:
     """The slots of a guest's devices, new ones at the lowest free places; a device that left keeps its own."""
     slots = dict(allocations.slots.get(uuid, {}))
     for device in devices:

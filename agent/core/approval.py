@@ -27,7 +27,7 @@ class Approval:
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """The guests that may be stopped now because of their units, those that wait, and the question that they wait for."""
+    """The guests that may be stopped now because of their units, those that wait, and what they wait for."""
 
     allowed: frozenset[str]
     waiting: frozenset[str]
@@ -41,7 +41,7 @@ def approval_key(state: VmState) -> str:
 
 
 def is_unit_gone(name: str, state: VmState, desired: Desired) -> bool:
-    """Whether no unit wants a guest any more, by name or by uuid, and no unreadable or invalid file may still want it."""
+    """Whether no unit wants a guest any more, by name or uuid, and no invalid file may still want it."""
     if name in desired.vms or state.spec.file in desired.unresolved_files:
         return False
     return all(spec.uuid != state.spec.uuid for spec in desired.vms.values())

@@ -22,6 +22,9 @@ from agent.core.actions import (
 )
 
 
+VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm
+
+
 def describe(action: Action) -> str:
     """What an action does, as a line for `vmhost events` and `vmhost plan`."""
     match action:
@@ -35,6 +38,12 @@ def describe(action: Action) -> str:
             return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
         case CreateDisk(disk=disk):
             return f"create {disk.path} ({disk.format}, {disk.size_bytes} bytes)"
+        case _:
+            return _describe_vm(action)
+
+
+def _describe_vm(action: VmAction) -> str:
+    match action:
         case LaunchVm(spec=spec):
             return f"launch QEMU for {spec.name}"
         case ReleaseVm(vm=vm):

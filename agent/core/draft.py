@@ -51,7 +51,9 @@ class Draft:
         self._actions[action.resource] = action
         return True
 
-    def tell(self, resource: str, type_: str, message: str, *, reason: str | None = None, deviates: bool = True) -> None:
+    def tell(
+        self, resource: str, type_: str, message: str, *, reason: str | None = None, deviates: bool = True
+    ) -> None:
         """Note a condition; `deviates` False for one that is no deviation from the spec."""
         self._conditions.append(Condition(resource, type_, reason or type_, message))
         if deviates:

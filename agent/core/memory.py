@@ -1,4 +1,4 @@
-"""What the agent must not forget over its own restarts, and how each event changes it. Pure: the state directory keeps it."""
+"""What the agent must not forget over its own restarts, and how each event changes it; the state directory keeps it."""
 
 from __future__ import annotations
 

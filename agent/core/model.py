@@ -1,7 +1,7 @@
 """The model host: what each action makes of the world, as far as the planner can see it.
 
-`vmhost plan` and the property tests iterate the planner over it. Every action's precondition is asserted: a planner that
-would start a guest twice, touch a foreign link or delete what is used fails here, not on somebody's host.
+`vmhost plan` and the property tests iterate the planner over it. Every action's precondition is asserted: a planner
+that would start a guest twice, touch a foreign link or delete what is used fails here, not on somebody's host.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
         case ArmTap() | ReplugNic():
             return _apply_to_tap(observed, action)
         case CreateDisk(disk=disk):
-            _require(not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once")
+            _require(
+                not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once"
+            )
             return replace(observed, disks={**observed.disks, disk.path: DiskState(True, True, True)})
         case _:
             return _apply_to_vm(observed, action, now_s)
@@ -159,9 +161,7 @@ def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
     mark = tap_mark(action.vm, action.nic.id)
     _require(present is None or present.alias == mark, f"{action.nic.tap} is free or ours")
     index = present.ifindex if present else _next_ifindex(observed)
-    link = LinkState(
-        index, action.nic.tap, "tun", True, action.nic.mtu, action.nic.mac, action.bridge_ifindex, mark
-    )
+    link = LinkState(index, action.nic.tap, "tun", True, action.nic.mtu, action.nic.mac, action.bridge_ifindex, mark)
     seen = _with_link(observed, link)
     if isinstance(action, ArmTap) and not action.running:
         return seen
@@ -173,7 +173,7 @@ def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
 
 def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
     match action:
-        case LaunchVm(spec=spec):
+        case LaunchVm():
             return _launch(observed, action)
         case ReleaseVm(vm=name):
             _require(observed.vms[name].run_state == "prelaunch", "only a guest that QEMU holds is released")
@@ -182,7 +182,9 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             return _with_vm(observed, name, replace(observed.vms[name], reset_generation=generation))
         case StopVm(vm=name, unit_asked=unit_asked):
             state = observed.vms[name]
-            _require(state.alive and state.spec.uuid == action.uuid, "the guest that is stopped is the one that was seen")
+            _require(
+                state.alive and state.spec.uuid == action.uuid, "the guest that is stopped is the one that was seen"
+            )
             stops = (*observed.stops_at_s, now_s) if unit_asked else observed.stops_at_s
             return replace(_without_vm(observed, name), stops_at_s=stops)
         case EndVm(vm=name, asked=asked):

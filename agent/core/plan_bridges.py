@@ -93,9 +93,7 @@ def settings_change(spec: BridgeSpec, link: LinkState) -> tuple[LinkChange, Reas
     return change, next((reason for value, reason in reasons if value is not None), None)
 
 
-def _plan_port(
-    draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bridges: Mapping[str, BridgeSpec]
-) -> None:
+def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bridges: Mapping[str, BridgeSpec]) -> None:
     resource = port_resource(port)
     link = draft.observed.links.get(port)
     if link is None:
@@ -110,7 +108,9 @@ def _plan_port(
         return
     carried = [a.address for a in link.addresses if not a.link_local]
     if carried:
-        message = f"{port} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first"
+        message = (
+            f"{port} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first"
+        )
         draft.tell(resource, "PortAddressed", message)
         return
     reason = Reason.DETACHED if (port, spec.name) in draft.observed.enslaved else Reason.WANTED
@@ -163,7 +163,7 @@ def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> No
             and not port.alias.startswith("vmhost:tap/")
         )
         if strangers:
-            message = f"no unit wants {link.name}, but {', '.join(strangers)} is still in it; take it out to let the bridge go"
+            message = f"no unit wants {link.name}, but {', '.join(strangers)} is still in it; take it out to let it go"
             draft.tell(resource, "StillNeeded", message)
             continue
         draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))

@@ -25,7 +25,9 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
         _plan_renamed_tap(draft, resource, backend.link or "", nic)
     elif backend.backend is NicBackend.ATTACHED:
         if link is None:
-            draft.tell(resource, "TapElsewhere", f"{nic.tap} is attached but not in this network namespace; move it back")
+            draft.tell(
+                resource, "TapElsewhere", f"{nic.tap} is attached but not in this network namespace; move it back"
+            )
         else:
             _maintain_tap(draft, name, nic, link)
     elif link is not None and not _is_own_tap(link, name, nic):
@@ -51,7 +53,8 @@ def _plan_renamed_tap(draft: Draft, resource: str, present: str, nic: NicSpec) -
 
 def plan_taps_before_launch(draft: Draft, spec: VmSpec) -> bool:
     """Make the taps of a guest that is about to start; whether all are there and right."""
-    return all([_plan_tap_before_launch(draft, spec, nic) for nic in spec.nics])
+    ready = [_plan_tap_before_launch(draft, spec, nic) for nic in spec.nics]
+    return all(ready)
 
 
 def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:

@@ -41,7 +41,9 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     elif not state.alive:
         _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=not runs or _is_outdated(state, intent))
     elif state.run_state in REMAINS:
-        _plan_end(draft, spec.name, state, REMAINS[state.run_state], asked=intent.stopped or _is_outdated(state, intent))
+        _plan_end(
+            draft, spec.name, state, REMAINS[state.run_state], asked=intent.stopped or _is_outdated(state, intent)
+        )
     elif not spec.enabled or intent.stopped:
         plan_stop(draft, spec.name, state, Reason.UNWANTED, spec.stop_timeout_s, unit_asked=not intent.stopped)
     elif _is_outdated(state, intent):
@@ -59,9 +61,7 @@ def _plan_end(draft: Draft, name: str, state: VmState, exit_reason: str, *, aske
     draft.propose(EndVm(resource, Reason.EXITED, name, state.spec.uuid, "host" if asked else exit_reason, asked))
 
 
-def plan_stop(
-    draft: Draft, name: str, state: VmState, reason: Reason, timeout_s: float, *, unit_asked: bool
-) -> None:
+def plan_stop(draft: Draft, name: str, state: VmState, reason: Reason, timeout_s: float, *, unit_asked: bool) -> None:
     """Plan a graceful stop; its taps are kept healthy until it is over, a stop may need the network."""
     draft.propose(StopVm(vm_resource(name), reason, name, state.spec.uuid, timeout_s, unit_asked))
     plan_running_taps(draft, name, state)
@@ -90,7 +90,9 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
     resource = vm_resource(name)
     if state.run_state is None:
         if state.unanswered_s >= UNRESPONSIVE_S:
-            message = f"QEMU (pid {state.pid}) has not answered for {state.unanswered_s:.0f} s; it is left alone until it does"
+            message = (
+                f"QEMU (pid {state.pid}) has not answered for {state.unanswered_s:.0f} s; left alone until it does"
+            )
             draft.tell(resource, "Unresponsive", message)
         else:
             draft.wake_at(draft.now_s + UNRESPONSIVE_S - state.unanswered_s)
@@ -115,8 +117,8 @@ def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
     for message in waits:
         draft.tell(resource, "Waiting", message)
     ready = not waits and plan_taps_before_launch(draft, spec)
-    ready = all([_plan_disk(draft, spec, disk) for disk in spec.disks]) and ready
-    if ready and _has_start_slot(draft):
+    disks = [_plan_disk(draft, spec, disk) for disk in spec.disks]
+    if ready and all(disks) and _has_start_slot(draft):
         draft.propose(LaunchVm(resource, Reason.WANTED, spec, intent.generation, intent.reset_generation))
 
 
@@ -160,9 +162,13 @@ def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
     if state.exists:
         return resource not in draft.observed.in_flight
     if state.known:
-        draft.tell(resource, "DiskMissing", f"{disk.path} is gone; it is waited for, a blank one is never put in its place")
+        draft.tell(
+            resource, "DiskMissing", f"{disk.path} is gone; it is waited for, a blank one is never put in its place"
+        )
     elif not state.folder_exists:
-        draft.tell(resource, "DiskMissing", f"{disk.path}: its folder does not exist; make it, or mount what belongs there")
+        draft.tell(
+            resource, "DiskMissing", f"{disk.path}: its folder does not exist; make it, or mount what belongs there"
+        )
     elif disk.size_bytes is None:
         draft.tell(resource, "DiskMissing", f"{disk.path} does not exist, and without size = it is not created")
     else:

@@ -64,7 +64,9 @@ class StateDirectory:
         except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError, RecursionError) as error:
             aside = keep_aside(path)
             why = str(error).splitlines()[0]
-            return Memory(str(uuid.uuid4())), f"{path} is torn or not ours ({why}); kept as {aside}, rebuilt from what runs"
+            return Memory(
+                str(uuid.uuid4())
+            ), f"{path} is torn or not ours ({why}); kept as {aside}, rebuilt from what runs"
 
     def save(self, memory: Memory) -> None:
         """Write the memory; `OSError` if it could not be, with the former version still in place."""
@@ -91,7 +93,9 @@ def lock_directory(path: Path) -> int:
     except BlockingIOError as error:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
-        raise StateRefusedError(f"{path}: another vmhost-agent (pid {holder}) serves it; stop that one first") from error
+        raise StateRefusedError(
+            f"{path}: another vmhost-agent (pid {holder}) serves it; stop that one first"
+        ) from error
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor

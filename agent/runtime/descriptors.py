@@ -76,7 +76,7 @@ class Descriptors:
         return NicState(NicBackend.DEAD) if link is None else NicState(NicBackend.ATTACHED, link)
 
     def read_settings(self, stated: frozenset[str]) -> None:
-        """Read anew what the taps of these names must have again after a loss; a dead one keeps what was read before."""
+        """Read anew what the taps of these names must have again after a loss; a dead one keeps its last ones."""
         for held in self._held.values() if stated else ():
             with contextlib.suppress(ActionError):
                 link = attached_link(held.fd)

@@ -1,4 +1,4 @@
-"""One launched QEMU: its monitor, its exit, and what it last said. Events only ring; the answer to a query is what counts."""
+"""One launched QEMU: its monitor, its exit, and what it said last. Events only ring; a query's answer counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ QUIT_GRACE_S = 5.0
 POWER_BUTTON_EVERY_S = 10.0
 """A guest that is still booting does not hear the power button; so it is pressed again."""
 
-STATE_EVENTS = frozenset({"STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP"})
+STATE_EVENTS = frozenset(
+    {"STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP"}
+)
 SHUTDOWN_CAUSES = {"host-signal": "killed", "host-qmp-quit": "host", "guest-panic": "panic"}
 """QMP SHUTDOWN reasons that tell more than the run state does (QEMU, ShutdownCause)."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import structlog
 
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
-from agent.host.launches import LaunchRecord, Launches
+from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, find_process
 from agent.host.tap import fetch_descriptor
 from agent.runtime.descriptors import Descriptors
@@ -23,7 +22,12 @@ class Guests:
     """Serves each guest in a task of its own; what one does delays no other."""
 
     def __init__(
-        self, launches: Launches, descriptors: Descriptors, group: asyncio.TaskGroup, ring: Callable[[str], None], tell: Telling
+        self,
+        launches: Launches,
+        descriptors: Descriptors,
+        group: asyncio.TaskGroup,
+        ring: Callable[[str], None],
+        tell: Telling,
     ) -> None:
         self._launches = launches
         self._descriptors = descriptors

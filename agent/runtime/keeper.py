@@ -22,8 +22,8 @@ class Keeper:
     async def update(self, change: Callable[[Memory], Memory]) -> None:
         """Change the memory and return when it is on the disk; changes that come meanwhile share one write.
 
-        A write that fails is told in `problem` and tried again at the next change or `flush`; the agent goes on with what
-        it has in mind, because a host whose disk is full needs its guests healed all the same.
+        A write that fails is told in `problem` and tried again at the next change or `flush`; the agent goes on with
+        what it has in mind, because a host whose disk is full needs its guests healed all the same.
         """
         self.memory = change(self.memory)
         await self.flush()

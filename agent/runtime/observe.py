@@ -6,18 +6,15 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.core.desired import Desired
-from agent.core.observed import Attempt, DiskState, HostState, Observed
+from agent.core.observed import DiskState
 from agent.host.disks import disk_state
-from agent.runtime.guests import Guests
-from agent.runtime.keeper import Keeper
-from agent.host.netlink import Links
 
 LOOK_AGAIN_S = 1.0
 """How old a look at a disk's file may be; files appear without any event that one could wait for."""
 
 
 class DiskLooks:
-    """Looks at disks in threads, because a file system may hang; a disk not seen yet is unknown, and rings when it is."""
+    """Looks at disks in threads, because a file system may hang; one not seen yet is unknown, and rings once seen."""
 
     def __init__(self, group: asyncio.TaskGroup, ring: Callable[[str], None]) -> None:
         self._group = group

@@ -129,10 +129,12 @@ class Reconciler:
         except ActionError as error:
             outcome = "unknown" if isinstance(error, OutcomeUnknownError) else "failed"
             message = self._note_failure(action, error)
-        except Exception as error:  # noqa: BLE001 - a bug in one resource's work must not end the others'
+        except Exception as error:
             log.exception("bug in an action", action=key)
             outcome = "failed"
-            message = self._note_failure(action, ActionError(f"{type(error).__name__}: {error}", reason="InternalError"))
+            message = self._note_failure(
+                action, ActionError(f"{type(error).__name__}: {error}", reason="InternalError")
+            )
         finally:
             self.in_flight.pop(action.resource, None)
         self._witness.ended(action, outcome, time.perf_counter() - began, message)

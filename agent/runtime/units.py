@@ -50,7 +50,9 @@ class Units:
         self.problem = "" if view.available else view.problem
         if not view.available:
             return False
-        parsed = {content.path: self._parse(content.path, content.data, content.problem) for content in view.files.values()}
+        parsed = {
+            content.path: self._parse(content.path, content.data, content.problem) for content in view.files.values()
+        }
         self._parsed = parsed
         sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
         await self._take(sources)
@@ -96,7 +98,9 @@ class Units:
             try:
                 await asyncio.to_thread(self._state.save_good_units, changed, gone)
             except OSError as error:
-                self.problem = f"{error.filename}: {error.strerror}: last good versions cannot be kept; make room or mend it"
+                self.problem = (
+                    f"{error.filename}: {error.strerror}: last good versions cannot be kept; make room or mend it"
+                )
                 return
             self._kept = good
 

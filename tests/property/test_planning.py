@@ -206,7 +206,7 @@ faults = st.lists(
 )
 
 
-def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C901, PLR0911, PLR0912 - one arm a fault
+def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C901 - one arm a fault
     taps = [link for link in observed.links.values() if link.alias.startswith("vmhost:tap/")]
     bridges = [link for link in observed.links.values() if link.alias.startswith("vmhost:bridge/")]
     vms = list(observed.vms)
@@ -241,9 +241,7 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C90
     if kind == "tap":
         del links[link.name]
         for name, state in vms_after.items():
-            nics = {
-                i: NicState(NicBackend.DEAD) if nic.link == link.name else nic for i, nic in state.nics.items()
-            }
+            nics = {i: NicState(NicBackend.DEAD) if nic.link == link.name else nic for i, nic in state.nics.items()}
             vms_after[name] = replace(state, nics=nics)
     elif kind == "rename":
         del links[link.name]
@@ -294,8 +292,10 @@ def _behind(desired: Desired, off: set[str]) -> set[str]:
 def test_the_fixed_point_is_left_alone_and_the_order_of_inputs_is_nothing(desired: Desired, host: Observed) -> None:
     settled, _ = settle(desired, host)
     assert plan(desired, settled, 9000.0).actions == ()
-    turned = replace(desired, vms=dict(reversed(desired.vms.items())), bridges=dict(reversed(desired.bridges.items())))
-    mirrored = replace(host, links=dict(reversed(host.links.items())))
+    turned = replace(
+        desired, vms=dict(reversed(list(desired.vms.items()))), bridges=dict(reversed(list(desired.bridges.items())))
+    )
+    mirrored = replace(host, links=dict(reversed(list(host.links.items()))))
     assert {repr(a) for a in plan(turned, mirrored, 0.0).actions} == {repr(a) for a in plan(desired, host, 0.0).actions}
 
 

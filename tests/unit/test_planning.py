@@ -268,7 +268,9 @@ def test_operators_are_obeyed_and_not_healed_away() -> None:
     assert plan(DESIRED, replace(stopped, vms={}), 0.0).actions == ()
     restarted = replace(SETTLED, intents={"web": Intent(generation=2)})
     assert kinds(plan(DESIRED, restarted, 0.0)) == ["stop-vm vm/web"]
-    assert kinds(plan(DESIRED, replace(SETTLED, intents={"web": Intent(reset_generation=1)}), 0.0)) == ["reset-vm vm/web"]
+    assert kinds(plan(DESIRED, replace(SETTLED, intents={"web": Intent(reset_generation=1)}), 0.0)) == [
+        "reset-vm vm/web"
+    ]
 
 
 def test_a_disk_is_created_once_and_then_only_waited_for() -> None:

@@ -1,0 +1,93 @@
+"""A real agent in a process of its own, with folders of its own, and the command that speaks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+COMMAND_TIMEOUT_S = 120.0
+
+
+class AgentProcess:
+    """Start it in a network namespace of the caller's (tests.netns); `end` leaves no process behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.units = folder / "vmhost.d"
+        self.run_dir = folder / "run"
+        self.flags = ["--units", str(self.units), "--run-dir", str(self.run_dir), "--state-dir", str(folder / "state")]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *flags: str, settle: bool = True) -> None:
+        """Start the agent; with `settle` return when it has done what there is to do."""
+        with open(self.folder / "agent.log", "ab") as log:
+            command = [sys.executable, "-m", "agent", *self.flags, "--listen", "127.0.0.1:9177", *flags]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if settle:
+            self.vmhost("wait", "settled", "--timeout", "60")
+
+    def kill(self) -> None:
+        """Kill the agent as `kill -9` does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """End the agent as systemd does; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def end(self) -> None:
+        """Kill the agent, then every QEMU that it left, each known by its own record."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        for record in self.run_dir.glob("vms/*/launch.toml"):
+            with contextlib.suppress(OSError, KeyError, tomllib.TOMLDecodeError):
+                kill_qemu(int(tomllib.loads(record.read_text())["pid"]), record.parent)
+
+    def command(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        """Run `vmhost`; whatever it exits with."""
+        command = [sys.executable, "-m", "agent.cli.main", *self.flags, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def vmhost(self, *words: str) -> str:
+        """Run `vmhost`, which must exit with 0; its output."""
+        done = self.command(*words)
+        if done.returncode != 0:
+            raise RuntimeError(f"vmhost {' '.join(words)}: exit {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """`vmhost status --json`."""
+        answer: dict[str, Any] = json.loads(self.vmhost("status", "--json"))
+        return answer
+
+    def vm(self, name: str) -> dict[str, Any]:
+        """What `status` says of one guest."""
+        return next(vm for vm in self.status()["vms"] if vm["name"] == name)
+
+    def drop(self, name: str, text: str) -> None:
+        """Put a unit file into the directory, as a careful editor does: whole or not at all."""
+        self.units.mkdir(exist_ok=True)
+        temporary = self.units / f".{name}.part"
+        temporary.write_text(text)
+        temporary.rename(self.units / name)
+
+
+def kill_qemu(pid: int, directory: Path) -> None:
+    """Kill a QEMU, if the pid is still that of the one with this run directory, and wait until it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if str(directory).encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            time.sleep(0.005)  # not our child: there is nothing to wait for

@@ -1,0 +1,1 @@
+"""`make demo`: the agent in a network namespace of its own, and one fault after the other, healed before your eyes."""
