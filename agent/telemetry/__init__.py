@@ -1,0 +1,1 @@
+"""What the agent tells of itself: metrics, health, events and logs. Nothing here decides anything."""

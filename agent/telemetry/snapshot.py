@@ -1,0 +1,200 @@
+"""The world as metrics show it: one immutable value, made after a pass, read by every scrape until the next one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.core.desired import VmSpec
+from agent.core.marks import bridge_resource, tap_resource, vm_resource
+from agent.core.observed import Intent
+from agent.core.policy import wants_to_run
+from agent.core.status import StatusInputs, deviating_owners, present_bridges
+from agent.core.vm_display import nic_attached, vm_display_state
+
+
+class Traffic(Protocol):
+    """What the kernel counted on a tap, in the host's sense (rtnetlink, IFLA_STATS64)."""
+
+    @property
+    def rx_bytes(self) -> int: ...  # noqa: D102 - the kernel's names
+    @property
+    def tx_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def rx_packets(self) -> int: ...  # noqa: D102
+    @property
+    def tx_packets(self) -> int: ...  # noqa: D102
+    @property
+    def rx_errors(self) -> int: ...  # noqa: D102
+    @property
+    def tx_errors(self) -> int: ...  # noqa: D102
+    @property
+    def rx_dropped(self) -> int: ...  # noqa: D102
+    @property
+    def tx_dropped(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class VmSample:
+    """A guest. `started_s` is Unix time, None while it does not run; `accel` is what it runs or would run with."""
+
+    name: str
+    uuid: str
+    machine: str
+    accel: str
+    state: str
+    wanted: str
+    pending: int
+    restarts: int
+    started_s: float | None
+    qmp_connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NicSample:
+    """A guest's NIC; `attached` None where it could not be seen, `traffic` None where there is no tap to count on."""
+
+    vm: str
+    nic: str
+    up: bool
+    attached: bool | None
+    traffic: Traffic | None
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSample:
+    """A bridge and how many links are enslaved to it."""
+
+    name: str
+    up: bool
+    ports: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetlinkTotals:
+    """What the netlink sockets went through since the agent started: messages by type, overflows, errors by errno."""
+
+    events: Mapping[str, int] = field(default_factory=dict)
+    overflows: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What a pass does not look at: traffic by tap name, start times (Unix, s) and live monitors by guest, netlink."""
+
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    started_s: Mapping[str, float] = field(default_factory=dict)
+    qmp_connected: frozenset[str] = frozenset()
+    netlink: NetlinkTotals = NetlinkTotals()
+    kvm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that gauges show. Keys: `units` by state, `resources` by kind and state, `in_sync` by kind and name."""
+
+    units: Mapping[str, int] = field(default_factory=dict)
+    resources: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    in_sync: Mapping[tuple[str, str], bool] = field(default_factory=dict)
+    vms: tuple[VmSample, ...] = ()
+    nics: tuple[NicSample, ...] = ()
+    bridges: tuple[BridgeSample, ...] = ()
+    actions_in_flight: int = 0
+    netlink: NetlinkTotals = NetlinkTotals()
+
+
+def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
+    """The snapshot of what `vmhost status` would say at this moment, with the readings that only metrics show."""
+    vms = _vm_samples(inputs, readings)
+    bridges = _bridge_samples(inputs)
+    in_sync = _in_sync(inputs)
+    states = Counter(("vm", vm.state) for vm in vms)
+    states.update((kind, "in_sync" if good else "deviating") for (kind, _), good in in_sync.items() if kind != "vm")
+    return Snapshot(
+        units=Counter(file.state for file in inputs.files),
+        resources=states,
+        in_sync=in_sync,
+        vms=vms,
+        nics=_nic_samples(inputs, readings),
+        bridges=bridges,
+        actions_in_flight=len(inputs.observed.in_flight),
+        netlink=readings.netlink,
+    )
+
+
+def _specs(inputs: StatusInputs) -> Mapping[str, VmSpec]:
+    """What each guest is: as it was launched, or as it is wanted where it was not."""
+    return {**inputs.desired.vms, **{name: state.spec for name, state in inputs.observed.vms.items()}}
+
+
+def _vm_samples(inputs: StatusInputs, readings: Readings) -> tuple[VmSample, ...]:
+    types: dict[str, set[str]] = {}
+    for condition, _ in inputs.conditions:
+        kind, _, rest = condition.resource.partition("/")
+        if kind in {"vm", "tap"}:
+            types.setdefault(rest.partition("/")[0], set()).add(condition.type)
+    return tuple(
+        VmSample(
+            name=name,
+            uuid=spec.uuid,
+            machine=spec.machine,
+            accel=spec.accel if spec.accel != "auto" else ("kvm" if readings.kvm else "tcg"),
+            state=str(vm_display_state(name, inputs.desired.vms.get(name), inputs.observed, types.get(name, ()))),
+            wanted=_wanted(inputs, name),
+            pending=len(inputs.pending.get(name, ())),
+            restarts=inputs.restarts.get(name, 0),
+            started_s=readings.started_s.get(name),
+            qmp_connected=name in readings.qmp_connected,
+        )
+        for name, spec in sorted(_specs(inputs).items())
+    )
+
+
+def _wanted(inputs: StatusInputs, name: str) -> str:
+    spec, observed = inputs.desired.vms.get(name), inputs.observed
+    if spec is None:
+        return "stopped"
+    intent, ends = observed.intents.get(name, Intent()), observed.ends.get(name, ())
+    return "running" if wants_to_run(spec, intent, ends, observed.host.boot_id) else "stopped"
+
+
+def _nic_samples(inputs: StatusInputs, readings: Readings) -> tuple[NicSample, ...]:
+    links, vms = inputs.observed.links, inputs.observed.vms
+    return tuple(
+        NicSample(
+            vm=name,
+            nic=nic.id,
+            up=nic.tap in links and links[nic.tap].up,
+            attached=nic_attached(vms.get(name), nic, links),
+            traffic=readings.traffic.get(nic.tap),
+        )
+        for name, spec in sorted(_specs(inputs).items())
+        for nic in spec.nics
+    )
+
+
+def _bridge_samples(inputs: StatusInputs) -> tuple[BridgeSample, ...]:
+    links = inputs.observed.links
+    ports = Counter(link.master for link in links.values() if link.master is not None)
+    return tuple(
+        BridgeSample(name, name in links and links[name].up, ports[links[name].ifindex] if name in links else 0)
+        for name in sorted(present_bridges(inputs.desired, inputs.observed))
+    )
+
+
+def _in_sync(inputs: StatusInputs) -> Mapping[tuple[str, str], bool]:
+    deviating = inputs.plan.deviating
+    owners = deviating_owners(inputs.desired, inputs.observed, deviating)
+    held = {condition.resource for condition, _ in inputs.conditions if condition.type == "Held"}
+    found: dict[tuple[str, str], bool] = {}
+    for name in present_bridges(inputs.desired, inputs.observed):
+        found["bridge", name] = bridge_resource(name) not in owners
+    for name, spec in _specs(inputs).items():
+        resource = vm_resource(name)
+        found["vm", name] = resource not in owners and resource not in held and not inputs.pending.get(name)
+        for nic in spec.nics:
+            found["tap", f"{name}/{nic.id}"] = tap_resource(name, nic.id) not in deviating
+    return found
