@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class AgentProcess:
     def vm(self, name: str) -> dict[str, Any]:
         """What `status` says of one guest."""
         return next(vm for vm in self.status()["vms"] if vm["name"] == name)
+
+    def metrics(self) -> str:
+        """What Prometheus would get."""
+        with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+        return text
 
     def drop(self, name: str, text: str) -> None:
         """Put a unit file into the directory, as a careful editor does: whole or not at all."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agent.core.desired import VmSpec
+
 UID_BASE = 1_900_000_000
 """First of the uids for guests: systemd's table of uids leaves 1879048192 to 2147483647 unused."""
 
@@ -43,3 +45,9 @@ def with_slots(allocations: Allocations, uuid: str, devices: tuple[str, ...]) ->
     if slots == allocations.slots.get(uuid, {}):
         return slots, allocations
     return slots, Allocations(allocations.uuids, allocations.uids, {**allocations.slots, uuid: slots})
+
+
+def spec_slots(spec: VmSpec) -> Mapping[str, int]:
+    """The slots that a spec's devices have, by the names under which they are allocated."""
+    nics = {f"nic/{nic.id}": nic.slot for nic in spec.nics}
+    return nics | {f"disk/{disk.id}": disk.slot for disk in spec.disks}

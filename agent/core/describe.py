@@ -21,7 +21,6 @@ from agent.core.actions import (
     StopVm,
 )
 
-
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from agent.core.allocation import Allocations
+from agent.core.allocation import Allocations, spec_slots
 from agent.core.approval import WINDOW_S
 from agent.core.desired import BridgeSpec
-from agent.core.observed import End, Intent
+from agent.core.observed import End, Intent, VmState
 from agent.core.policy import ENDS_KEPT
 
 VERSION = 1
@@ -75,6 +75,31 @@ def with_intent(memory: Memory, name: str, verb: str) -> Memory:
     if verb in {"start", "restart"}:
         return replace(memory, intents=intents, ends={n: e for n, e in memory.ends.items() if n != name})
     return replace(memory, intents=intents)
+
+
+def with_launch(memory: Memory, state: VmState) -> Memory:
+    """Memory that agrees with a guest that was launched: rebuilt from it where the state file was lost."""
+    spec = state.spec
+    allocations = Allocations(
+        {spec.name: spec.uuid, **memory.allocations.uuids},
+        {spec.uuid: spec.uid, **memory.allocations.uids},
+        {
+            **memory.allocations.slots,
+            spec.uuid: {**spec_slots(spec), **memory.allocations.slots.get(spec.uuid, {})},
+        },
+    )
+    intent = memory.intents.get(spec.name, Intent())
+    intent = replace(
+        intent,
+        generation=max(intent.generation, state.generation),
+        reset_generation=max(intent.reset_generation, state.reset_generation),
+    )
+    return replace(
+        memory,
+        allocations=allocations,
+        intents={**memory.intents, spec.name: intent},
+        known_disks=memory.known_disks | {disk.path for disk in spec.disks},
+    )
 
 
 def without_guests(memory: Memory, present: frozenset[str]) -> Memory:

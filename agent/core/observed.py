@@ -63,7 +63,7 @@ class VmState:
 
     `spec` is what it was launched as. `run_state` is QEMU's (`query-status`: `prelaunch`, `running`, `paused`,
     `shutdown`, `guest-panicked`, `io-error`, `internal-error`, …), None while it does not answer.
-    `exit_reason` is why the process ended, once it is no longer `alive`. `unanswered_s` counts since QEMU's last answer.
+    `exit_reason` is why the process ended, once it is no longer `alive`. `unanswered_s`: since it last answered.
     """
 
     spec: VmSpec

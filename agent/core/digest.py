@@ -1,0 +1,85 @@
+"""What a guest was launched as, compared with what its unit says now: the changes that only a restart applies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+from agent.core.desired import DiskSpec, NicSpec, VmSpec
+
+_NOT_LAUNCHED = frozenset(
+    {"name", "file", "restart", "stop_timeout_s", "after", "description", "enabled", "disks", "nics"}
+)
+"""What QEMU's start does not depend on; disks and NICs are compared each by its id. A new field counts by default."""
+
+_DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
+_NIC_NOT_LAUNCHED = frozenset({"id"})
+_UNITS = {"memory_mib": 1 << 20, "size_bytes": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChange:
+    """One key of a unit whose new value waits for a restart; values as an operator writes them, empty for none."""
+
+    key: str
+    before: str
+    after: str
+
+
+def digest(spec: VmSpec) -> str:
+    """A fingerprint of all that a launch depends on; two specs with the same one need no restart between them."""
+    lines = (f"{key}={value!r}" for key, value in sorted(_launched_as(spec).items()))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def pending_changes(launched: VmSpec, wanted: VmSpec) -> tuple[PendingChange, ...]:
+    """What a restart would change of a guest, sorted by key. Empty if and only if both have the same `digest`."""
+    old, new = _launched_as(launched), _launched_as(wanted)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key, "") != new.get(key, ""))
+    whole = {key for key in keys if _is_device(key) and (key not in old or key not in new)}
+    return tuple(
+        PendingChange(key, old.get(key, ""), new.get(key, ""))
+        for key in keys
+        if not any(key.startswith(f"{device}.") for device in whole)
+    )
+
+
+def _is_device(key: str) -> bool:
+    return key.count(".") == 1
+
+
+def _launched_as(spec: VmSpec) -> Mapping[str, str]:
+    """A spec as flat keys of its unit, so that `[vm.web.disk.root] cache = "none"` is `disk.root.cache`."""
+    found = dict(_values(spec, _NOT_LAUNCHED))
+    for disk in spec.disks:
+        found[f"disk.{disk.id}"] = disk.path
+        found |= {f"disk.{disk.id}.{key}": value for key, value in _values(disk, _DISK_NOT_LAUNCHED)}
+    for nic in spec.nics:
+        found[f"nic.{nic.id}"] = nic.mac
+        found |= {f"nic.{nic.id}.{key}": value for key, value in _values(nic, _NIC_NOT_LAUNCHED)}
+    return found
+
+
+def _values(spec: VmSpec | DiskSpec | NicSpec, without: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for each in fields(spec):
+        if each.name not in without:
+            key = each.name.removesuffix("_mib").removesuffix("_bytes").replace("_", "-")
+            yield key, _written(each.name, getattr(spec, each.name))
+
+
+def _written(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and name in _UNITS:
+        return _size(value * _UNITS[name])
+    return str(value)
+
+
+def _size(size_bytes: int) -> str:
+    for unit, factor in (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if size_bytes and size_bytes % factor == 0:
+            return f"{size_bytes // factor}{unit}"
+    return str(size_bytes)

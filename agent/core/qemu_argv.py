@@ -1,0 +1,264 @@
+"""The command line of a guest's QEMU, and the same devices as dicts for hot-plugging over QMP.
+
+Whatever holds a string of the operator's is passed as JSON or as an argument of its own, where nothing can be mistaken for
+another option; in the few places that know only `key=value` lists, commas are doubled (QEMU, qemu_opts_parse).
+
+PCI addresses never move: a guest's NICs and disks have a slot each. On q35 a slot is a PCIe root port, with spare ones
+for what is plugged later; on other machines it is a place on the root bus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.core.desired import DiskSpec, NicSpec, VmSpec
+
+Json = Mapping[str, object]
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+FIRST_SLOT_DEVICE = 0x08
+"""PCI device number of slot 0; the numbers below it are kept for what belongs to the machine."""
+
+PVPANIC_ADDRESS, ENTROPY_ADDRESS = "0x3", "0x4"
+PORTS_PER_DEVICE = 8
+SPARE_SLOTS = 2
+LAST_SLOT_DEVICE = 0x1E
+"""On q35 device 0x1f is the chipset's (ICH9)."""
+
+_CACHE = {
+    "writeback": ("on", False, False),
+    "none": ("on", True, False),
+    "writethrough": ("off", False, False),
+    "directsync": ("off", True, False),
+    "unsafe": ("on", False, True),
+}
+"""Cache mode to (device write cache, cache.direct, cache.no-flush), as in the table of qemu(1) at `-drive cache=`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSet:
+    """A disk's open descriptors, which QEMU finds as `/dev/fdset/SET_ID`. `block_device`: it is no regular file."""
+
+    set_id: int
+    fds: tuple[int, ...]
+    block_device: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFiles:
+    """What a launch hands to QEMU: the guest's run directory, descriptor numbers by NIC and disk, paths to boot from."""
+
+    directory: str
+    tap_fds: Mapping[str, int] = field(default_factory=dict)
+    disk_sets: Mapping[str, DiskSet] = field(default_factory=dict)
+    kernel: str | None = None
+    initrd: str | None = None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All descriptors that QEMU must inherit for its devices."""
+        return (*self.tap_fds.values(), *(fd for disk in self.disk_sets.values() for fd in disk.fds))
+
+
+def qemu_argv(spec: VmSpec, qemu: str, files: LaunchFiles, kvm: bool) -> tuple[str, ...]:
+    """The whole command line; the guest is held at its first instruction (`-S`). `kvm`: what `accel = "auto"` takes.
+
+    `KeyError` if `files` lacks the descriptor of a NIC or disk.
+    """
+    return (
+        qemu,
+        *("-name", f"guest={_doubled(spec.name)}", "-uuid", spec.uuid),
+        *("-S", "-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on"),
+        *("-sandbox", SANDBOX),
+        *_machine(spec, kvm),
+        *("-action", "reboot=reset,shutdown=pause,panic=pause"),
+        *_sockets(files.directory),
+        *_boot(spec, files),
+        *_platform_devices(spec),
+        *_disks(spec, files),
+        *_nics(spec, files),
+    )
+
+
+def _machine(spec: VmSpec, kvm: bool) -> Iterable[str]:
+    accel = resolved_accel(spec, kvm)
+    cpu = spec.cpu or ("host" if accel == "kvm" else None)
+    return (
+        *("-machine", "microvm,pcie=on" if spec.machine == "microvm" else spec.machine),
+        *("-accel", accel),
+        *(("-cpu", cpu) if cpu else ()),
+        *("-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M"),
+    )
+
+
+def resolved_accel(spec: VmSpec, kvm: bool) -> str:
+    """The accelerator that a guest gets."""
+    if spec.accel == "auto":
+        return "kvm" if kvm else "tcg"
+    return spec.accel
+
+
+def _sockets(directory: str) -> Iterable[str]:
+    """The pidfile, a monitor for the agent and one for the operator's tools (each takes one client), the console."""
+    folder = _doubled(directory)
+    chardevs = (("qmp", "qmp"), ("operator", "operator"), ("console", "console"))
+    sockets = [f"socket,id={name},path={folder}/{file}.sock,server=on,wait=off" for name, file in chardevs]
+    return (
+        *("-pidfile", f"{directory}/qemu.pid"),
+        *(argument for socket in sockets for argument in ("-chardev", socket)),
+        *("-mon", "chardev=qmp,mode=control", "-mon", "chardev=operator,mode=control"),
+        *("-serial", "chardev:console"),
+    )
+
+
+def _boot(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
+    if spec.kernel is None:
+        return ()
+    return (
+        *("-kernel", files.kernel or spec.kernel),
+        *(("-initrd", files.initrd or spec.initrd) if spec.initrd else ()),
+        *(("-append", spec.append) if spec.append else ()),
+    )
+
+
+def _platform_devices(spec: VmSpec) -> Iterable[str]:
+    bus = "pci.0" if _family(spec.machine) == "pc" else "pcie.0"
+    entropy = {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}
+    devices: list[Json] = [
+        {"driver": "pvpanic-pci", "id": "pvpanic", "bus": bus, "addr": PVPANIC_ADDRESS},
+        {"driver": "virtio-rng-pci", "id": "rng", "rng": "entropy", "bus": bus, "addr": ENTROPY_ADDRESS},
+        *(root_port(slot) for slot in range(number_of_root_ports(spec))),
+    ]
+    return ("-object", _json(entropy), *_arguments("-device", devices))
+
+
+def number_of_root_ports(spec: VmSpec) -> int:
+    """How many root ports a guest has: whole PCI devices of eight, so that at least two are free for hot-plugging.
+
+    None but on q35. Where the PCI device numbers end there may be fewer spare ones.
+    """
+    if _family(spec.machine) != "q35":
+        return 0
+    used = 1 + max((device.slot for device in (*spec.nics, *spec.disks)), default=-1)
+    devices = -(-(used + SPARE_SLOTS) // PORTS_PER_DEVICE)
+    return PORTS_PER_DEVICE * min(devices, LAST_SLOT_DEVICE - FIRST_SLOT_DEVICE + 1)
+
+
+def root_port(slot: int) -> Json:
+    """The root port of a slot; id, chassis and address follow from the slot alone (QEMU, docs/pcie.txt)."""
+    device, function = divmod(slot, PORTS_PER_DEVICE)
+    return {
+        "driver": "pcie-root-port",
+        "id": f"slot-{slot}",
+        "bus": "pcie.0",
+        "chassis": slot + 1,
+        "port": slot,
+        "addr": f"{FIRST_SLOT_DEVICE + device:#x}.{function}",
+        "multifunction": function == 0,
+    }
+
+
+def _place(machine: str, slot: int) -> Json:
+    """Where a slot's device is plugged."""
+    family = _family(machine)
+    if family == "q35":
+        return {"bus": f"slot-{slot}", "addr": "0x0"}
+    return {"bus": "pci.0" if family == "pc" else "pcie.0", "addr": f"{FIRST_SLOT_DEVICE + slot:#x}"}
+
+
+def _disks(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
+    first = min((disk.slot for disk in spec.disks), default=-1)
+    for disk in spec.disks:
+        descriptors = files.disk_sets[disk.id]
+        for fd in descriptors.fds:
+            yield from ("-add-fd", f"set={descriptors.set_id},fd={fd}")
+        yield from ("-blockdev", _json(disk_blockdev(disk, descriptors)))
+        bootable = spec.kernel is None and disk.slot == first
+        yield from ("-device", _json(disk_device(spec.machine, disk, bootable)))
+
+
+def disk_node(disk_id: str) -> str:
+    """The id of a disk's device and of its topmost block node; QOM knows the device as `/machine/peripheral/ID`."""
+    return f"disk-{disk_id}"
+
+
+def disk_blockdev(disk: DiskSpec, descriptors: DiskSet) -> Json:
+    """A disk's block nodes, for `-blockdev` and `blockdev-add`; its format is as the unit says, never probed."""
+    _, direct, no_flush = _CACHE[disk.cache]
+    common = {
+        "read-only": disk.read_only,
+        "discard": "unmap" if disk.discard else "ignore",
+        "cache": {"direct": direct, "no-flush": no_flush},
+    }
+    protocol = {
+        "driver": "host_device" if descriptors.block_device else "file",
+        "node-name": f"file-{disk.id}",
+        "filename": f"/dev/fdset/{descriptors.set_id}",
+        **common,
+    }
+    return {"driver": disk.format, "node-name": disk_node(disk.id), **common, "file": protocol}
+
+
+def disk_device(machine: str, disk: DiskSpec, bootable: bool) -> Json:
+    """A disk's device, for `-device` and `device_add`; the guest finds it as `/dev/disk/by-id/virtio-ID`."""
+    write_cache, _, _ = _CACHE[disk.cache]
+    node = disk_node(disk.id)
+    place = _place(machine, disk.slot)
+    device = {
+        "driver": "virtio-blk-pci",
+        "id": node,
+        "drive": node,
+        "serial": disk.id,
+        "write-cache": write_cache,
+        **place,
+    }
+    return {**device, "bootindex": 1} if bootable else device
+
+
+def _nics(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
+    for nic in spec.nics:
+        yield from ("-netdev", _json(nic_netdev(nic, str(files.tap_fds[nic.id]))))
+        yield from ("-device", _json(nic_device(spec.machine, nic)))
+
+
+def nic_id(nic: str) -> str:
+    """The id of a NIC's device; QOM knows it as `/machine/peripheral/ID`."""
+    return f"nic-{nic}"
+
+
+def netdev_id(nic: str) -> str:
+    """The id of the netdev behind a NIC."""
+    return f"tap-{nic}"
+
+
+def nic_netdev(nic: NicSpec, fd: str) -> Json:
+    """A NIC's backend, for `-netdev` and `netdev_add`; `fd` is a number, over QMP the name that `getfd` gave."""
+    return {"type": "tap", "id": netdev_id(nic.id), "fd": fd}
+
+
+def nic_device(machine: str, nic: NicSpec) -> Json:
+    """A NIC's device, for `-device` and `device_add`. No option ROM: it costs seconds and could boot from the network."""
+    ids = {"id": nic_id(nic.id), "netdev": netdev_id(nic.id), "mac": nic.mac, "romfile": ""}
+    mtu = {"host_mtu": nic.mtu} if nic.model.startswith("virtio-net") else {}
+    return {"driver": nic.model, **ids, **mtu, **_place(machine, nic.slot)}
+
+
+def _family(machine: str) -> str:
+    """The kind of a machine type, also of a versioned one: `q35` and `pc-q35-7.2`, `pc` and `pc-i440fx-7.2`."""
+    if "q35" in machine:
+        return "q35"
+    return "pc" if machine == "pc" or machine.startswith("pc-i440fx") else machine
+
+
+def _doubled(value: str) -> str:
+    return value.replace(",", ",,")
+
+
+def _json(value: Json) -> str:
+    return json.dumps(value)
+
+
+def _arguments(option: str, values: Iterable[Json]) -> Iterable[str]:
+    return (argument for value in values for argument in (option, _json(value)))

@@ -1,0 +1,20 @@
+"""Waiting for what only the world can tell."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+
+def ip_links() -> set[str]:
+    """The names of all links in this network namespace."""
+    return {name for _, name in socket.if_nameindex()}
+
+
+def wait_for(holds: Callable[[], object], timeout_s: float = 15.0) -> None:
+    """Return when something is true, asking again and again: for what no event of the agent announces."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "did not become true in time"
+        time.sleep(0.02)
