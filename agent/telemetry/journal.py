@@ -72,7 +72,7 @@ class Journal:
         return event
 
     def since(self, seq: int) -> tuple[Event, ...]:
-        """The kept events after number `seq`; a number that was not given out yet counts as 0 (the agent is another)."""
+        """The kept events after number `seq`; one that was not given out yet counts as 0: another agent gave it."""
         after = seq if seq <= self._last else 0
         found: list[Event] = []
         for event in reversed(self._ring):
@@ -93,7 +93,7 @@ class Journal:
 
 
 def set_up_logging(stream: TextIO | None = None, *, level: Level = "info") -> None:
-    """Log to `stream` (stderr): lines for people on a terminal, else one JSON object a line. Libraries log there too."""
+    """Log to `stream` (stderr): lines for people on a terminal, else one JSON object a line; libraries log there too."""
     out = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

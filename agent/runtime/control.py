@@ -1,0 +1,242 @@
+"""The socket that `vmhost` speaks to: HTTP and JSON on RUN/agent.sock.
+
+| request | answer |
+|---|---|
+| GET /v1/status | the status (`agent.core.status`) |
+| GET /v1/events?since=N&follow=1 | one event a line, JSON; with `follow` without end |
+| POST /v1/wait {"what", "name", "timeout_s"} | {"ok", "message"} once it is decided |
+| POST /v1/intent {"verb", "name"} | {"message"} |
+| POST /v1/approve {"id"} | {"message"} |
+
+A refusal is {"error": "one line"} with 400 (not understood), 404 (nothing of that name) or 409 (not now). Who may open
+the socket may do all of it: it is 0600. A peer that hangs up cancels its wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast, get_args
+
+from aiohttp import web
+
+from agent.core.errors import AgentError
+from agent.core.text import suggestion
+from agent.telemetry.journal import Event
+
+Verb = Literal["start", "stop", "restart", "reset"]
+WaitFor = Literal["settled", "in-sync", "running", "stopped"]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_SOCKET_PATH = 107
+"""sizeof(sun_path) less the terminating NUL (unix(7))."""
+
+MAX_REQUEST_BYTES = 65_536
+PROBE_S = 2.0
+"""A peer that accepts within this time counts as an agent, even if it says nothing."""
+
+
+class ControlError(AgentError):
+    """The socket is not to be had: its path is too long, or somebody answers on it."""
+
+
+class UnknownNameError(AgentError):
+    """Nothing of that name; `known` are the names that could have been meant."""
+
+    def __init__(self, what: str, name: str, known: Sequence[str]) -> None:
+        tail = suggestion(name, known)
+        super().__init__(f'no {what} is named "{name}"' + (f"; {tail}" if tail else ""))
+
+
+class RefusedError(AgentError):
+    """What was asked for cannot be done now; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitResult:
+    """How a wait ended: `ok` when it came true, else the message says what is still missing."""
+
+    ok: bool
+    message: str
+
+
+class AgentApi(Protocol):
+    """What the socket needs of the agent. Methods raise UnknownNameError or RefusedError, nothing else on purpose."""
+
+    def status(self) -> Mapping[str, object]:
+        """The present status, ready for JSON."""
+
+    def events(self, since: int, *, follow: bool) -> AsyncIterator[Event]:
+        """The kept events after number `since`; with `follow` also each new one, without end."""
+
+    async def wait(self, what: WaitFor, name: str | None, timeout_s: float | None) -> WaitResult:
+        """Return when `what` is true, or not after `timeout_s` seconds; names not known yet are waited for.
+
+        `running` means that the guest also answered the latest restart and reset (`vm_display.is_running_as_asked`).
+        """
+
+    async def intent(self, verb: Verb, name: str) -> str:
+        """Note what the operator asks of a guest, durably, and return at once with a line for the operator."""
+
+    async def approve(self, identity: str) -> str:
+        """Allow the stops that a question of this id is about; returns a line for the operator."""
+
+
+@asynccontextmanager
+async def serve_control(path: Path, api: AgentApi) -> AsyncIterator[None]:
+    """Answer on a Unix socket until the block ends, then take it away. Raises ControlError when it is not to be had."""
+    runner = web.AppRunner(
+        _application(api), access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=0.5
+    )
+    await runner.setup()
+    try:
+        listener, inode = await _bind(path)
+        await web.SockSite(runner, listener).start()
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:  # another agent may have replaced it
+                    path.unlink()
+    finally:
+        await runner.cleanup()
+
+
+async def _bind(path: Path) -> tuple[socket.socket, int]:
+    """A bound socket and its inode. It is made under another name, so that it never stands there with a wider mode."""
+    making = path.with_name(path.name + ".new")
+    if len(os.fsencode(making)) > MAX_SOCKET_PATH:
+        raise ControlError(
+            f"{path}: the socket's path is too long, {MAX_SOCKET_PATH - 4} bytes at most; shorten --run-dir"
+        )
+    if await _answers(path):
+        raise ControlError(f"{path}: another agent answers there; stop it, or choose another --run-dir")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        making.unlink(missing_ok=True)
+        listener.bind(str(making))
+        making.chmod(0o600)
+        listener.listen(128)
+        making.rename(path)
+        return listener, path.stat().st_ino
+    except OSError as error:
+        listener.close()
+        raise ControlError(f"{path}: cannot listen: {error.strerror}; mend --run-dir") from error
+
+
+async def _answers(path: Path) -> bool:
+    try:
+        async with asyncio.timeout(PROBE_S):
+            _, writer = await asyncio.open_unix_connection(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    except TimeoutError:
+        return True
+    except OSError as error:
+        raise ControlError(f"{path}: {error.strerror}; mend --run-dir") from error
+    writer.close()
+    return True
+
+
+def _application(api: AgentApi) -> web.Application:
+    control = _Control(api)
+    app = web.Application(middlewares=[_as_json_errors], client_max_size=MAX_REQUEST_BYTES)
+    app.add_routes(
+        [
+            web.get("/v1/status", control.status),
+            web.get("/v1/events", control.events),
+            web.post("/v1/wait", control.wait),
+            web.post("/v1/intent", control.intent),
+            web.post("/v1/approve", control.approve),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _as_json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except UnknownNameError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    except RefusedError as error:
+        return web.json_response({"error": str(error)}, status=409)
+    except web.HTTPException as error:
+        return web.json_response({"error": error.text or error.reason}, status=error.status)
+
+
+class _Control:
+    """The handlers: they read requests and write answers, the agent does the rest."""
+
+    def __init__(self, api: AgentApi) -> None:
+        self._api = api
+
+    async def status(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(self._api.status())
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        since = request.query.get("since", "0")
+        if not (since.isascii() and since.isdigit() and len(since) < 19):
+            raise web.HTTPBadRequest(text="since: want a number of an event")
+        response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        await response.prepare(request)
+        async for event in self._api.events(int(since), follow=request.query.get("follow") == "1"):
+            await response.write(json.dumps(event.as_json(), default=str).encode() + b"\n")
+        await response.write_eof()
+        return response
+
+    async def wait(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_object(request)
+        what = _word(body, "what", get_args(WaitFor))
+        name = _text(body, "name") if what in {"running", "stopped"} else None
+        result = await self._api.wait(cast(WaitFor, what), name, _timeout_s(body))
+        return web.json_response({"ok": result.ok, "message": result.message})
+
+    async def intent(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_object(request)
+        verb, name = _word(body, "verb", get_args(Verb)), _text(body, "name")
+        # Noted or not noted, never half: a peer that hangs up must not interrupt it.
+        return web.json_response({"message": await asyncio.shield(self._api.intent(cast(Verb, verb), name))})
+
+    async def approve(self, request: web.Request) -> web.StreamResponse:
+        identity = _text(await _read_object(request), "id")
+        return web.json_response({"message": await asyncio.shield(self._api.approve(identity))})
+
+
+async def _read_object(request: web.Request) -> Mapping[str, object]:
+    try:
+        body = json.loads(await request.text())
+    except (ValueError, RecursionError) as error:
+        raise web.HTTPBadRequest(text="want a JSON object") from error
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="want a JSON object")
+    return body
+
+
+def _text(body: Mapping[str, object], key: str) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not value:
+        raise web.HTTPBadRequest(text=f"{key}: want a text")
+    return value
+
+
+def _word(body: Mapping[str, object], key: str, allowed: Sequence[str]) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or value not in allowed:
+        raise web.HTTPBadRequest(text=f"{key}: want one of {', '.join(allowed)}")
+    return value
+
+
+def _timeout_s(body: Mapping[str, object]) -> float | None:
+    value = body.get("timeout_s")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise web.HTTPBadRequest(text="timeout_s: want seconds")
+    return float(value)
