@@ -37,6 +37,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_SOCKET_PATH = 107
 """sizeof(sun_path) less the terminating NUL (unix(7))."""
 
+MAKING = ".new"
+"""What the socket's name ends with until its mode is right."""
+
 MAX_REQUEST_BYTES = 65_536
 PROBE_S = 2.0
 """A peer that accepts within this time counts as an agent, even if it says nothing."""
@@ -96,27 +99,29 @@ async def serve_control(path: Path, api: AgentApi) -> AsyncIterator[None]:
     )
     await runner.setup()
     try:
-        listener, inode = await _bind(path)
+        _refuse_long(path)
+        if await _answers(path):
+            raise ControlError(f"{path}: another agent answers there; stop it, or choose another --run-dir")
+        listener, inode = _bind(path)
         await web.SockSite(runner, listener).start()
         try:
             yield
         finally:
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == inode:  # another agent may have replaced it
-                    path.unlink()
+            _take_away(path, inode)
     finally:
         await runner.cleanup()
 
 
-async def _bind(path: Path) -> tuple[socket.socket, int]:
-    """A bound socket and its inode. It is made under another name, so that it never stands there with a wider mode."""
-    making = path.with_name(path.name + ".new")
-    if len(os.fsencode(making)) > MAX_SOCKET_PATH:
+def _refuse_long(path: Path) -> None:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH - len(MAKING):
         raise ControlError(
-            f"{path}: the socket's path is too long, {MAX_SOCKET_PATH - 4} bytes at most; shorten --run-dir"
+            f"{path}: the socket's path is too long, {MAX_SOCKET_PATH - len(MAKING)} bytes at most; shorten --run-dir"
         )
-    if await _answers(path):
-        raise ControlError(f"{path}: another agent answers there; stop it, or choose another --run-dir")
+
+
+def _bind(path: Path) -> tuple[socket.socket, int]:
+    """A bound socket and its inode. It is made under another name, so that it never stands there with a wider mode."""
+    making = path.with_name(path.name + MAKING)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         making.unlink(missing_ok=True)
@@ -128,6 +133,13 @@ async def _bind(path: Path) -> tuple[socket.socket, int]:
     except OSError as error:
         listener.close()
         raise ControlError(f"{path}: cannot listen: {error.strerror}; mend --run-dir") from error
+
+
+def _take_away(path: Path, inode: int) -> None:
+    """Remove the socket, unless another agent's stands there by now."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()
 
 
 async def _answers(path: Path) -> bool:

@@ -93,7 +93,7 @@ class Journal:
 
 
 def set_up_logging(stream: TextIO | None = None, *, level: Level = "info") -> None:
-    """Log to `stream` (stderr): lines for people on a terminal, else one JSON object a line; libraries log there too."""
+    """Log to `stream` (stderr): lines for people on a terminal, else a JSON object each; libraries log there too."""
     out = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
