@@ -36,17 +36,19 @@ def digest(spec: VmSpec) -> str:
 def pending_changes(launched: VmSpec, wanted: VmSpec) -> tuple[PendingChange, ...]:
     """What a restart would change of a guest, sorted by key. Empty if and only if both have the same `digest`."""
     old, new = _launched_as(launched), _launched_as(wanted)
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key, "") != new.get(key, ""))
-    whole = {key for key in keys if _is_device(key) and (key not in old or key not in new)}
+    plugged = _devices(old) ^ _devices(new)
+    kept = _devices(old) & _devices(new)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return tuple(
         PendingChange(key, old.get(key, ""), new.get(key, ""))
-        for key in keys
-        if not any(key.startswith(f"{device}.") for device in whole)
+        for key in changed
+        if key not in kept and key.rpartition(".")[0] not in plugged
     )
 
 
-def _is_device(key: str) -> bool:
-    return key.count(".") == 1
+def _devices(values: Mapping[str, str]) -> frozenset[str]:
+    """The keys that stand for a whole disk or NIC, as `disk.root`."""
+    return frozenset(key for key in values if key.count(".") == 1)
 
 
 def _launched_as(spec: VmSpec) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
 """The command line of a guest's QEMU, and the same devices as dicts for hot-plugging over QMP.
 
-Whatever holds a string of the operator's is passed as JSON or as an argument of its own, where nothing can be mistaken for
-another option; in the few places that know only `key=value` lists, commas are doubled (QEMU, qemu_opts_parse).
+Whatever holds a string of the operator's is passed as JSON or as an argument of its own, where nothing can be taken
+for another option; in the few places that know only `key=value` lists, commas are doubled (QEMU, qemu_opts_parse).
 
 PCI addresses never move: a guest's NICs and disks have a slot each. On q35 a slot is a PCIe root port, with spare ones
 for what is plugged later; on other machines it is a place on the root bus.
@@ -48,7 +48,7 @@ class DiskSet:
 
 @dataclass(frozen=True, slots=True)
 class LaunchFiles:
-    """What a launch hands to QEMU: the guest's run directory, descriptor numbers by NIC and disk, paths to boot from."""
+    """What a launch hands to QEMU: the guest's run directory, descriptors by NIC and disk, paths to boot from."""
 
     directory: str
     tap_fds: Mapping[str, int] = field(default_factory=dict)
@@ -103,8 +103,8 @@ def resolved_accel(spec: VmSpec, kvm: bool) -> str:
 def _sockets(directory: str) -> Iterable[str]:
     """The pidfile, a monitor for the agent and one for the operator's tools (each takes one client), the console."""
     folder = _doubled(directory)
-    chardevs = (("qmp", "qmp"), ("operator", "operator"), ("console", "console"))
-    sockets = [f"socket,id={name},path={folder}/{file}.sock,server=on,wait=off" for name, file in chardevs]
+    names = ("qmp", "operator", "console")
+    sockets = [f"socket,id={name},path={folder}/{name}.sock,server=on,wait=off" for name in names]
     return (
         *("-pidfile", f"{directory}/qemu.pid"),
         *(argument for socket in sockets for argument in ("-chardev", socket)),
@@ -141,7 +141,8 @@ def number_of_root_ports(spec: VmSpec) -> int:
     """
     if _family(spec.machine) != "q35":
         return 0
-    used = 1 + max((device.slot for device in (*spec.nics, *spec.disks)), default=-1)
+    slots = [*(nic.slot for nic in spec.nics), *(disk.slot for disk in spec.disks)]
+    used = 1 + max(slots, default=-1)
     devices = -(-(used + SPARE_SLOTS) // PORTS_PER_DEVICE)
     return PORTS_PER_DEVICE * min(devices, LAST_SLOT_DEVICE - FIRST_SLOT_DEVICE + 1)
 
@@ -239,7 +240,7 @@ def nic_netdev(nic: NicSpec, fd: str) -> Json:
 
 
 def nic_device(machine: str, nic: NicSpec) -> Json:
-    """A NIC's device, for `-device` and `device_add`. No option ROM: it costs seconds and could boot from the network."""
+    """A NIC's device, for `-device` and `device_add`. Its option ROM is left out: it costs seconds of each boot."""
     ids = {"id": nic_id(nic.id), "netdev": netdev_id(nic.id), "mac": nic.mac, "romfile": ""}
     mtu = {"host_mtu": nic.mtu} if nic.model.startswith("virtio-net") else {}
     return {"driver": nic.model, **ids, **mtu, **_place(machine, nic.slot)}

@@ -1,0 +1,303 @@
+"""QEMU's processes: starting one without any privilege, finding it again, waiting for its end, and killing it.
+
+A process is known by its pid and its start time, and held by a pidfd, so a pid that the kernel gave to somebody else
+is never waited for, let alone killed (pidfd_open(2), proc(5)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.core.errors import PermanentError, TransientError
+
+QEMU = "qemu-system-x86_64"
+OLDEST_QEMU = (7, 1)
+"""The first QEMU that takes `-netdev` as JSON (its 7.1 change log)."""
+
+KVM_DEVICE = "/dev/kvm"
+LOG_MAX_BYTES = 1 << 20
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """The host's QEMU: path and version."""
+
+    path: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: its exit code, or the signal that killed it."""
+
+    code: int | None
+    signal: int | None
+
+    @property
+    def reason(self) -> str:
+        """The label of `vm_exits_total`. A QEMU that exits with 0 was told to, by `quit` or by SIGTERM."""
+        if self.signal == signal.SIGKILL:
+            return "killed"
+        return "host" if self.code == 0 else "crash"
+
+
+class Process:
+    """A running process. Its pidfd is open until `close`, or until this object is gone."""
+
+    def __init__(self, pid: int, start_time: int, pidfd: int, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self.start_time = start_time
+        self._pidfd = pidfd
+        self._child = child
+
+    def __repr__(self) -> str:
+        return f"Process(pid={self.pid}, start_time={self.start_time})"
+
+    def __del__(self) -> None:
+        self.close()
+
+    async def wait_exit(self) -> ExitStatus | None:
+        """Return when the process is gone: how it ended if it is our child (it is reaped here), else None.
+
+        Any number of callers may wait, and be cancelled.
+        """
+        if self._pidfd >= 0 and not has_ended(self._pidfd):
+            await _readable(self._pidfd)
+        if self._child is None:
+            return None
+        code = self._child.wait()
+        return ExitStatus(None, -code) if code < 0 else ExitStatus(code, None)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to this very process; nothing happens if it is gone (pidfd_send_signal(2))."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        """Let go of the process, which runs on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether a process is gone: its pidfd is then readable (pidfd_open(2))."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait on a copy of a descriptor, because the loop knows one reader for each number."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    copy = os.dup(descriptor)
+    loop.add_reader(copy, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(copy)
+        os.close(copy)
+
+
+async def spawn(
+    argv: Sequence[str],
+    *,
+    uid: int,
+    pass_fds: Sequence[int] = (),
+    log_path: str | Path,
+    cwd: str | Path = "/",
+    groups: Sequence[int] = (),
+) -> Process:
+    """Start a program as `uid` (and the group of the same number), with no capability and no way to get one.
+
+    It has a session and process group of its own, no standard input, and appends what it says to `log_path`; a log over
+    `LOG_MAX_BYTES` is put aside as `.1` first. It inherits `pass_fds` under their numbers and nothing else.
+    PermanentError if it cannot be started at all; if `argv[0]` cannot be executed, the process ends with code 126 or
+    127 and the log says why. The caller keeps its own copies of `pass_fds`.
+    """
+    supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+    dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
+    command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", supplementary, *dropped, "--", *argv]
+    try:
+        log = open_log(Path(log_path))
+    except OSError as error:
+        raise TransientError(f"{log_path}: {error.strerror}", reason="LogUnwritable") from error
+    try:
+        child = _popen(command, pass_fds, log, cwd)
+    finally:
+        os.close(log)
+    pidfd = os.pidfd_open(child.pid)
+    stat = _stat(child.pid)
+    return Process(child.pid, stat.start_time if stat else 0, pidfd, child)
+
+
+def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path) -> subprocess.Popen[bytes]:
+    environment = {"PATH": os.defpath + ":/usr/sbin:/sbin", "LC_ALL": "C"}
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=tuple(pass_fds),
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+            umask=0o077,
+        )
+    except FileNotFoundError as error:
+        message = f"cannot start {command[0]}: it is part of util-linux, install that ({error})"
+        raise PermanentError(message, reason="ToolMissing") from error
+    except OSError as error:
+        raise TransientError(f"cannot start {command[0]}: {error}", reason="SpawnFailed") from error
+
+
+def open_log(path: Path) -> int:
+    """A descriptor that appends to a log, which only we may read; never through a link that somebody put there."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    if os.fstat(descriptor).st_size <= LOG_MAX_BYTES:
+        os.set_blocking(descriptor, True)
+        return descriptor
+    os.close(descriptor)
+    path.rename(path.with_name(f"{path.name}.1"))
+    return open_log(path)
+
+
+def last_line(log: Path) -> str:
+    """What a program wrote last to its log, without QEMU's timestamp; empty if there is nothing."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    spoken = [line.strip() for line in lines if line.strip()]
+    return re.sub(r"^[0-9T:.-]+Z ", "", spoken[-1]) if spoken else ""
+
+
+def find_process(pid: int, start_time: int) -> Process | None:
+    """The process of that pid that began at `start_time` (field 22 of /proc/PID/stat), None if it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (ProcessLookupError, OverflowError, ValueError):
+        return None
+    except OSError as error:
+        if pid <= 0:
+            return None
+        raise TransientError(f"pid {pid}: {error.strerror}", reason="ProcessUnknown") from error
+    stat = _stat(pid)
+    # The number was read after the pidfd was opened: if that process lives still, it is the one that was read about.
+    if stat is None or stat.start_time != start_time or has_ended(pidfd):
+        os.close(pidfd)
+        return None
+    return Process(pid, start_time, pidfd)
+
+
+def find_process_of(uid: int) -> Process | None:
+    """A process that runs as a guest's own uid: its QEMU, found without its pid. None if there is none.
+
+    For a guest whose lock is held although nothing is recorded of it: an agent that died in the middle of a launch.
+    """
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                stat = _stat(int(entry.name))
+                process = find_process(int(entry.name), stat.start_time) if stat else None
+                if process is not None:
+                    return process
+    return None
+
+
+def kill(process: Process) -> None:
+    """Kill a process by its pidfd; nothing happens if it is gone."""
+    process.signal(signal.SIGKILL)
+
+
+def resident_bytes(pid: int) -> int | None:
+    """The memory of a process that is in RAM, None if it is gone (proc_pid_statm(5))."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return None
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """The user and system time that a process took, with all its threads, None if it is gone (proc_pid_stat(5))."""
+    stat = _stat(pid)
+    return None if stat is None else stat.cpu_ticks / _CLOCK_TICKS
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    start_time: int
+    cpu_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # Field 2, the name, may hold blanks and parentheses; what follows the last one begins with field 3.
+    values = text.rpartition(")")[2].split()
+    return _Stat(start_time=int(values[19]), cpu_ticks=int(values[11]) + int(values[12]))
+
+
+def kvm_usable() -> bool:
+    """Whether a guest can have KVM: the device opens, and the processor has the feature it needs.
+
+    In a virtual machine without nesting `/dev/kvm` may open all the same, and a guest hangs.
+    """
+    try:
+        os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"vmx", "svm"}.isdisjoint(flags[1].split())
+
+
+def kvm_groups() -> tuple[int, ...]:
+    """The groups that a guest's QEMU needs to open /dev/kvm: distributions give it to root and a group `kvm`."""
+    try:
+        status = os.stat(KVM_DEVICE)
+    except OSError:
+        return ()
+    return () if status.st_mode & 0o006 == 0o006 or status.st_gid == 0 else (status.st_gid,)
+
+
+async def find_qemu(name: str = QEMU) -> Qemu:
+    """The host's QEMU. PermanentError (`QemuMissing`, `QemuTooOld`) says what to do; TransientError if it hangs."""
+    path = shutil.which(name)
+    if path is None:
+        raise PermanentError(f"{name} is not installed (Debian: apt install qemu-system-x86)", reason="QemuMissing")
+    try:
+        shown = await asyncio.to_thread(_version_text, path)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TransientError(f"{path} --version: {error}", reason="QemuMissing") from error
+    found = re.search(r"version (\d+)\.(\d+)(\.\d+)?", shown)
+    if found is None:
+        raise PermanentError(f"{path} --version says {shown[:80]!r}, which is no QEMU", reason="QemuMissing")
+    if (int(found[1]), int(found[2])) < OLDEST_QEMU:
+        wanted = ".".join(map(str, OLDEST_QEMU))
+        raise PermanentError(f"{path} is {found[0]}; {wanted} or later is needed", reason="QemuTooOld")
+    return Qemu(path, found[0].removeprefix("version "))
+
+
+def _version_text(path: str) -> str:
+    done = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=20)
+    return done.stdout.decode(errors="replace")
