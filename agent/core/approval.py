@@ -42,7 +42,7 @@ def approval_key(state: VmState) -> str:
 
 def is_unit_gone(name: str, state: VmState, desired: Desired) -> bool:
     """Whether no unit wants a guest any more, by name or uuid, and no invalid file may still want it."""
-    if name in desired.vms or state.spec.file in desired.unresolved_files:
+    if not desired.complete or name in desired.vms or state.spec.file in desired.unresolved_files:
         return False
     return all(spec.uuid != state.spec.uuid for spec in desired.vms.values())
 

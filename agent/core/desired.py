@@ -91,9 +91,11 @@ class Desired:
 
     `retained` are the last specs of bridges that no unit names any more; a bridge that somebody still needs stays on
     its own. `unresolved_files` are files that exist but have no version to run: what they started is left alone.
+    `complete` False: the units were not read yet, so nothing is unwanted.
     """
 
     bridges: Mapping[str, BridgeSpec] = field(default_factory=dict)
     vms: Mapping[str, VmSpec] = field(default_factory=dict)
     retained: Mapping[str, BridgeSpec] = field(default_factory=dict)
     unresolved_files: frozenset[str] = frozenset()
+    complete: bool = True

@@ -11,6 +11,9 @@ from agent.core.desired import BridgeSpec
 from agent.core.observed import End, Intent, VmState
 from agent.core.policy import ENDS_KEPT
 
+SAME_LAUNCH_S = 0.005
+"""A process's start time has a resolution of 10 ms; two launches of a guest are further apart."""
+
 VERSION = 1
 """The layout of the state file; a file of a later version is left alone."""
 
@@ -46,9 +49,16 @@ def with_boot(memory: Memory, boot_id: str) -> Memory:
 
 
 def with_end(memory: Memory, name: str, end: End) -> Memory:
-    """Remember an end that the restart policy is to answer."""
+    """Remember an end that the restart policy is to answer; one that is told again, of the same launch, is one."""
+    last = memory.ends.get(name, ())[-1:]
+    if last and last[0].boot_id == end.boot_id and abs(_began_s(last[0]) - _began_s(end)) < SAME_LAUNCH_S:
+        return memory
     ends = (*memory.ends.get(name, ()), end)[-ENDS_KEPT:]
     return replace(memory, ends={**memory.ends, name: ends})
+
+
+def _began_s(end: End) -> float:
+    return end.at_s - end.ran_s
 
 
 def with_restart(memory: Memory, name: str) -> Memory:

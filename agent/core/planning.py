@@ -53,8 +53,9 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         plan_leftover(draft, name, observed.vms[name])
     for spec in wanted.vms.values():
         plan_vm(draft, spec)
-    plan_unwanted_taps(draft, desired.vms)
-    plan_unwanted_bridges(draft, bridges)
+    if desired.complete:
+        plan_unwanted_taps(draft, desired.vms)
+        plan_unwanted_bridges(draft, bridges)
     return draft.finish(stops.approval)
 
 
@@ -73,7 +74,7 @@ def sort_guests(desired: Desired, observed: Observed, stops: Stops) -> Wanted:
         elif is_unit_gone(name, state, desired):
             leftover.append(name)
         else:
-            kept[name] = f"{state.spec.file} has no valid version; mend it, the guest stays as it is until then"
+            kept[name] = _kept_message(desired, state)
     blocked = {*kept, *renamed.values()}
     return Wanted({n: s for n, s in desired.vms.items() if n not in blocked}, kept, renamed, tuple(leftover))
 
@@ -88,6 +89,12 @@ def _approval_message(approval: Approval | None) -> str:
     number = len(approval.guests) if approval else 0
     identity = approval.id if approval else ""
     return f"its end was not asked for alone: {number} guests would stop at once; `vmhost approve {identity}` allows it"
+
+
+def _kept_message(desired: Desired, state: VmState) -> str:
+    if not desired.complete:
+        return "the unit directory could not be read yet; the guest stays as it is until it is"
+    return f"{state.spec.file} has no valid version; mend it, the guest stays as it is until then"
 
 
 def _held_reason(name: str, stops: Stops) -> str:

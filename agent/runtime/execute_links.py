@@ -69,6 +69,13 @@ class LinkExecutor:
         await self.set_up_tap(action)
         keep(fd)
 
+    def descriptor(self, vm: str, nic: str) -> int:
+        """The descriptor of a NIC's tap that `arm` made."""
+        held = self._descriptors.find(vm, nic)
+        if held is None:
+            raise TransientError(f"no descriptor of {vm}'s {nic} is at hand", reason="NoDescriptor")
+        return held.fd
+
     async def set_up_tap(self, action: ArmTap) -> None:
         """Mark a fresh tap, enslave it and set it up, in one request."""
         self._links.catch_up()

@@ -2,18 +2,179 @@
 
 from __future__ import annotations
 
-from agent.host.launches import Launches
+import asyncio
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from agent.core.actions import CreateDisk, EndVm, LaunchVm, RenameVm, ResetVm, StopVm
+from agent.core.desired import NicSpec, VmSpec
+from agent.core.digest import digest
+from agent.core.errors import ActionError, TransientError
+from agent.core.memory import Memory, with_end, with_restart, with_stop
+from agent.core.observed import End
+from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv, resolved_accel
+from agent.host.disks import create_disk, open_disk, prepare_boot_file
+from agent.host.launches import Launches, LaunchRecord
+from agent.host.processes import kvm_groups, kvm_usable, last_line, spawn
+from agent.host.tap import attached_link, open_tap
+from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
+from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
+
+CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+"""The unit of a process's start time (proc_pid_stat(5), field 22), which counts from the boot as our clock does."""
+
+FIRST_DISK_SET = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a launch needs, opened: descriptors that QEMU is to inherit, and paths that it may read."""
+
+    files: LaunchFiles
+    record: LaunchRecord
+    lock: int
 
 
 class VmExecutor:
     """Each method does one action and returns when the guest's state shows it, or raises an ActionError."""
 
-    def __init__(self, launches: Launches, guests: Guests, descriptors: Descriptors, keeper: Keeper, qemu: str) -> None:
+    def __init__(self, launches: Launches, guests: Guests, descriptors: Descriptors, keeper: Keeper) -> None:
         self._launches = launches
         self._guests = guests
         self._descriptors = descriptors
         self._keeper = keeper
-        self._qemu = qemu
+
+    async def create_disk(self, action: CreateDisk) -> None:
+        """Create a disk; it counts as known from now on, so that it is never created again."""
+        await create_disk(action.disk)
+        await self._keeper.update(lambda memory: _with_disks(memory, frozenset({action.disk.path})))
+
+    async def launch(self, action: LaunchVm, qemu: str) -> None:
+        """Start a guest's QEMU and wait until its monitor answers. One that exits first is told in its own words."""
+        spec = action.spec
+        await self._keeper.update(lambda memory: _launching(memory, spec))
+        with ExitStack() as opened:
+            prepared = await asyncio.to_thread(self._prepare, action, opened)
+            try:
+                guest = await self._spawn(prepared, qemu)
+            except ActionError:
+                opened.close()
+                await asyncio.to_thread(self._launches.forget, spec.name)
+                raise
+        await guest.connected()
+        if not guest.alive:
+            await self._forget(spec.name)
+            said = last_line(self._launches.log_path(spec.name)) or "it says nothing"
+            raise TransientError(f"QEMU of {spec.name} did not start: {said}", reason="LaunchFailed")
+
+    def _prepare(self, action: LaunchVm, opened: ExitStack) -> Prepared:
+        """Lock the guest, open its taps and disks, and write down that it is being launched. Runs in a thread."""
+        spec = action.spec
+        lock = self._launches.lock(spec.name, spec.uid)
+        opened.callback(os.close, lock)
+        directory = str(self._launches.directory(spec.name))
+        disk_sets: dict[str, DiskSet] = {}
+        for set_id, disk in enumerate(spec.disks, FIRST_DISK_SET):
+            open_one = open_disk(disk)
+            opened.callback(open_one.close)
+            disk_sets[disk.id] = DiskSet(set_id, open_one.fds, open_one.block_device)
+        files = LaunchFiles(
+            directory=directory,
+            tap_fds={nic.id: self._tap_descriptor(spec, nic) for nic in spec.nics},
+            disk_sets=disk_sets,
+            kernel=prepare_boot_file(spec.kernel, directory, spec.uid) if spec.kernel else None,
+            initrd=prepare_boot_file(spec.initrd, directory, spec.uid) if spec.initrd else None,
+        )
+        record = LaunchRecord(spec, action.generation, action.reset_generation, digest(spec), files.tap_fds)
+        self._launches.save(record)
+        return Prepared(files, record, lock)
+
+    def _tap_descriptor(self, spec: VmSpec, nic: NicSpec) -> int:
+        """The descriptor of a NIC's tap: the one that made it, or a new one where an earlier agent did."""
+        held = self._descriptors.find(spec.name, nic.id)
+        if held is None or attached_link(held.fd) != nic.tap:
+            self._descriptors.forget(spec.name, nic.id)
+            self._descriptors.put(spec.name, nic.id, open_tap(nic.tap, spec.uid))
+            held = self._descriptors.find(spec.name, nic.id)
+        if held is None:
+            raise TransientError(f"no descriptor of {nic.tap} is at hand", reason="NoDescriptor")
+        return held.fd
+
+    async def _spawn(self, prepared: Prepared, qemu: str) -> Guest:
+        spec, kvm = prepared.record.spec, kvm_usable()
+        process = await spawn(
+            qemu_argv(spec, qemu, prepared.files, kvm),
+            uid=spec.uid,
+            pass_fds=(*prepared.files.fds, prepared.lock),
+            log_path=self._launches.log_path(spec.name),
+            groups=kvm_groups() if resolved_accel(spec, kvm) == "kvm" else (),
+        )
+        record = replace(prepared.record, pid=process.pid, start_time=process.start_time)
+        guest = self._guests.add(record, process)
+        await asyncio.to_thread(self._launches.save, record)
+        return guest
+
+    async def release(self, name: str) -> None:
+        """Let a guest run that QEMU holds."""
+        await self._guests.get(name).release()
+
+    async def stop(self, action: StopVm) -> None:
+        """End a guest, however long it takes, and forget its launch."""
+        guest = self._guest(action.vm, action.uuid)
+        if action.unit_asked:
+            await self._keeper.update(lambda memory: with_stop(memory, action.vm, action.uuid, now_s()))
+        await guest.stop(action.timeout_s)
+        await self._forget(action.vm)
+
+    async def end(self, action: EndVm) -> None:
+        """Write down how a guest ended, before the QEMU that still knows it is told to quit."""
+        guest = self._guest(action.vm, action.uuid)
+        if not action.asked:
+            end = End(now_s(), ran_s(guest), boot_id(), action.exit_reason)
+            await self._keeper.update(lambda memory: with_end(memory, action.vm, end))
+        await guest.quit()
+        await self._forget(action.vm)
+
+    async def _forget(self, name: str) -> None:
+        await asyncio.to_thread(self._launches.forget, name)
+        self._guests.forget(name)
+
+    async def rename(self, action: RenameVm) -> None:
+        """Carry a running guest over to its new name."""
+        self._guest(action.vm, action.uuid)
+        self._guests.rename(action.vm, action.new_name)
+
+    async def reset(self, action: ResetVm) -> None:
+        """Press the reset button, and record which wish that answered: one that is interrupted is done again."""
+        guest = self._guests.get(action.vm)
+        await guest.execute("system_reset")
+        guest.record = replace(guest.record, reset_generation=action.reset_generation)
+        await asyncio.to_thread(self._launches.save, guest.record)
+
+    def _guest(self, name: str, uuid: str) -> Guest:
+        """A guest by name, if it is still the one that the plan saw."""
+        guest = self._guests.get(name)
+        if guest.record.spec.uuid != uuid:
+            raise TransientError(f"{name} is another guest by now", reason="Gone")
+        return guest
+
+
+def ran_s(guest: Guest) -> float:
+    """How long a guest's process ran, or has been running."""
+    start_time = guest.record.start_time
+    return now_s() - (start_time / CLOCK_TICKS_PER_S if start_time is not None else guest.began_s)
+
+
+def _launching(memory: Memory, spec: VmSpec) -> Memory:
+    memory = _with_disks(memory, frozenset(disk.path for disk in spec.disks))
+    return with_restart(memory, spec.name) if spec.name in memory.ends else memory
+
+
+def _with_disks(memory: Memory, paths: frozenset[str]) -> Memory:
+    if paths <= memory.known_disks:
+        return memory
+    return replace(memory, known_disks=memory.known_disks | paths)

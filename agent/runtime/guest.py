@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -35,8 +36,21 @@ STATE_EVENTS = frozenset(
 SHUTDOWN_CAUSES = {"host-signal": "killed", "host-qmp-quit": "host", "guest-panic": "panic"}
 """QMP SHUTDOWN reasons that tell more than the run state does (QEMU, ShutdownCause)."""
 
-Telling = Callable[[str, str, Mapping[str, Any]], None]
-"""Who hears of a guest's events: guest, event, data."""
+
+class GuestWitness(Protocol):
+    """Whoever wants to hear of guests: events and metrics."""
+
+    def heard(self, vm: str, event: str, data: Mapping[str, Any]) -> None:
+        """QEMU sent an event."""
+
+    def answered(self, command: str, seconds: float) -> None:
+        """QEMU answered a command."""
+
+    def refused(self, command: str, error_class: str) -> None:
+        """A command did not succeed."""
+
+    def reconnected(self, vm: str) -> None:
+        """A monitor connection that was lost is there again."""
 
 
 class Guest:
@@ -49,7 +63,7 @@ class Guest:
         directory: Path,
         descriptors: Descriptors,
         ring: Callable[[str], None],
-        tell: Telling,
+        witness: GuestWitness,
     ) -> None:
         self.record = record
         self.process = process
@@ -61,7 +75,8 @@ class Guest:
         self.monitor: Monitor | None = None
         self._descriptors = descriptors
         self._ring = ring
-        self._tell = tell
+        self._witness = witness
+        self._deletions: dict[str, asyncio.Future[None]] = {}
         self._asked_s: float | None = now_s()
         self._stale = asyncio.Event()
         self._changed = asyncio.Event()
@@ -103,12 +118,18 @@ class Guest:
         self._note_change("exit")
 
     async def _keep_talking(self) -> None:
+        connections = 0
         while True:
             try:
-                self.monitor = await Monitor.connect(self.directory / "qmp.sock", SILENT_AFTER_S, self._heard)
+                self.monitor = await Monitor.connect(
+                    self.directory / "qmp.sock", SILENT_AFTER_S, self._heard, peer_uid=self.record.spec.uid
+                )
             except ActionError:
                 await asyncio.sleep(CONNECT_EVERY_S if now_s() - self.began_s < SILENT_AFTER_S else 1.0)
                 continue
+            connections += 1
+            if connections > 1:
+                self._witness.reconnected(self.name)
             with contextlib.suppress(ActionError):
                 await self._ask_until_closed(self.monitor)
             self.monitor = None
@@ -127,7 +148,7 @@ class Guest:
     async def _ask(self, monitor: Monitor) -> None:
         """Query the run state; a QEMU that is silent is waited for, and shown as silent meanwhile."""
         self._asked_s = now_s()
-        query = asyncio.ensure_future(monitor.execute("query-status", timeout_s=None))
+        query = asyncio.ensure_future(self._timed(monitor, "query-status", {}, None))
         try:
             done, _ = await asyncio.wait({query}, timeout=SILENT_AFTER_S)
             if not done:
@@ -144,7 +165,11 @@ class Guest:
             self._cause = SHUTDOWN_CAUSES.get(str(data.get("reason")), self._cause)
         if event in STATE_EVENTS:
             self._stale.set()
-        self._tell(self.name, event, data)
+        if event == "DEVICE_DELETED" and str(data.get("device")) in self._deletions:
+            deletion = self._deletions.pop(str(data["device"]))
+            if not deletion.done():
+                deletion.set_result(None)
+        self._witness.heard(self.name, event, data)
 
     def _set_run_state(self, run_state: str | None) -> None:
         if run_state != self.run_state:
@@ -160,7 +185,31 @@ class Guest:
         """One QMP command; `TransientError` while nobody is connected."""
         if self.monitor is None:
             raise TransientError(f"QEMU of {self.name} is not connected", reason="NotConnected")
-        return await self.monitor.execute(command, dict(arguments or {}), timeout_s=SILENT_AFTER_S)
+        return await self._timed(self.monitor, command, arguments or {}, SILENT_AFTER_S)
+
+    async def _timed(
+        self, monitor: Monitor, command: str, arguments: Mapping[str, Any], timeout_s: float | None
+    ) -> Any:
+        began = time.perf_counter()
+        try:
+            answer = await monitor.execute(command, dict(arguments), timeout_s=timeout_s)
+        except ActionError as error:
+            self._witness.refused(command, getattr(error, "error_class", error.reason))
+            raise
+        self._witness.answered(command, time.perf_counter() - began)
+        return answer
+
+    async def send_descriptor(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of a descriptor under a name."""
+        if self.monitor is None:
+            raise TransientError(f"QEMU of {self.name} is not connected", reason="NotConnected")
+        await self.monitor.send_descriptor(name, fd)
+
+    def device_deleted(self, device: str) -> asyncio.Future[None]:
+        """A future that is done when the guest has let go of a device; ask for it before `device_del`."""
+        deletion: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deletions[device] = deletion
+        return deletion
 
     async def release(self) -> None:
         """Let the guest run, and return when QEMU says so."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import structlog
 
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
-from agent.host.processes import Process, find_process
+from agent.host.processes import Process, find_process, find_process_of
 from agent.host.tap import fetch_descriptor
 from agent.runtime.descriptors import Descriptors
-from agent.runtime.guest import Guest, Telling
+from agent.runtime.guest import Guest, GuestWitness
 
 log = structlog.get_logger("vmhost.guests")
 
@@ -22,22 +22,21 @@ class Guests:
     """Serves each guest in a task of its own; what one does delays no other."""
 
     def __init__(
-        self,
-        launches: Launches,
-        descriptors: Descriptors,
-        group: asyncio.TaskGroup,
-        ring: Callable[[str], None],
-        tell: Telling,
+        self, launches: Launches, descriptors: Descriptors, ring: Callable[[str], None], witness: GuestWitness
     ) -> None:
         self._launches = launches
         self._descriptors = descriptors
-        self._group = group
+        self._group: asyncio.TaskGroup | None = None
         self._ring = ring
-        self._tell = tell
+        self._witness = witness
         self._guests: dict[str, Guest] = {}
 
-    def __iter__(self) -> Iterable[Guest]:
-        return iter(self._guests.values())
+    def serve_in(self, group: asyncio.TaskGroup) -> None:
+        """Serve guests as tasks of this group from now on."""
+        self._group = group
+
+    def __iter__(self) -> Iterator[Guest]:
+        return iter(tuple(self._guests.values()))
 
     def states(self) -> Mapping[str, VmState]:
         """What is known of each guest now."""
@@ -57,9 +56,11 @@ class Guests:
     def add(self, record: LaunchRecord, process: Process | None) -> Guest:
         """Begin to serve a guest."""
         guest = Guest(
-            record, process, self._launches.directory(record.spec.name), self._descriptors, self._ring, self._tell
+            record, process, self._launches.directory(record.spec.name), self._descriptors, self._ring, self._witness
         )
         self._guests[record.spec.name] = guest
+        if self._group is None:
+            raise RuntimeError("guests are served in a task group")
         self._group.create_task(guest.serve(), name=f"guest {record.spec.name}")
         return guest
 
@@ -76,7 +77,8 @@ class Guests:
 
     def _find_process(self, record: LaunchRecord) -> Process | None:
         if record.pid is None or record.start_time is None:
-            return None
+            # An agent died between spawning this QEMU and writing its pid down; its uid is nobody else's.
+            return find_process_of(record.spec.uid) if self._launches.is_locked(record.spec.name) else None
         return find_process(record.pid, record.start_time)
 
     def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
@@ -87,10 +89,9 @@ class Guests:
                 log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic, why=str(error))
 
     def forget(self, name: str) -> None:
-        """Forget a guest that is gone: its record, its sockets and its descriptors."""
+        """Forget a guest that is gone, with its descriptors."""
         self._guests.pop(name, None)
         self._descriptors.forget_guest(name)
-        self._launches.forget(name)
 
     def rename(self, name: str, new_name: str) -> None:
         """Carry a guest over to another name."""

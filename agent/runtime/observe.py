@@ -1,31 +1,35 @@
-"""Puts together what the adapters know into one `Observed`; it reads caches only, so that a pass never waits."""
+"""Looks at what has no events of its own: the files of disks."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from agent.core.desired import Desired
 from agent.core.observed import DiskState
 from agent.host.disks import disk_state
-
-LOOK_AGAIN_S = 1.0
-"""How old a look at a disk's file may be; files appear without any event that one could wait for."""
+from agent.runtime.keeper import Keeper
 
 
 class DiskLooks:
     """Looks at disks in threads, because a file system may hang; one not seen yet is unknown, and rings once seen."""
 
-    def __init__(self, group: asyncio.TaskGroup, ring: Callable[[str], None]) -> None:
-        self._group = group
+    def __init__(self, keeper: Keeper, ring: Callable[[str], None]) -> None:
+        self._keeper = keeper
+        self._group: asyncio.TaskGroup | None = None
         self._ring = ring
         self._seen: dict[str, tuple[bool, bool]] = {}
         self._looking: set[str] = set()
 
+    def look_in(self, group: asyncio.TaskGroup) -> None:
+        """Look in tasks of this group from now on."""
+        self._group = group
+
     def look(self, paths: Iterable[str]) -> None:
         """Begin to look at disks, unless a look at them is under way."""
         fresh = frozenset(paths) - self._looking
-        if fresh:
+        if fresh and self._group is not None:
             self._looking |= fresh
             self._group.create_task(self._look(fresh), name="disks")
 
@@ -34,6 +38,9 @@ class DiskLooks:
         self._looking -= paths
         changed = any(self._seen.get(path) != state for path, state in seen.items())
         self._seen.update(seen)
+        existing = frozenset(path for path, (exists, _) in seen.items() if exists)
+        if not existing <= self._keeper.memory.known_disks:
+            await self._keeper.update(lambda memory: replace(memory, known_disks=memory.known_disks | existing))
         if changed:
             self._ring("disk")
 

@@ -75,7 +75,7 @@ class Reconciler:
         self._execute = execute
         self._witness = witness
         self._ledger = Ledger()
-        self._asked: list[asyncio.Future[Pass]] = []
+        self._awaiting: list[asyncio.Future[Pass]] = []
         self.in_flight: dict[str, str] = {}
         self.attempts: dict[str, Attempt] = {}
         self.last = Pass()
@@ -89,10 +89,19 @@ class Reconciler:
 
     async def next_pass(self) -> Pass:
         """Ring, and return a pass that began after this call."""
-        asked: asyncio.Future[Pass] = asyncio.get_running_loop().create_future()
-        self._asked.append(asked)
         self._doorbell.ring("question")
-        return await asked
+        return await self.following_pass()
+
+    async def following_pass(self) -> Pass:
+        """Wait for the next pass, whatever rings for it. A pass never pauses, so it began after this call."""
+        awaited: asyncio.Future[Pass] = asyncio.get_running_loop().create_future()
+        self._awaiting.append(awaited)
+        return await awaited
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the latest pass found nothing to do, and nothing is under way."""
+        return not self.last.plan.actions and not self.in_flight
 
     def _pass(self, group: asyncio.TaskGroup) -> float | None:
         began = time.perf_counter()
@@ -108,8 +117,8 @@ class Reconciler:
         for repair in repairs:
             self._witness.repaired(repair)
         self._witness.passed(self.last, time.perf_counter() - began)
-        asked, self._asked = self._asked, []
-        for future in asked:
+        awaiting, self._awaiting = self._awaiting, []
+        for future in awaiting:
             if not future.done():
                 future.set_result(self.last)
         return decided.wake_at_s

@@ -1,0 +1,51 @@
+"""The daemon's arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from agent.daemon import Settings, run
+from agent.telemetry.httpd import ListenError, parse_listen
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `vmhost-agent`; there is no other way to set anything."""
+    flags = argparse.ArgumentParser(prog="vmhost-agent", description="Keeps this host as the unit files say.")
+    flags.add_argument("--units", type=Path, default=Path("/etc/vmhost.d"), help="unit directory (%(default)s)")
+    flags.add_argument("--run-dir", type=Path, default=Path("/run/vmhost"), help="sockets, logs (%(default)s)")
+    flags.add_argument("--state-dir", type=Path, default=Path("/var/lib/vmhost"), help="kept state (%(default)s)")
+    flags.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="metrics (%(default)s)")
+    flags.add_argument(
+        "--max-disruption",
+        type=int,
+        default=3,
+        metavar="N",
+        help="guests that unit changes may stop within 60 s without `vmhost approve` (%(default)s)",
+    )
+    return flags
+
+
+def main() -> int:
+    """Run the agent until SIGTERM. Exit 0 after one, 1 if it cannot start, 2 on wrong usage."""
+    arguments = parser().parse_args()
+    try:
+        listen = parse_listen(arguments.listen)
+    except ListenError as error:
+        parser().error(str(error))
+    if arguments.max_disruption < 0:
+        parser().error("--max-disruption: want 0 or more")
+    return run(
+        Settings(
+            units=arguments.units.absolute(),
+            run_dir=arguments.run_dir.absolute(),
+            state_dir=arguments.state_dir.absolute(),
+            listen=listen,
+            max_disruption=arguments.max_disruption,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The composition root: makes the adapters, joins them, and runs them until a signal.
+
+Whatever ends the agent, guests run on: the next one adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from agent.core.errors import AgentError
+from agent.core.status import AgentFacts
+from agent.host.netlink import Links
+from agent.host.statedir import StateDirectory, StateRefusedError, lock_directory
+from agent.runtime.agent import Agent
+from agent.runtime.chronicle import Chronicle
+from agent.runtime.clock import now_s
+from agent.runtime.control import serve_control
+from agent.telemetry.httpd import Health, Listen, ListenError, health_of_passes, serve_metrics
+from agent.telemetry.journal import Journal, set_up_logging
+from agent.telemetry.metrics import CONTENT_TYPE, Metrics
+
+log = structlog.get_logger("vmhost")
+
+HEALTHY_PASS_AGE_S = 90.0
+"""A full look rings every 30 s, so three in a row were missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the daemon was told on its command line."""
+
+    units: Path
+    run_dir: Path
+    state_dir: Path
+    listen: Listen
+    max_disruption: int
+
+
+def run(settings: Settings) -> int:
+    """Run the agent until SIGTERM or SIGINT (exit 0); 1, with one line that says why, if it cannot start or go on."""
+    set_up_logging()
+    problems: list[str] = []
+    try:
+        with contextlib.ExitStack() as held:
+            state = _claim(settings, held)
+            asyncio.run(_serve(settings, state))
+    except* (AgentError, OSError) as errors:
+        problems = [str(error) for error in _leaves(errors)]
+    for problem in problems:
+        sys.stderr.write(f"vmhost-agent: {problem}\n")
+    return 1 if problems else 0
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _claim(settings: Settings, held: contextlib.ExitStack) -> StateDirectory:
+    """Make this the one agent of its directories and its network namespace; `StateRefusedError` names another one."""
+    state = StateDirectory(settings.state_dir)
+    held.callback(state.close)
+    state.open()
+    settings.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    settings.run_dir.chmod(0o711)  # QEMU, under its own user, passes through to its own folder; nobody lists it
+    held.callback(os.close, lock_directory(settings.run_dir))
+    held.enter_context(_only_one_in_namespace())
+    return state
+
+
+@contextlib.contextmanager
+def _only_one_in_namespace() -> Iterator[None]:
+    """Hold an abstract socket, of which each network namespace has its own set (unix(7))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
+        try:
+            claim.bind("\0vmhost-agent")
+        except OSError as error:
+            raise StateRefusedError(
+                "another vmhost-agent serves this network namespace; stop that one first"
+            ) from error
+        yield
+
+
+async def _serve(settings: Settings, state: StateDirectory) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    facts = AgentFacts(
+        version=importlib.metadata.version("vmhost"),
+        pid=os.getpid(),
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        settled=False,
+        units_dir=str(settings.units),
+        listen=str(settings.listen),
+    )
+    memory, problem = await asyncio.to_thread(state.load)
+    async with Links() as links, asyncio.TaskGroup() as group:
+        metrics = Metrics(version=facts.version, qemu="", started_s=time.time())
+        chronicle = Chronicle(Journal(), metrics)
+        if problem:
+            chronicle.journal.record("agent", "state-rebuilt", problem, level="warning")
+        agent = Agent(settings.units, settings.run_dir, state, memory, links, chronicle, settings.max_disruption, facts)
+        serving = group.create_task(agent.run(), name="agent")
+        listening = group.create_task(_serve_metrics(settings.listen, agent, chronicle), name="metrics")
+        async with serve_control(settings.run_dir / "agent.sock", agent.operator):
+            chronicle.journal.record("agent", "started", f"vmhost-agent {facts.version} serves {settings.units}")
+            await _until_stopped(stop, serving)
+        chronicle.journal.record("agent", "ended", "vmhost-agent ends; guests run on")
+        serving.cancel()
+        listening.cancel()
+
+
+async def _until_stopped(stop: asyncio.Event, serving: asyncio.Task[None]) -> None:
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+
+
+async def _serve_metrics(listen: Listen, agent: Agent, chronicle: Chronicle) -> None:
+    """Serve metrics for ever; an address that is not to be had is told, and the agent does its work without."""
+
+    def health() -> Health:
+        return health_of_passes(chronicle.last_pass_s, now_s(), HEALTHY_PASS_AGE_S)
+
+    try:
+        async with serve_metrics(
+            listen, render=chronicle.metrics.render, content_type=CONTENT_TYPE, health=health
+        ) as bound:
+            chronicle.journal.record("agent", "metrics", f"metrics on http://{bound}/metrics")
+            await asyncio.Event().wait()
+    except ListenError as error:
+        chronicle.journal.record("agent", "metrics", str(error), level="error")
+        agent.operator.note_problem("MetricsUnavailable", str(error))

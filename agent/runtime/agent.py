@@ -1,0 +1,227 @@
+"""The agent: joins the sources, the reconciler and the executors, and keeps them going side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from agent.core.actions import (
+    Action,
+    ArmTap,
+    ChangeAddresses,
+    ChangeLink,
+    CreateBridge,
+    CreateDisk,
+    DeleteLink,
+    EndVm,
+    EnslavePort,
+    LaunchVm,
+    ReleasePort,
+    ReleaseVm,
+    RenameVm,
+    ReplugNic,
+    ResetVm,
+    StopVm,
+)
+from agent.core.desired import Desired
+from agent.core.errors import ActionError, ObservationError
+from agent.core.memory import Memory, with_boot, with_launch, without_guests
+from agent.core.observed import HostState, Observed
+from agent.core.status import AgentFacts
+from agent.host.launches import BrokenLaunch, Launches
+from agent.host.netlink import Links
+from agent.host.processes import find_qemu
+from agent.host.statedir import StateDirectory
+from agent.host.unitdir import UnitDirectory
+from agent.runtime.chronicle import Chronicle
+from agent.runtime.clock import boot_id, machine_id
+from agent.runtime.descriptors import Descriptors
+from agent.runtime.doorbell import Doorbell
+from agent.runtime.execute_links import LinkExecutor
+from agent.runtime.execute_vms import VmExecutor
+from agent.runtime.guests import Guests
+from agent.runtime.keeper import Keeper
+from agent.runtime.observe import DiskLooks, unstarted_disks
+from agent.runtime.operator import Operator
+from agent.runtime.publisher import publish, watch_lag
+from agent.runtime.reconcile import Reconciler
+from agent.runtime.replug import replug
+from agent.runtime.units import Units
+
+log = structlog.get_logger("vmhost.agent")
+
+FULL_LOOK_EVERY_S = 30.0
+
+
+def start_slots() -> int:
+    """How many guests may start at once: twice the cores, more would only wait for each other."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+class Agent:
+    """Everything between the adapters and the operator. `run` serves until it is cancelled; guests run on."""
+
+    def __init__(
+        self,
+        units: Path,
+        run_dir: Path,
+        state: StateDirectory,
+        memory: Memory,
+        links: Links,
+        chronicle: Chronicle,
+        max_disruption: int,
+        facts: AgentFacts,
+    ) -> None:
+        self._links = links
+        self._chronicle = chronicle
+        self._max_disruption = max_disruption
+        self._launches = Launches(run_dir)
+        self._directory = UnitDirectory(units)
+        self._descriptors = Descriptors()
+        self._doorbell = Doorbell()
+        self._guests = Guests(self._launches, self._descriptors, self._doorbell.ring, chronicle)
+        self._host = HostState(boot_id(), None, "looking for QEMU")
+        self._keeper = Keeper(state, with_boot(memory, self._host.boot_id))
+        self._units = Units(units, state, self._keeper, machine_id())
+        self._disks = DiskLooks(self._keeper, self._doorbell.ring)
+        self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
+        self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper)
+        self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
+        self.operator = Operator(
+            facts, self._reconciler, self._units, self._keeper, chronicle, look_at_all=self._look_at_all
+        )
+
+    async def run(self) -> None:
+        """Adopt what runs, then watch, plan and heal. Raises what a bug outside one resource's work raises."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._guests.serve_in(group)
+                self._disks.look_in(group)
+                await self._adopt()
+                await self._units.load_last_good()
+                await self._look_for_qemu()
+                group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
+                group.create_task(self._follow_units(), name="units")
+                group.create_task(self._look_regularly(), name="full look")
+                group.create_task(publish(self.operator, self._links, self._guests, self._chronicle, self._doorbell))
+                group.create_task(watch_lag(self._chronicle.metrics), name="lag")
+                group.create_task(self._reconciler.run(), name="reconciler")
+        finally:
+            self._descriptors.close()
+
+    async def _adopt(self) -> None:
+        """Take over what an earlier agent launched, and make the memory agree with it."""
+        self._launches.open()
+        found = await asyncio.to_thread(self._launches.read)
+        running = self._guests.adopt(record for record in found if not isinstance(record, BrokenLaunch))
+        for broken in (one for one in found if isinstance(one, BrokenLaunch)):
+            message = f"the launch record of {broken.name} cannot be read ({broken.why}); kept as {broken.kept_as}"
+            self._chronicle.journal.record(f"vm/{broken.name}", "launch-broken", message, level="warning")
+        memory = self._keeper.memory
+        for state in self._guests.states().values():
+            memory = with_launch(memory, state)
+        await self._keeper.update(lambda _: memory)
+        if running:
+            self._chronicle.journal.record("agent", "adopted", f"adopted {running} running guests")
+
+    async def _look_for_qemu(self) -> None:
+        try:
+            qemu = await find_qemu()
+        except ActionError as error:
+            self._host = replace(self._host, qemu=None, qemu_problem=str(error))
+        else:
+            self._host = replace(self._host, qemu=qemu.path, qemu_problem="", start_slots=start_slots())
+
+    async def _follow_units(self) -> None:
+        async for view in self._directory.watch():
+            before = self._units.desired
+            readable = await self._units.take(view)
+            if readable:
+                valid = all(file.state == "valid" for file in self._units.files)
+                self._chronicle.metrics.units_reloaded(success=valid, at_s=time.time())
+            if self._units.desired != before:
+                self._chronicle.edited()
+            self._tell_unit_errors()
+            self._doorbell.ring("units")
+
+    def _tell_unit_errors(self) -> None:
+        self._chronicle.tell_unit_errors([error for file in self._units.files for error in file.errors])
+
+    async def _look_regularly(self) -> None:
+        """The safety net beneath all events: whatever was missed is found at the next full look."""
+        while True:
+            await asyncio.sleep(FULL_LOOK_EVERY_S)
+            try:
+                await self._links.full_look()
+            except ObservationError as error:
+                log.warning("a full look failed; the next one is due", why=str(error))
+                continue
+            await self._look_for_qemu()
+            await self._keeper.update(lambda memory: without_guests(memory, self._known_guests()))
+            self._doorbell.ring("timer")
+
+    def _known_guests(self) -> frozenset[str]:
+        return frozenset({*self._units.desired.vms, *self._guests.states()})
+
+    async def _look_at_all(self) -> None:
+        """Read units and links anew."""
+        await self._units.take(await self._directory.reread())
+        await self._links.full_look()
+
+    def _observe(self) -> tuple[Desired, Observed]:
+        """All that the adapters know now; reads caches only."""
+        self._descriptors.read_settings(self._links.take_stated())
+        memory, vms = self._keeper.memory, self._guests.states()
+        desired = replace(self._units.desired, complete=self._units.loaded)
+        self._disks.look(unstarted_disks(desired, vms))
+        return desired, Observed(
+            links=self._links.snapshot,
+            vms=vms,
+            disks=self._disks.states(memory.known_disks),
+            host=self._host,
+            intents=memory.intents,
+            ends=memory.ends,
+            enslaved=memory.enslaved,
+            attempts=dict(self._reconciler.attempts),
+            in_flight=dict(self._reconciler.in_flight),
+            stops_at_s=memory.stops_at_s,
+            approved=memory.approved,
+            max_disruption=self._max_disruption,
+        )
+
+    async def _execute(self, action: Action) -> None:
+        vms = self._vm_executor
+        match action:
+            case LaunchVm():
+                await vms.launch(action, self._host.qemu or "")
+            case ReleaseVm():
+                await vms.release(action.vm)
+            case StopVm():
+                await vms.stop(action)
+            case EndVm():
+                await vms.end(action)
+            case ResetVm():
+                await vms.reset(action)
+            case RenameVm():
+                await vms.rename(action)
+            case CreateDisk():
+                await vms.create_disk(action)
+                self._disks.forget(action.disk.path)
+            case _:
+                await self._execute_on_links(action)
+
+    async def _execute_on_links(self, action: Action) -> None:
+        match action:
+            case ArmTap():
+                await self._link_executor.arm(action)
+            case ReplugNic():
+                await replug(action, self._guests, self._link_executor, self._launches)
+            case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():
+                await self._link_executor.change(action)
+            case _:
+                raise TypeError(f"no executor for {action}")

@@ -1,0 +1,55 @@
+"""Brings what the agent knows to the metrics, off the path of passes and scrapes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from agent.core.errors import ObservationError
+from agent.host.netlink import Links
+from agent.host.processes import kvm_usable
+from agent.runtime.chronicle import Chronicle
+from agent.runtime.doorbell import Doorbell
+from agent.runtime.execute_vms import ran_s
+from agent.runtime.guests import Guests
+from agent.runtime.operator import Operator
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.snapshot import NetlinkTotals, Readings, snapshot_of
+
+PUBLISH_EVERY_S = 1.0
+READ_TRAFFIC_EVERY_S = 10.0
+LAG_EVERY_S = 1.0
+
+
+async def publish(operator: Operator, links: Links, guests: Guests, chronicle: Chronicle, doorbell: Doorbell) -> None:
+    """Hand a snapshot to the metrics, each second in which there was a pass, and every ten seconds with new traffic."""
+    kvm = kvm_usable()
+    traffic, traffic_at_s, shown = {}, -READ_TRAFFIC_EVERY_S, -1
+    while True:
+        now_s = time.monotonic()
+        if now_s - traffic_at_s >= READ_TRAFFIC_EVERY_S:
+            try:
+                traffic, traffic_at_s = dict(await links.statistics()), now_s
+            except ObservationError:
+                traffic_at_s = now_s  # the series stand still; the next reading is due in ten seconds
+            shown = -1
+        if operator.pass_number != shown:
+            shown = operator.pass_number
+            readings = Readings(
+                traffic=traffic,
+                started_s={g.name: time.time() - ran_s(g) for g in guests if g.alive},
+                qmp_connected=frozenset(g.name for g in guests if g.monitor is not None),
+                netlink=NetlinkTotals(dict(links.events), links.overflows, dict(links.errors)),
+                kvm=kvm,
+            )
+            chronicle.metrics.publish(snapshot_of(operator.inputs(), readings))
+            chronicle.rang(doorbell.rings)
+        await asyncio.sleep(PUBLISH_EVERY_S)
+
+
+async def watch_lag(metrics: Metrics) -> None:
+    """Measure how late the event loop comes back from a sleep."""
+    while True:
+        wanted_s = time.perf_counter() + LAG_EVERY_S
+        await asyncio.sleep(LAG_EVERY_S)
+        metrics.loop_lagged(max(0.0, time.perf_counter() - wanted_s))
