@@ -43,7 +43,7 @@ class CommandRefusedError(PermanentError):
 
 
 class _Forwarder(EventListener):
-    """Hands each event on at once; the listener that it replaces would keep them all."""
+    """Hands each event on at once; the default listener would keep them all, and cannot be removed."""
 
     def __init__(self, on_event: OnEvent) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Monitor:
     """One connection to one QEMU; made by `connect`, and of no use any more once `closed` returned."""
 
     def __init__(self, client: QMPClient, on_event: OnEvent) -> None:
-        client.remove_listener(client.events)
+        client.events.event_filter = lambda _event: False
         client.register_listener(_Forwarder(on_event))
         self._client = client
         self._ending = asyncio.Event()

@@ -1,0 +1,170 @@
+"""The exact command lines of QEMU: a change here is a change of every guest's hardware."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.qemu_argv import (
+    DiskSet,
+    LaunchFiles,
+    disk_blockdev,
+    disk_device,
+    nic_device,
+    nic_netdev,
+    number_of_root_ports,
+    qemu_argv,
+    root_port,
+)
+
+UUID = "5f2f2b9c-7f0c-4e35-9a56-0d7b6a3f0f11"
+LAN = NicSpec(id="lan", bridge="br-lan", mac="02:00:00:00:00:01", tap="web-lan", slot=0, mtu=1400)
+ROOT = DiskSpec(id="root", path="/srv/web.qcow2", format="qcow2", slot=1)
+SWAP = DiskSpec(id="swap", path="/srv/s.raw", format="raw", slot=9, cache="none", read_only=True, discard=False)
+WEB = VmSpec(name="web", uuid=UUID, uid=7, cpus=2, memory_mib=1024, accel="tcg", nics=(LAN,), disks=(ROOT, SWAP))
+FILES = LaunchFiles("/run/vmhost/vms/web", {"lan": 7}, {"root": DiskSet(0, (8, 9)), "swap": DiskSet(1, (10,), True)})
+
+
+def options(argv: tuple[str, ...], option: str) -> list[str]:
+    return [value for name, value in pairwise(argv) if name == option]
+
+
+def devices(argv: tuple[str, ...]) -> dict[str, dict[str, object]]:
+    return {device["id"]: device for device in map(json.loads, options(argv, "-device"))}
+
+
+def test_golden_firmware_only() -> None:
+    spec = replace(WEB, machine="pc", nics=(), disks=(), cpu="qemu64")
+    assert " ".join(qemu_argv(spec, "/usr/bin/qemu", LaunchFiles("/r/web"), kvm=False)) == (
+        f"/usr/bin/qemu -name guest=web -uuid {UUID} -S -nodefaults -no-user-config -display none -msg timestamp=on "
+        "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny "
+        "-machine pc -accel tcg -cpu qemu64 -smp 2 -m 1024M -action reboot=reset,shutdown=pause,panic=pause "
+        "-pidfile /r/web/qemu.pid "
+        "-chardev socket,id=qmp,path=/r/web/qmp.sock,server=on,wait=off "
+        "-chardev socket,id=operator,path=/r/web/operator.sock,server=on,wait=off "
+        "-chardev socket,id=console,path=/r/web/console.sock,server=on,wait=off "
+        "-mon chardev=qmp,mode=control -mon chardev=operator,mode=control -serial chardev:console "
+        '-object {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"} '
+        '-device {"driver": "pvpanic-pci", "id": "pvpanic", "bus": "pci.0", "addr": "0x3"} '
+        '-device {"driver": "virtio-rng-pci", "id": "rng", "rng": "entropy", "bus": "pci.0", "addr": "0x4"}'
+    )
+
+
+def test_golden_disks_and_nics() -> None:
+    argv = qemu_argv(WEB, "qemu", FILES, kvm=False)
+    begin = argv.index("-add-fd")
+    assert " ".join(argv[begin:]) == (
+        "-add-fd set=0,fd=8 -add-fd set=0,fd=9 "
+        '-blockdev {"driver": "qcow2", "node-name": "disk-root", "read-only": false, "discard": "unmap", '
+        '"cache": {"direct": false, "no-flush": false}, "file": {"driver": "file", "node-name": "file-root", '
+        '"filename": "/dev/fdset/0", "read-only": false, "discard": "unmap", '
+        '"cache": {"direct": false, "no-flush": false}}} '
+        '-device {"driver": "virtio-blk-pci", "id": "disk-root", "drive": "disk-root", "serial": "root", '
+        '"write-cache": "on", "bus": "slot-1", "addr": "0x0", "bootindex": 1} '
+        "-add-fd set=1,fd=10 "
+        '-blockdev {"driver": "raw", "node-name": "disk-swap", "read-only": true, "discard": "ignore", '
+        '"cache": {"direct": true, "no-flush": false}, "file": {"driver": "host_device", "node-name": "file-swap", '
+        '"filename": "/dev/fdset/1", "read-only": true, "discard": "ignore", '
+        '"cache": {"direct": true, "no-flush": false}}} '
+        '-device {"driver": "virtio-blk-pci", "id": "disk-swap", "drive": "disk-swap", "serial": "swap", '
+        '"write-cache": "on", "bus": "slot-9", "addr": "0x0"} '
+        '-netdev {"type": "tap", "id": "tap-lan", "fd": "7"} '
+        '-device {"driver": "virtio-net-pci", "id": "nic-lan", "netdev": "tap-lan", "mac": "02:00:00:00:00:01", '
+        '"romfile": "", "host_mtu": 1400, "bus": "slot-0", "addr": "0x0"}'
+    )
+
+
+def test_direct_boot_takes_the_prepared_files_and_no_bootindex() -> None:
+    spec = replace(WEB, kernel="/srv/k", initrd="/srv/i", append='root=/dev/vda "a, b"')
+    argv = qemu_argv(spec, "qemu", replace(FILES, kernel="/r/boot-1"), kvm=False)
+    assert options(argv, "-kernel") == ["/r/boot-1"]
+    assert options(argv, "-initrd") == ["/srv/i"]
+    assert options(argv, "-append") == ['root=/dev/vda "a, b"']
+    assert "bootindex" not in devices(argv)["disk-root"]
+
+
+@pytest.mark.parametrize(
+    ("accel", "kvm", "cpu", "expected"),
+    [
+        ("auto", True, None, ["-accel", "kvm", "-cpu", "host", "-smp"]),
+        ("auto", False, None, ["-accel", "tcg", "-smp", "2"]),
+        ("tcg", True, None, ["-accel", "tcg", "-smp", "2"]),
+        ("kvm", False, "max", ["-accel", "kvm", "-cpu", "max", "-smp"]),
+    ],
+)
+def test_accel_and_cpu(accel: str, kvm: bool, cpu: str | None, expected: list[str]) -> None:
+    argv = qemu_argv(replace(WEB, accel=accel, cpu=cpu), "qemu", FILES, kvm=kvm)
+    begin = argv.index("-accel")
+    assert list(argv[begin : begin + len(expected)])[:4] == expected[:4]
+
+
+@pytest.mark.parametrize(
+    ("cache", "write_cache", "direct", "no_flush"),
+    [
+        ("writeback", "on", False, False),
+        ("none", "on", True, False),
+        ("writethrough", "off", False, False),
+        ("directsync", "off", True, False),
+        ("unsafe", "on", False, True),
+    ],
+)
+def test_cache_modes(cache: str, write_cache: str, direct: bool, no_flush: bool) -> None:
+    disk = replace(ROOT, cache=cache)
+    assert disk_device("q35", disk, bootable=False)["write-cache"] == write_cache
+    assert disk_blockdev(disk, DiskSet(0, ()))["cache"] == {"direct": direct, "no-flush": no_flush}
+
+
+@pytest.mark.parametrize(
+    ("slot", "ports"), [(0, 8), (5, 8), (6, 16), (13, 16), (14, 24), (21, 24), (22, 32), (183, 184)]
+)
+def test_two_ports_are_spare_and_devices_are_filled(slot: int, ports: int) -> None:
+    assert number_of_root_ports(replace(WEB, disks=(), nics=(replace(LAN, slot=slot),))) == ports
+
+
+def test_root_ports_by_slot() -> None:
+    assert number_of_root_ports(replace(WEB, disks=(), nics=())) == 8
+    port = {"driver": "pcie-root-port", "id": "slot-9", "bus": "pcie.0", "chassis": 10, "port": 9, "addr": "0x9.1"}
+    assert root_port(9) == {**port, "multifunction": False}
+    assert root_port(8)["multifunction"] is True
+
+
+def test_a_device_keeps_its_place_when_others_come_and_go() -> None:
+    alone = devices(qemu_argv(replace(WEB, nics=(), disks=(SWAP,)), "qemu", FILES, kvm=False))
+    together = devices(qemu_argv(WEB, "qemu", FILES, kvm=False))
+    assert alone["disk-swap"]["bus"] == together["disk-swap"]["bus"] == "slot-9"
+    assert alone["slot-9"] == together["slot-9"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "place"),
+    [
+        ("pc", {"bus": "pci.0", "addr": "0x8"}),
+        ("pc-i440fx-7.2", {"bus": "pci.0", "addr": "0x8"}),
+        ("microvm", {"bus": "pcie.0", "addr": "0x8"}),
+        ("pc-q35-7.2", {"bus": "slot-0", "addr": "0x0"}),
+    ],
+)
+def test_places_on_machines(machine: str, place: dict[str, str]) -> None:
+    device = nic_device(machine, LAN)
+    assert {key: device[key] for key in ("bus", "addr")} == place
+    assert (number_of_root_ports(replace(WEB, machine=machine)) > 0) == ("q35" in machine)
+
+
+def test_only_virtio_takes_an_mtu() -> None:
+    assert "host_mtu" not in nic_device("q35", replace(LAN, model="e1000e"))
+
+
+def test_hot_plugging_uses_the_same_devices_with_a_named_descriptor() -> None:
+    assert nic_netdev(LAN, "tap-lan-2") == {"type": "tap", "id": "tap-lan", "fd": "tap-lan-2"}
+
+
+def test_what_the_operator_writes_cannot_become_an_option() -> None:
+    nasty = 'x,server=off,path=/etc/passwd\n"'
+    argv = qemu_argv(WEB, "qemu", replace(FILES, directory=f"/run/{nasty}"), kvm=False)
+    doubled = nasty.replace(",", ",,")
+    assert options(argv, "-chardev")[0] == f"socket,id=qmp,path=/run/{doubled}/qmp.sock,server=on,wait=off"
+    assert options(argv, "-pidfile") == [f"/run/{nasty}/qemu.pid"]
