@@ -21,7 +21,7 @@ NAMED = ("running", "stopped")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (see `commands`)."""
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments, _defaults())
     if parsed.command is None:
         parser.print_help(sys.stderr)
         return commands.USAGE
@@ -50,8 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vmhost", description="Ask the vmhost agent, or tell it.", parents=[flags], allow_abbrev=False
     )
-    parser.set_defaults(units=UNITS_DIR, run_dir=RUN_DIR, state_dir=STATE_DIR, json=False, timeout=None)
-    parser.set_defaults(command=None)
     subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -89,6 +87,13 @@ INTENTS = {
     "restart": "stop and start a guest; pending changes are applied",
     "reset": "press a guest's reset button",
 }
+
+
+def _defaults() -> argparse.Namespace:
+    """What holds unless a flag says otherwise; defaults of a parser would overwrite flags before the subcommand."""
+    return argparse.Namespace(
+        command=None, units=UNITS_DIR, run_dir=RUN_DIR, state_dir=STATE_DIR, json=False, timeout=None
+    )
 
 
 def _common_flags() -> argparse.ArgumentParser:

@@ -107,4 +107,5 @@ def _conditions(status: Json) -> Iterator[tuple[str, str]]:
 
 
 def _value(value: object) -> str:
-    return "not set" if value is None else f'"{value}"' if isinstance(value, str) else str(value)
+    """A value of a unit as it is written there; an empty one is not written at all."""
+    return f'"{value}"' if value else "not set"

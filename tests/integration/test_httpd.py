@@ -1,0 +1,68 @@
+"""`/metrics` and `/healthz` over real TCP on loopback."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+
+from agent.telemetry.httpd import Health, Listen, ListenError, health_of_passes, parse_listen, serve_metrics
+from agent.telemetry.metrics import CONTENT_TYPE, Metrics
+
+
+async def test_metrics_and_health_are_served() -> None:
+    metrics = Metrics(version="0.1.0", qemu="7.2.0", started_s=1.0)
+    health = Health(True, "ok")
+    server = serve_metrics(
+        Listen("127.0.0.1", 0), render=metrics.render, content_type=CONTENT_TYPE, health=lambda: health
+    )
+    async with server as bound, aiohttp.ClientSession(f"http://{bound}") as session:
+        assert bound.port != 0
+        async with session.get("/metrics") as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"] == CONTENT_TYPE
+            assert "vmhost_start_time_seconds 1.0" in await answer.text()
+        async with session.get("/healthz") as answer:
+            assert (answer.status, await answer.text()) == (200, "ok\n")
+        health = Health(False, "no pass has succeeded yet")
+        async with session.get("/healthz") as answer:
+            assert (answer.status, await answer.text()) == (503, "no pass has succeeded yet\n")
+
+
+async def test_a_taken_port_is_one_clear_line() -> None:
+    metrics = Metrics(version="0.1.0", qemu="7.2.0", started_s=1.0)
+    common = {"content_type": CONTENT_TYPE}
+    async with serve_metrics(
+        Listen("127.0.0.1", 0), render=metrics.render, health=lambda: Health(True, ""), **common
+    ) as bound:
+        second = serve_metrics(bound, render=metrics.render, health=lambda: Health(True, ""), **common)
+        with pytest.raises(ListenError) as caught:
+            await second.__aenter__()
+    message = str(caught.value)
+    assert message.startswith(f"cannot serve metrics on {bound}: ")
+    assert "address already in use" in message.lower()
+    assert message.endswith("; free it or choose another --listen")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9177", Listen("127.0.0.1", 9177)),
+        ("[::1]:0", Listen("::1", 0)),
+        (":9177", Listen("", 9177)),
+        ("localhost:1", Listen("localhost", 1)),
+    ],
+)
+def test_addresses_that_are_understood(text: str, expected: Listen) -> None:
+    assert parse_listen(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "9177", "::1:9177", "host:", "host:65536", "host:x", "host:-1", "host:\u0663"])
+def test_addresses_that_are_not(text: str) -> None:
+    with pytest.raises(ListenError, match="--listen"):
+        parse_listen(text)
+
+
+def test_health_follows_the_age_of_the_last_pass() -> None:
+    assert health_of_passes(None, 100.0, 60.0) == Health(False, "no pass has succeeded yet")
+    assert health_of_passes(50.0, 100.0, 60.0) == Health(True, "ok")
+    assert health_of_passes(30.0, 100.0, 60.0).message == "the last successful pass was 70 s ago, more than 60 s"
