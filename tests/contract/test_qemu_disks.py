@@ -108,12 +108,15 @@ async def test_creating_never_replaces(root: DiskSpec) -> None:
     assert os.listdir(os.path.dirname(root.path)) == [NASTY]
 
 
-async def test_creating_removes_what_an_interrupted_try_left(folder: Path) -> None:
+async def test_creating_removes_what_an_interrupted_try_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = DiskSpec(id="d", path=str(folder / "d.qcow2"), format="qcow2", slot=0, size_bytes=1 << 30)
     (folder / ".d.qcow2.vmhost-new-0123").write_bytes(b"half")
     (folder / ".e.qcow2.vmhost-new-0123").write_bytes(b"of another disk")
+    busy = folder / ".d.qcow2.vmhost-new-4567"
+    busy.touch()
+    monkeypatch.setattr("agent.host.disks._under_way", {str(busy)})
     await asyncio.gather(create_disk(disk), create_disk(disk))
-    assert sorted(os.listdir(folder)) == [".e.qcow2.vmhost-new-0123", "d.qcow2"]
+    assert sorted(os.listdir(folder)) == [busy.name, ".e.qcow2.vmhost-new-0123", "d.qcow2"]
     shown = image_info(disk.path)
     assert "file format: qcow2" in shown
     assert "1073741824 bytes" in shown

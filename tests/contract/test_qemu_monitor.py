@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -107,6 +108,8 @@ async def test_a_stopped_qemu_is_silent(launches: Launches) -> None:
         guest.process.signal(signal.SIGCONT)
         assert (await monitor.execute("query-status"))["status"] == "prelaunch"
         guest.process.signal(signal.SIGSTOP)
+        with pytest.raises(OutcomeUnknownError):
+            await monitor.execute("query-status", {"more than it takes": "x" * 4_000_000}, timeout_s=0.05)
         await asyncio.wait_for(monitor.close(), 5)
 
 
@@ -142,10 +145,11 @@ async def test_nobody_listens(launches: Launches) -> None:
 async def test_nothing_is_left_open(launches: Launches) -> None:
     async with launched(launches, paused_vm()) as guest:
         await (await guest.monitor()).close()
+        gc.collect()
         before = os.listdir("/proc/self/fd")
         for _ in range(5):
             await (await guest.monitor()).close()
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert len(os.listdir("/proc/self/fd")) <= len(before)
         assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 

@@ -97,6 +97,14 @@ def test_torn_files_are_kept_aside(record: LaunchRecord, data: st.DataObject) ->
             assert list(launches.read()) == []
 
 
+def test_an_interrupted_rename_is_finished(tmp_path: Path) -> None:
+    record = LaunchRecord(VmSpec(name="web", uuid="u", uid=1))
+    launches = launches_in(str(tmp_path), record)
+    launches.save(record)
+    launches.directory("web").rename(launches.directory("www"))
+    assert list(launches.read()) == [replace(record, spec=replace(record.spec, name="www"))]
+
+
 @pytest.mark.parametrize("foreign", ["link", "owner", "pipe", "other"])
 def test_records_of_others_are_not_believed(tmp_path: Path, foreign: str) -> None:
     record = LaunchRecord(VmSpec(name="web", uuid="u", uid=1))
