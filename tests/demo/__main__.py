@@ -20,6 +20,7 @@ from tests.probe import Uptime, answers_within, run_in_guest, uptime
 
 UNITS = Path(__file__).resolve().parents[2] / "units" / "demo"
 HOST = "192.168.77.10"
+BRIDGE = "br-demo"
 BOOT_TIMEOUT_S = 90.0
 HEAL_TIMEOUT_S = 10.0
 
@@ -80,7 +81,7 @@ def go_through(agent: AgentProcess, fault: Fault) -> bool:
         if not fault.lives_on:
             agent.vmhost("wait", "running", "web", "--timeout", "30")
             wait_for_boot_after(before, fault.timeout_s)
-        took_s = answers_within(HOST, fault.timeout_s)
+        took_s = answers_within(HOST, fault.timeout_s, BRIDGE)
         if not fault.lives_on:
             took_s = time.perf_counter() - began
         after, new_pid = uptime(HOST), agent.vm("web")["pid"]
@@ -100,7 +101,7 @@ def wait_for_boot_after(before: Uptime, timeout_s: float) -> None:
     """Return once the guest answers as another boot than before."""
     deadline = time.monotonic() + timeout_s
     while True:
-        answers_within(HOST, max(deadline - time.monotonic(), 0.0))
+        answers_within(HOST, max(deadline - time.monotonic(), 0.0), BRIDGE)
         try:
             if uptime(HOST, 2.0).boot != before.boot:
                 return
@@ -114,7 +115,6 @@ def run(keep: bool) -> int:
     healed = False
     agent = AgentProcess(folder)
     with network_namespace():
-        Path("/proc/sys/net/ipv4/neigh/default/retrans_time_ms").write_text("10")
         try:
             healed = show(agent)
             if keep and healed:
@@ -140,7 +140,7 @@ def show(agent: AgentProcess) -> bool:
     shutil.copytree(UNITS, agent.units, dirs_exist_ok=True)
     agent.vmhost("wait", "running", "web", "--timeout", "30")
     say("units dropped, guest runs", time.perf_counter() - began, ", ".join(sorted(p.name for p in UNITS.iterdir())))
-    answers_within(HOST, BOOT_TIMEOUT_S)
+    answers_within(HOST, BOOT_TIMEOUT_S, BRIDGE)
     say("guest answers on TCP", time.perf_counter() - began, "it booted a real kernel, in software emulation")
     results = [go_through(agent, fault) for fault in FAULTS]
     print()

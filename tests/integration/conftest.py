@@ -12,6 +12,7 @@ from tests.agent_process import AgentProcess
 from tests.netns import network_namespace
 
 BRIDGE = '[bridge.br-test]\naddresses = ["10.77.0.1/24"]\n'
+BRIDGE_LINK = "br-test"
 GUEST = "10.77.0.10"
 
 
@@ -19,7 +20,6 @@ GUEST = "10.77.0.10"
 def agent(request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
     """An agent that is not started yet; its log is shown when the test fails."""
     with network_namespace(), tempfile.TemporaryDirectory(prefix="vmhost-test-", dir="/var/tmp") as folder:
-        Path("/proc/sys/net/ipv4/neigh/default/retrans_time_ms").write_text("10")
         process = AgentProcess(Path(folder))
         Path(folder).chmod(0o755)
         process.units.mkdir()

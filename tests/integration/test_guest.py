@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent_process import AgentProcess
-from tests.integration.conftest import BRIDGE, GUEST
+from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
 from tests.probe import answers_within, run_in_guest, uptime
@@ -26,7 +26,7 @@ def guest(agent: AgentProcess, boot_files: str) -> AgentProcess:
     agent.drop("net.toml", BRIDGE)
     agent.drop("web.toml", unit(boot_files))
     agent.start()
-    answers_within(GUEST, BOOT_S)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     return agent
 
 
@@ -52,7 +52,7 @@ def test_each_fault_of_a_link_is_healed_in_the_same_qemu(guest: AgentProcess) ->
     pid, before = guest.vm("web")["pid"], uptime(GUEST)
     for name, inflict in FAULTS.items():
         inflict()
-        took_s = answers_within(GUEST, HEAL_S)
+        took_s = answers_within(GUEST, HEAL_S, BRIDGE_LINK)
         print(f"{name}: {took_s * 1000:.1f} ms")
         guest.vmhost("wait", "in-sync", "--timeout", "10")
         after = uptime(GUEST)
@@ -71,7 +71,7 @@ def test_three_agents_killed_and_the_guest_never_notices(guest: AgentProcess) ->
         guest.kill()
         ip("link del web-lan")
         guest.start()
-        answers_within(GUEST, HEAL_S)
+        answers_within(GUEST, HEAL_S, BRIDGE_LINK)
         assert guest.vm("web")["pid"] == pid
     after = uptime(GUEST)
     assert after.boot == before.boot
@@ -99,14 +99,14 @@ def test_killed_and_panicked_guests_come_back_and_a_poweroff_is_respected(guest:
         end()
         wait_for(lambda pid=pid: guest.vm("web")["pid"] not in (pid, None))
         guest.vmhost("wait", "running", "web", "--timeout", "20")
-        answers_within(GUEST, BOOT_S)
+        answers_within(GUEST, BOOT_S, BRIDGE_LINK)
         assert uptime(GUEST, BOOT_S).boot != before.boot
     run_in_guest(GUEST, "poweroff -f")
     guest.vmhost("wait", "stopped", "web", "--timeout", "20")
     guest.vmhost("wait", "settled", "--timeout", "20")
     assert guest.vm("web")["pid"] is None
     guest.vmhost("start", "web")
-    answers_within(GUEST, BOOT_S)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     metrics = guest.metrics()
     for reason in ("killed", "panic", "guest_shutdown"):
         assert f'vmhost_vm_exits_total{{reason="{reason}",vm="web"}} 1.0' in metrics
@@ -120,7 +120,7 @@ def test_ends_while_no_agent_ran_are_told_apart(guest: AgentProcess) -> None:
     assert guest.vm("web")["pid"] is None
     assert "guest_shutdown" in guest.vmhost("events")
     guest.vmhost("start", "web")
-    answers_within(GUEST, BOOT_S)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     pid = int(guest.vm("web")["pid"])
     guest.kill()
     os.kill(pid, signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_stop_start_restart_reset(guest: AgentProcess) -> None:
     wait_for(lambda: _boot() not in (before.boot, ""), 60)
     assert guest.vm("web")["pid"] == pid
     guest.vmhost("restart", "web")
-    answers_within(GUEST, BOOT_S)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     assert guest.vm("web")["pid"] != pid
     guest.vmhost("stop", "web")
     assert guest.vm("web")["pid"] is None
@@ -154,7 +154,7 @@ def test_stop_start_restart_reset(guest: AgentProcess) -> None:
     guest.start()
     assert guest.vm("web")["pid"] is None
     guest.vmhost("start", "web")
-    answers_within(GUEST, BOOT_S)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
 
 
 def _boot() -> str:
