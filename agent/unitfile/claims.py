@@ -1,0 +1,156 @@
+"""What a unit file lays claim to and refers to, taken loosely from its TOML: a table with mistakes still counts.
+
+So the errors between files are all found at once, and a bridge with a typo in its MTU is no reason to say that the
+guests on it name no bridge. A value that is wrong by itself claims nothing: it has its own error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from agent.core.marks import bridge_resource, vm_resource
+from agent.unitfile import values
+from agent.unitfile.schema import KINDS
+from agent.unitfile.values import BadValueError
+
+KeyPath = tuple[str | int, ...]
+_CHECKS: Mapping[str, Callable[[object], str]] = {"bridge": values.parse_link_name, "vm": values.parse_vm_name}
+_HEADER = re.compile(r"""^[ \t]*\[[ \t]*(bridge|vm)[ \t]*\.[ \t]*["']?([^\s."'\[\]]+)["']?[ \t]*[.\]]""", re.MULTILINE)
+
+
+class Claim(NamedTuple):
+    """Something that only one may have. `resource` and `device` say for whom, `where` is its key path in the file.
+
+    `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel). `key` None: the default, which
+    depends on more than the file. `role` is what a link is to be (`bridge`, `port`, `tap`), or `read-only` for a disk.
+    """
+
+    kind: str
+    key: str | None
+    resource: str
+    device: str
+    where: KeyPath
+    role: str = ""
+
+
+class Reference(NamedTuple):
+    """A NIC's bridge or a guest's `after`: `kind` (`bridge`, `vm`) and `target` name what must exist."""
+
+    kind: str
+    target: str
+    resource: str
+    device: str
+    where: KeyPath
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """All claims and references of one file, in its order."""
+
+    claims: tuple[Claim, ...] = ()
+    references: tuple[Reference, ...] = ()
+
+
+def extract(top: Mapping[str, object]) -> Extract:
+    """The claims and references of a file that is TOML, whatever is in it."""
+    claims: list[Claim] = []
+    references: list[Reference] = []
+    for kind in KINDS:
+        for name, table in _tables(top, kind):
+            if _valid(_CHECKS[kind], name) is None:
+                continue
+            if kind == "bridge":
+                claims += _bridge_claims(name, table)
+            else:
+                claims += _vm_claims(name, table)
+                references += _vm_references(name, table)
+    return Extract(tuple(claims), tuple(references))
+
+
+def extract_names(text: str) -> Extract:
+    """The names in the table headers of a file that is not TOML."""
+    found: dict[tuple[str, str], Claim] = {}
+    for kind, name in _HEADER.findall(text):
+        if _valid(_CHECKS[kind], name) is not None:
+            found.setdefault((kind, name), _name_claim(kind, name))
+    return Extract(tuple(found.values()))
+
+
+def _tables(parent: Mapping[str, object], key: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    tables = parent.get(key)
+    for name, table in tables.items() if isinstance(tables, dict) else ():
+        if isinstance(table, dict):
+            yield name, table
+
+
+def _items(table: Mapping[str, object], key: str) -> list[object]:
+    items = table.get(key)
+    return items if isinstance(items, list) else []
+
+
+def _valid(check: Callable[[object], str], value: object) -> str | None:
+    try:
+        return check(value)
+    except BadValueError:
+        return None
+
+
+def _name_claim(kind: str, name: str) -> Claim:
+    resource = bridge_resource(name) if kind == "bridge" else vm_resource(name)
+    return Claim("name", resource, resource, "", (kind, name))
+
+
+def _optional(
+    kind: str, check: Callable[[object], str], table: Mapping[str, object], key: str, owner: Claim, device: str = ""
+) -> Iterator[Claim]:
+    """The claim of a key that has a default where it is absent."""
+    inner = owner.where if not device else (*owner.where, *device.split("/"))
+    role = "tap" if kind == "link" else ""
+    if key not in table:
+        yield Claim(kind, None, owner.resource, device, inner, role)
+    elif (valid := _valid(check, table[key])) is not None:
+        yield Claim(kind, valid, owner.resource, device, (*inner, key), role)
+
+
+def _bridge_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
+    owner = _name_claim("bridge", name)
+    yield owner
+    yield Claim("link", name, owner.resource, "", owner.where, "bridge")
+    yield from _optional("mac", values.parse_mac, table, "mac", owner)
+    ports = _items(table, "ports")
+    for place, port in enumerate(ports):
+        valid = _valid(values.parse_link_name, port)
+        if valid is not None and valid != name and port not in ports[:place]:
+            yield Claim("link", valid, owner.resource, f"port/{valid}", (*owner.where, "ports", place), "port")
+
+
+def _vm_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
+    owner = _name_claim("vm", name)
+    yield owner
+    yield from _optional("uuid", values.parse_uuid, table, "uuid", owner)
+    for id_, disk in _tables(table, "disk"):
+        path = _valid(values.parse_path, disk.get("path"))
+        if path is not None:
+            where = (*owner.where, "disk", id_, "path")
+            role = "read-only" if disk.get("read-only") is True else ""
+            yield Claim("disk", values.normalised_path(path), owner.resource, f"disk/{id_}", where, role)
+    for id_, nic in _tables(table, "nic"):
+        if _valid(values.parse_device_name, id_) is not None:
+            yield from _optional("mac", values.parse_mac, nic, "mac", owner, f"nic/{id_}")
+            yield from _optional("link", values.parse_link_name, nic, "tap", owner, f"nic/{id_}")
+
+
+def _vm_references(name: str, table: Mapping[str, object]) -> Iterator[Reference]:
+    resource = vm_resource(name)
+    after = _items(table, "after")
+    for place, item in enumerate(after):
+        target = _valid(values.parse_after, item)
+        if target is not None and item not in after[:place]:
+            yield Reference("vm", target, resource, "", ("vm", name, "after", place))
+    for id_, nic in _tables(table, "nic"):
+        bridge = _valid(values.parse_link_name, nic.get("bridge"))
+        if bridge is not None:
+            yield Reference("bridge", bridge, resource, f"nic/{id_}", ("vm", name, "nic", id_, "bridge"))

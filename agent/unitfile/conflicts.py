@@ -1,0 +1,217 @@
+"""What two resources cannot both have: names, uuids, MAC addresses, disks that are written to, and links of the kernel.
+
+Whoever held something before keeps it; where nobody did, nobody gets it, so that the outcome depends on no order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from agent.unitfile.claims import Claim, KeyPath, Reference
+from agent.unitfile.parse import ParsedUnit
+from agent.unitfile.values import escaped, quoted
+
+Identity = tuple[str, str | None, str, str, str]
+
+
+@dataclass(slots=True)
+class Side:
+    """One file with its versions: `new` as it is now, `good` the last one without errors, `chosen` the one that runs.
+
+    `claims` and `good_claims` are those of the versions, with the defaults filled in.
+    """
+
+    path: str
+    new: ParsedUnit
+    good: ParsedUnit | None
+    chosen: ParsedUnit | None
+    claims: tuple[Claim, ...] = ()
+    good_claims: tuple[Claim, ...] = ()
+    why: list[Finding] = field(default_factory=list)
+    retried: bool = False
+    _good_identities: frozenset[Identity] | None = None
+    _good_references: frozenset[tuple[str, ...]] | None = None
+    _own_names: frozenset[str] | None = None
+
+    def had(self, claim: Claim) -> bool:
+        """Whether the last good version made this claim as well."""
+        if self._good_identities is None:
+            self._good_identities = frozenset(map(identity_of, self.good_claims))
+        return identity_of(claim) in self._good_identities
+
+    def had_reference(self, reference: Reference) -> bool:
+        """Whether the last good version names the same from the same place."""
+        if self._good_references is None:
+            good = self.good.references if self.good is not None else ()
+            self._good_references = frozenset(old[:4] for old in good)
+        return reference[:4] in self._good_references
+
+    def defines(self, kind: str, name: str) -> bool:
+        """Whether the new version has a table of that name, be it a wrong one."""
+        if self._own_names is None:
+            self._own_names = frozenset(claim.resource for claim in self.new.claims if claim.kind == "name")
+        return f"{kind}/{name}" in self._own_names
+
+    @property
+    def runs_last_good(self) -> bool:
+        """Whether an older version runs than the one that is in the directory."""
+        return self.chosen is not None and self.chosen is not self.new
+
+
+class Finding(NamedTuple):
+    """An error between files: in which file, at which key, and whether even the last good version has it."""
+
+    side: Side
+    where: KeyPath
+    problem: str
+    hint: str = ""
+    spoils_good: bool = False
+
+
+class _Held(NamedTuple):
+    """A claim as it takes part; `rank` 0 for the incumbent of a name, 1 for what ran before, 2 for the rest."""
+
+    rank: int
+    path: str
+    order: int
+    claim: Claim
+    side: Side
+    is_new: bool
+
+
+def identity_of(claim: Claim) -> Identity:
+    """What makes two claims the same claim, wherever in the file they stand."""
+    return claim.kind, claim.key, claim.resource, claim.device, claim.role
+
+
+def find_conflicts(sides: Iterable[Side], incumbents: Mapping[str, str]) -> Iterator[Finding]:
+    """The claims that are lost to another claim, in files whose order does not matter."""
+    for group in _contested(sides):
+        resources = {claim.resource for _, _, claim, _ in group}
+        kind, key = group[0][2].kind, group[0][2].key
+        alone = len(resources) == 1 and len({side.path for side, *_ in group}) == len(group)
+        if (alone and kind != "name") or all(claim.role == "read-only" for _, _, claim, _ in group):
+            continue
+        incumbent = incumbents.get(key or "") if kind == "name" else None
+        if incumbent not in {side.path for side, *_ in group}:
+            incumbent = None
+        yield from _losers(sorted(_ranked(member, incumbent) for member in group))
+
+
+_Member = tuple[Side, int, Claim, bool]
+
+
+def _contested(sides: Iterable[Side]) -> list[list[_Member]]:
+    """The claims that more than one makes, in groups."""
+    first: dict[tuple[str, str | None], _Member] = {}
+    groups: dict[tuple[str, str | None], list[_Member]] = {}
+    for side in sides:
+        for order, (claim, is_new) in enumerate(_claims_of(side)):
+            key = (claim.kind, claim.key)
+            member = (side, order, claim, is_new)
+            earlier = first.setdefault(key, member)
+            if earlier is not member:
+                groups.setdefault(key, [earlier]).append(member)
+    return list(groups.values())
+
+
+def _claims_of(side: Side) -> Iterator[tuple[Claim, bool]]:
+    """The new version's claims, also when it was rejected, and what the older one that runs holds besides."""
+    for claim in side.claims:
+        yield claim, True
+    if side.runs_last_good:
+        same = frozenset(map(identity_of, side.claims))
+        for claim in side.good_claims:
+            if identity_of(claim) not in same:
+                yield claim, False
+
+
+def _ranked(member: _Member, incumbent: str | None) -> _Held:
+    side, order, claim, is_new = member
+    if incumbent is not None:
+        rank = 0 if side.path == incumbent else 2
+    else:
+        rank = 1 if side.chosen is not None and (not is_new or side.had(claim)) else 2
+    return _Held(rank, side.path, order, claim, side, is_new)
+
+
+def _losers(group: list[_Held]) -> Iterator[Finding]:
+    for place, held in enumerate(group):
+        rival = _rival(group, place)
+        if rival is not None:
+            spoils_good = held.rank < 2 or (held.side.runs_last_good and held.side.had(held.claim))
+            yield Finding(held.side, held.claim.where, *_words(held, rival), spoils_good)
+
+
+def _rival(group: list[_Held], place: int) -> _Held | None:
+    """Who keeps what this one claims, or shares its loss; the group is in order of rank, path and order in the file."""
+    held = group[place]
+    for other_place, rival in enumerate(group):
+        if held.rank < 2 and other_place >= place:
+            return None
+        if other_place == place or not _rivals(held, rival):
+            continue
+        if rival.rank < 2 or rival.path != held.path or rival.order < held.order:
+            return rival
+    return None
+
+
+def _rivals(one: _Held, other: _Held) -> bool:
+    if one.claim.role == other.claim.role == "read-only":
+        return False
+    if one.path == other.path:
+        return one.is_new == other.is_new
+    return one.claim.kind == "name" or one.claim.resource != other.claim.resource
+
+
+def _words(held: _Held, rival: _Held) -> tuple[str, str]:
+    claim, elsewhere = held.claim, f" in {escaped(rival.path)}" if rival.path != held.path else ""
+    if claim.kind == "name":
+        header = f"[{claim.resource.replace('/', '.')}]"
+        if rival.rank < 2:
+            return f"{header} is already defined{elsewhere}", "rename or remove one of them"
+        return f"{header} is also defined{elsewhere}", "neither is used until one is renamed or removed"
+    problem, hint = _SENTENCES[claim.kind](claim, rival.claim)
+    return f"{problem}{elsewhere}", hint
+
+
+def _disk_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    hint = "a disk that is written to belongs to one guest"
+    return f"disk {quoted(claim.key or '')} is also {_owner(rival)}", hint
+
+
+def _mac_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    return f"MAC address {claim.key} is also that of {_owner(rival)}", _default_hint(claim, "mac")
+
+
+def _uuid_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    return f"uuid {claim.key} is also that of {_owner(rival)}", ""
+
+
+def _link_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    whose = {"tap": "the tap of", "port": "a port of"}.get(rival.role, "the name of")
+    owner = _owner(rival) if rival.role == "tap" else f"[{rival.resource.replace('/', '.')}]"
+    return f"{claim.role} {quoted(claim.key or '')} is also {whose} {owner}", _default_hint(claim, "tap")
+
+
+_SENTENCES: Mapping[str, Callable[[Claim, Claim], tuple[str, str]]] = {
+    "disk": _disk_words,
+    "mac": _mac_words,
+    "uuid": _uuid_words,
+    "link": _link_words,
+}
+
+
+def _default_hint(claim: Claim, key: str) -> str:
+    derived = claim.where[-1] != key and (key == "mac" or claim.role == "tap")
+    return f"it is the default; set {key} to another one" if derived else ""
+
+
+def _owner(claim: Claim) -> str:
+    parts = (
+        *claim.resource.split("/", 1),
+        *(claim.device.split("/", 1) if claim.role != "port" and claim.device else ()),
+    )
+    return f"[{'.'.join(parts)}]"

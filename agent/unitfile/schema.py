@@ -1,0 +1,178 @@
+"""The tables of a unit file and their keys. Only keys that do something are here: every other one is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from agent.unitfile import values
+from agent.unitfile.values import BadValueError
+
+MAX_DEVICES = 24
+"""NICs and disks of one guest: each takes a root port of its own, and a PCIe root bus has 32 places."""
+FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
+NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
+"""From a NIC's `model` to QEMU's device."""
+KINDS = ("bridge", "vm")
+
+
+def _checked(check: Callable[[object], Any]) -> BeforeValidator:
+    """A check of agent.unitfile.values as pydantic runs it."""
+    return BeforeValidator(check)
+
+
+def _once(items: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((item for n, item in enumerate(items) if item in items[:n]), None)
+    if twice is not None:
+        raise BadValueError(f"names {values.quoted(twice)} twice")
+    return items
+
+
+def _text(description: str, **more: object) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "description": description, **more})
+
+
+def _listed(value: object) -> object:
+    """TOML's arrays, as the tuples that frozen tables hold."""
+    if not isinstance(value, list):
+        hint = f"write [{values.shown(value)}]" if isinstance(value, str) else ""
+        raise BadValueError(f"must be an array of strings, not {values.shown(value)}", hint)
+    return tuple(value)
+
+
+Text = Annotated[str, _checked(values.parse_text), _text("text")]
+Word = Annotated[str, _checked(values.parse_nonempty), _text("text")]
+Append = Annotated[str, _checked(values.parse_append), _text("kernel command line")]
+Path = Annotated[str, _checked(values.parse_path), _text("absolute path", pattern="^/")]
+Size = Annotated[int, _checked(values.parse_size), _text('size such as "32G"', pattern="^[0-9]+[KMGT]$")]
+Memory = Annotated[int, _checked(values.parse_memory), _text('size such as "512M"', pattern="^[0-9]+[KMGT]$")]
+Duration = Annotated[float, _checked(values.parse_duration), _text('duration such as "90s"', pattern="^[0-9]+[smh]$")]
+Mac = Annotated[str, _checked(values.parse_mac), _text("unicast MAC address")]
+Uuid = Annotated[str, _checked(values.parse_uuid), _text("uuid")]
+LinkName = Annotated[str, _checked(values.parse_link_name), _text("name of a link", maxLength=15)]
+VmName = Annotated[str, _checked(values.parse_vm_name), _text("name of a guest")]
+DeviceName = Annotated[str, _checked(values.parse_device_name), _text("name of a NIC or disk")]
+Address = Annotated[str, _checked(values.parse_address), _text('address such as "192.168.0.1/24"')]
+After = Annotated[str, _checked(values.parse_after), _text('guest as "vm:NAME"', pattern="^vm:")]
+Mtu = Annotated[int, Field(ge=68, le=65535)]
+
+
+class Table(BaseModel):
+    """What all tables have in common: no unknown key, no conversion, kebab-case."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        hide_input_in_errors=True,
+    )
+
+
+class BridgeTable(Table):
+    """`[bridge.NAME]`."""
+
+    ports: Annotated[tuple[LinkName, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    mac: Mac | None = None
+    mtu: Mtu | None = None
+    stp: bool = False
+    adopt: bool = False
+
+
+class DiskTable(Table):
+    """`[vm.NAME.disk.ID]`; `size` in bytes."""
+
+    path: Path
+    size: Size | None = None
+    format: Literal["qcow2", "raw"] | None = None
+    cache: Literal["writeback", "none", "writethrough", "directsync", "unsafe"] = "writeback"
+    read_only: bool = False
+    discard: bool = True
+
+
+class NicTable(Table):
+    """`[vm.NAME.nic.ID]`."""
+
+    bridge: LinkName
+    mac: Mac | None = None
+    tap: LinkName | None = None
+    model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = "virtio"
+    mtu: Mtu | None = None
+
+
+class VmTable(Table):
+    """`[vm.NAME]`; `memory` in MiB, `stop_timeout` in seconds, `after` as names of guests."""
+
+    cpus: Annotated[int, Field(ge=1, le=288)] = 1
+    memory: Memory = 512
+    machine: Literal["q35", "pc"] = "q35"
+    cpu: Word | None = None
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: Append = ""
+    restart: Literal["always", "on-failure", "never"] = "on-failure"
+    stop_timeout: Duration = 60.0
+    after: Annotated[tuple[After, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    description: Text = ""
+    enabled: bool = True
+    uuid: Uuid | None = None
+    disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
+    nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)
+
+
+class UnitFile(Table):
+    """A whole unit file, for its JSON Schema; files are validated by table, so that one mistake hides no other."""
+
+    bridge: Mapping[LinkName, BridgeTable] = Field(default_factory=dict)
+    vm: Mapping[VmName, VmTable] = Field(default_factory=dict)
+
+
+def keys_of(table: type[BaseModel]) -> tuple[str, ...]:
+    """The keys of a table as they are written."""
+    return tuple(field.alias or name for name, field in table.model_fields.items())
+
+
+def disk_format(path: str, named: str | None) -> str | None:
+    """A disk's format: as named, else by suffix, else unknown. It is never probed: a guest could forge its header."""
+    return named or next((kind for suffix, kind in FORMATS.items() if path.endswith(suffix)), None)
+
+
+def table_at(path: tuple[str, ...]) -> type[Table]:
+    """The model of the table at a key path inside a unit file."""
+    if path[:1] == ("bridge",):
+        return BridgeTable
+    if len(path) > 3:
+        return DiskTable if path[2] == "disk" else NicTable
+    return VmTable
+
+
+Mistake = tuple[tuple[str | int, ...], str, str]
+"""Keys inside the table, problem, hint."""
+
+
+def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]:
+    """What is wrong between the keys of a bridge's table, also of one that has other mistakes."""
+    ports = table.get("ports")
+    if isinstance(ports, list) and name in ports:
+        yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
+
+
+def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
+    """What is wrong between the keys of a guest's table, also of one that has other mistakes."""
+    if "kernel" not in table:
+        for key in ("initrd", "append"):
+            if key in table:
+                yield (key,), f"{key} needs kernel", 'add kernel = "/path/of/vmlinuz"'
+    devices = [tables for kind in ("disk", "nic") if isinstance(tables := table.get(kind), dict)]
+    if (count := sum(map(len, devices))) > MAX_DEVICES:
+        yield (), f"a guest has at most {MAX_DEVICES} disks and NICs, not {count}", ""
+    disks = table.get("disk")
+    for name, disk in disks.items() if isinstance(disks, dict) else ():
+        path = disk.get("path") if isinstance(disk, dict) else None
+        if isinstance(path, str) and path.startswith("/") and "format" not in disk and not disk_format(path, None):
+            keys = ("disk", str(name), "path")
+            yield keys, f"path {values.quoted(path)} does not tell the format", 'add format = "raw" or "qcow2"'

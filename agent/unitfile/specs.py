@@ -1,0 +1,107 @@
+"""From the tables that run to specs, complete with every default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.core.desired import BridgeSpec, DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.marks import derived_mac, derived_tap
+from agent.unitfile.schema import NIC_MODELS, BridgeTable, VmTable, disk_format
+
+DEFAULT_MTU = 1500
+
+
+def bridge_mac(machine_id: str, name: str) -> str:
+    """The default MAC of a bridge: the same for ever on one host, and another one on the next."""
+    return derived_mac("bridge", machine_id, name)
+
+
+def nic_mac(uuid: str, nic: str) -> str:
+    """The default MAC of a NIC."""
+    return derived_mac("nic", uuid, nic)
+
+
+def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> BridgeSpec:
+    """The spec of a bridge."""
+    return BridgeSpec(
+        name=name,
+        mac=table.mac or bridge_mac(machine_id, name),
+        file=file,
+        ports=table.ports,
+        addresses=table.addresses,
+        mtu=table.mtu or DEFAULT_MTU,
+        port_mtu=table.mtu,
+        stp=table.stp,
+        adopt=table.adopt,
+    )
+
+
+def devices_of(table: VmTable) -> tuple[str, ...]:
+    """A guest's disks and NICs by the names under which their slots are kept, in the order of the file."""
+    return (*(f"disk/{name}" for name in table.disk), *(f"nic/{name}" for name in table.nic))
+
+
+def vm_spec(
+    name: str,
+    table: VmTable,
+    file: str,
+    *,
+    uuid: str,
+    uid: int,
+    slots: Mapping[str, int],
+    mtus: Mapping[str, int],
+    after: tuple[str, ...],
+) -> VmSpec:
+    """The spec of a guest; `mtus` are those of the bridges of its NICs, `after` is what is left to wait for."""
+    return VmSpec(
+        name=name,
+        uuid=uuid,
+        uid=uid,
+        file=file,
+        cpus=table.cpus,
+        memory_mib=table.memory,
+        machine=table.machine,
+        cpu=table.cpu,
+        accel=table.accel,
+        kernel=table.kernel,
+        initrd=table.initrd,
+        append=table.append,
+        restart=Restart(table.restart),
+        stop_timeout_s=table.stop_timeout,
+        after=after,
+        description=table.description,
+        enabled=table.enabled,
+        disks=_disks(table, slots),
+        nics=_nics(name, uuid, table, slots, mtus),
+    )
+
+
+def _disks(table: VmTable, slots: Mapping[str, int]) -> tuple[DiskSpec, ...]:
+    return tuple(
+        DiskSpec(
+            id=name,
+            path=disk.path,
+            format=disk_format(disk.path, disk.format) or "raw",
+            slot=slots[f"disk/{name}"],
+            size_bytes=disk.size,
+            cache=disk.cache,
+            read_only=disk.read_only,
+            discard=disk.discard,
+        )
+        for name, disk in table.disk.items()
+    )
+
+
+def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Mapping[str, int]) -> tuple[NicSpec, ...]:
+    return tuple(
+        NicSpec(
+            id=name,
+            bridge=nic.bridge,
+            mac=nic.mac or nic_mac(uuid, name),
+            tap=nic.tap or derived_tap(vm, name),
+            slot=slots[f"nic/{name}"],
+            model=NIC_MODELS[nic.model],
+            mtu=nic.mtu or mtus.get(nic.bridge, DEFAULT_MTU),
+        )
+        for name, nic in table.nic.items()
+    )
