@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agent.core.text import printable
 from agent.unitfile.claims import Claim, KeyPath, Reference
 from agent.unitfile.parse import ParsedUnit
-from agent.unitfile.values import escaped, quoted
+from agent.unitfile.values import quoted
 
 Identity = tuple[str, str | None, str, str, str]
 
@@ -167,7 +168,7 @@ def _rivals(one: _Held, other: _Held) -> bool:
 
 
 def _words(held: _Held, rival: _Held) -> tuple[str, str]:
-    claim, elsewhere = held.claim, f" in {escaped(rival.path)}" if rival.path != held.path else ""
+    claim, elsewhere = held.claim, f" in {printable(rival.path)}" if rival.path != held.path else ""
     if claim.kind == "name":
         header = f"[{claim.resource.replace('/', '.')}]"
         if rival.rank < 2:

@@ -13,12 +13,13 @@ from pydantic_core import ErrorDetails
 
 from agent.core.desired import VmSpec
 from agent.core.errors import UnitError
+from agent.core.text import printable
 from agent.unitfile import schema, values
 from agent.unitfile.claims import Claim, Extract, KeyPath, Reference, extract, extract_names
 from agent.unitfile.positions import position_of
 from agent.unitfile.schema import BridgeTable, Table, VmTable
 from agent.unitfile.syntax import read_toml
-from agent.unitfile.values import BadValueError, escaped, quoted, shown
+from agent.unitfile.values import BadValueError, quoted, shown
 
 MAX_ERRORS = 200
 """More mistakes of one file are counted, not listed."""
@@ -53,7 +54,7 @@ class ParsedUnit:
     def error_at(self, where: KeyPath, problem: str, hint: str = "") -> UnitError:
         """A mistake at a key path of this file."""
         line, column = position_of(self.data, where)
-        return UnitError(escaped(self.path), line, column, problem, hint)
+        return UnitError(printable(self.path), line, column, problem, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def parse_unit(path: str, data: bytes) -> ParsedUnit:
     if isinstance(outcome, tuple):
         line, column, problem, hint = outcome
         names = extract_names(data.decode(errors="replace")) if len(data) <= values.MAX_FILE_BYTES else Extract()
-        error = UnitError(escaped(path), line, column, problem, hint)
+        error = UnitError(printable(path), line, column, problem, hint)
         return ParsedUnit(path, data, (error,), claims=names.claims)
     bridges: dict[str, BridgeTable] = {}
     vms: dict[str, VmTable] = {}

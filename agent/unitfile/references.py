@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from agent.core.marks import vm_resource
+from agent.core.text import printable
 from agent.unitfile.claims import Reference
 from agent.unitfile.conflicts import Finding, Side
 from agent.unitfile.parse import suggestion
-from agent.unitfile.values import escaped, quoted
+from agent.unitfile.values import quoted
 
 COMPARISONS = 200_000
 """As many names are compared for suggestions in one resolution: past that, thousands of misspelt names get none."""
@@ -55,7 +56,7 @@ def find_dangling(sides: Sequence[Side]) -> Iterator[Finding]:
 def _words(side: Side, reference: Reference, known: _Names) -> tuple[str, str]:
     what = f"{'guest' if reference.kind == 'vm' else 'bridge'} {quoted(reference.target)}"
     if reference.target in known.claimed:
-        return f"{what} is defined in {escaped(known.claimed[reference.target])}, which has errors", ""
+        return f"{what} is defined in {printable(known.claimed[reference.target])}, which has errors", ""
     if side.had_reference(reference):
         kept = "the bridge stays as it was" if reference.kind == "bridge" else "the guest no longer waits for it"
         return f"{what} is no longer defined in any file", kept

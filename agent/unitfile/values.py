@@ -10,6 +10,7 @@ import ipaddress
 import re
 
 from agent.core.marks import MAX_LINK_NAME
+from agent.core.text import printable
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_SIZE_BYTES = 1 << 53
@@ -44,14 +45,9 @@ class BadValueError(ValueError):
         self.hint = hint
 
 
-def escaped(text: str) -> str:
-    """Text for one line of a message: whatever cannot be printed is written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def quoted(text: str) -> str:
     """Text in quotes, escaped, and cut where it is long."""
-    shown = escaped(text[:61])
+    shown = printable(text[:61])
     return f'"{shown[:60]}…"' if len(shown) > 60 else f'"{shown}"'
 
 
