@@ -178,6 +178,17 @@ def open_log(path: Path) -> int:
     return open_log(path)
 
 
+def cap_log(path: Path) -> None:
+    """Empty a log that has outgrown `LOG_MAX_BYTES` while its program runs, keeping a copy of it as `.1`.
+
+    The program appends (O_APPEND), so it goes on at the new end. What cannot be done now is done at the next call.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > LOG_MAX_BYTES:
+            shutil.copyfile(path, path.with_name(f"{path.name}.1"), follow_symlinks=False)
+            os.truncate(path, 0)
+
+
 def last_line(log: Path) -> str:
     """What a program wrote last to its log, without QEMU's timestamp; empty if there is nothing."""
     try:

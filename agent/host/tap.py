@@ -11,6 +11,7 @@ settings are worth reading again upon the tap's link event.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -20,6 +21,7 @@ import stat
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.core.errors import ActionError, PermanentError, TransientError
 
@@ -182,6 +184,21 @@ def fetch_descriptor(pid: int, fd: int) -> int:
         os.close(copy)
         raise PermanentError(f"descriptor {fd} of process {pid} is not a tap's")
     return copy
+
+
+def find_descriptor_number(pid: int, name: str) -> int | None:
+    """The number under which a process has a tap of this name open, None if it has none or may not be looked at.
+
+    (/proc/PID/fdinfo/N names the tap: drivers/net/tun.c, tun_chr_show_fdinfo)
+    """
+    try:
+        for number in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(OSError):
+                if f"iff:\t{name}\n" in Path(f"/proc/{pid}/fdinfo/{number}").read_text():
+                    return int(number)
+    except OSError:
+        return None
+    return None
 
 
 def _attach(fd: int, name: str, uid: int) -> None:

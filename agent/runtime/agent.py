@@ -35,7 +35,7 @@ from agent.core.observed import HostState, Observed
 from agent.core.status import AgentFacts
 from agent.host.launches import BrokenLaunch, Launches
 from agent.host.netlink import Links
-from agent.host.processes import find_qemu
+from agent.host.processes import cap_log, find_qemu
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.chronicle import Chronicle
@@ -50,7 +50,7 @@ from agent.runtime.observe import DiskLooks, unstarted_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
-from agent.runtime.replug import replug
+from agent.runtime.replug import negotiated_settings, replug
 from agent.runtime.units import Units
 
 log = structlog.get_logger("vmhost.agent")
@@ -112,6 +112,7 @@ class Agent:
                 group.create_task(watch_lag(self._chronicle.metrics), name="lag")
                 group.create_task(self._reconciler.run(), name="reconciler")
         finally:
+            await self._guests.close()
             self._descriptors.close()
 
     async def _adopt(self) -> None:
@@ -162,8 +163,13 @@ class Agent:
                 log.warning("a full look failed; the next one is due", why=str(error))
                 continue
             await self._look_for_qemu()
+            await asyncio.to_thread(self._cap_logs)
             await self._keeper.update(lambda memory: without_guests(memory, self._known_guests()))
             self._doorbell.ring("timer")
+
+    def _cap_logs(self) -> None:
+        for guest in self._guests:
+            cap_log(self._launches.log_path(guest.name))
 
     def _known_guests(self) -> frozenset[str]:
         return frozenset({*self._units.desired.vms, *self._guests.states()})
@@ -218,7 +224,7 @@ class Agent:
     async def _execute_on_links(self, action: Action) -> None:
         match action:
             case ArmTap():
-                await self._link_executor.arm(action)
+                await self._link_executor.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
             case ReplugNic():
                 await replug(action, self._guests, self._link_executor, self._launches)
             case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():

@@ -19,10 +19,10 @@ NicKey = tuple[str, str]
 
 @dataclass(slots=True)
 class Held:
-    """A descriptor, and the settings that its tap had when they were last read."""
+    """A descriptor, and the settings that its tap had when they were last read; None if it was dead from the start."""
 
     fd: int
-    settings: TapSettings = TapSettings()
+    settings: TapSettings | None = None
 
 
 class Descriptors:
@@ -42,7 +42,7 @@ class Descriptors:
         self._held[vm, nic] = held
         with contextlib.suppress(ActionError):
             link = attached_link(fd)
-            held.settings = read_settings(fd, link) if link else held.settings
+            held.settings = read_settings(fd, link) if link else None
 
     def forget(self, vm: str, nic: str) -> None:
         """Close a NIC's descriptor, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from agent.core.actions import (
@@ -18,10 +19,11 @@ from agent.core.errors import TransientError
 from agent.core.marks import tap_mark
 from agent.core.memory import Memory
 from agent.host.netlink import Links
-from agent.host.tap import keep, open_tap, rearm
+from agent.host.tap import TapSettings, keep, open_tap, rearm
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.keeper import Keeper
 
+AskSettings = Callable[[ArmTap], Awaitable[TapSettings]]
 LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink
 
 
@@ -52,9 +54,10 @@ class LinkExecutor:
                 await self._links.release(action.port_ifindex, action.bridge_ifindex)
                 await self._keeper.update(lambda memory: _without_port(memory, port, bridge))
 
-    async def arm(self, action: ArmTap) -> None:
+    async def arm(self, action: ArmTap, ask_settings: AskSettings) -> None:
         """Make a NIC's tap: on QEMU's own open file when it runs, else on a new one that its QEMU will be given.
 
+        `ask_settings` asks the guest for what nobody could read, of a tap that was lost before this agent began.
         The tap persists only once it is marked: an agent that is killed in between leaves nothing that nobody owns.
         """
         held = self._descriptors.find(action.vm, action.nic.id)
@@ -62,6 +65,7 @@ class LinkExecutor:
             if held is None:
                 raise TransientError(f"no descriptor of {action.nic.tap} is at hand", reason="NoDescriptor")
             fd = held.fd
+            held.settings = held.settings or await ask_settings(action)
             rearm(fd, action.nic.tap, action.uid, held.settings)
         else:
             fd = open_tap(action.nic.tap, action.uid)

@@ -141,9 +141,15 @@ class Guest:
         while True:
             self._stale.clear()
             await self._ask(monitor)
-            if not self._stale.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stale.wait(), QUERY_EVERY_S)
+            stale = asyncio.ensure_future(self._stale.wait())
+            closed = asyncio.ensure_future(monitor.closed())
+            try:
+                await asyncio.wait({stale, closed}, timeout=QUERY_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stale.cancel()
+                closed.cancel()
+            if closed.done() and not stale.done():
+                return
 
     async def _ask(self, monitor: Monitor) -> None:
         """Query the run state; a QEMU that is silent is waited for, and shown as silent meanwhile."""

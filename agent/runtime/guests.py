@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import structlog
@@ -12,8 +13,11 @@ from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, find_process, find_process_of
 from agent.host.tap import fetch_descriptor
+from agent.runtime.clock import now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest, GuestWitness
+
+UNRECORDED_WITHIN_S = 1.0
 
 log = structlog.get_logger("vmhost.guests")
 
@@ -78,8 +82,17 @@ class Guests:
     def _find_process(self, record: LaunchRecord) -> Process | None:
         if record.pid is None or record.start_time is None:
             # An agent died between spawning this QEMU and writing its pid down; its uid is nobody else's.
-            return find_process_of(record.spec.uid) if self._launches.is_locked(record.spec.name) else None
+            return self._find_unrecorded(record)
         return find_process(record.pid, record.start_time)
+
+    def _find_unrecorded(self, record: LaunchRecord) -> Process | None:
+        deadline_s = now_s() + UNRECORDED_WITHIN_S
+        while self._launches.is_locked(record.spec.name):
+            process = find_process_of(record.spec.uid)
+            if process is not None or now_s() > deadline_s:
+                return process
+            time.sleep(0.002)  # between its spawn and its taking on the guest's uid; the agent only just begins
+        return None
 
     def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
         for nic, fd in record.nic_fds.items():
@@ -87,6 +100,12 @@ class Guests:
                 self._descriptors.put(record.spec.name, nic, fetch_descriptor(process.pid, fd))
             except ActionError as error:
                 log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic, why=str(error))
+
+    async def close(self) -> None:
+        """Let go of all monitors, so that the next agent finds them free."""
+        for guest in self:
+            if guest.monitor is not None:
+                await guest.monitor.close()
 
     def forget(self, name: str) -> None:
         """Forget a guest that is gone, with its descriptors."""

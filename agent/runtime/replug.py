@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from agent.core.actions import ArmTap, ReplugNic
+from agent.core.desired import NicSpec
 from agent.core.errors import PermanentError
 from agent.core.qemu_argv import netdev_id, nic_device, nic_id, nic_netdev
 from agent.host.launches import Launches
 from agent.host.qmp import CommandRefusedError
-from agent.host.tap import find_descriptor_number
+from agent.host.tap import TapSettings, find_descriptor_number, settings_from_virtio
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.guests import Guests
 
@@ -41,11 +42,28 @@ async def replug(action: ReplugNic, guests: Guests, links: LinkExecutor, launche
     arm = ArmTap(
         action.resource, action.reason, action.vm, action.uid, action.nic, action.bridge_ifindex, running=False
     )
-    await links.arm(arm)
+    await links.arm(arm, lambda _: negotiated_settings(action.vm, action.nic, guests))
     await guest.send_descriptor(backend, links.descriptor(action.vm, action.nic.id))
     await guest.execute("netdev_add", nic_netdev(action.nic, backend))
     await guest.execute("device_add", nic_device(guest.record.spec.machine, action.nic))
     await _record_descriptor(action, guests, launches)
+
+
+async def negotiated_settings(vm: str, nic: NicSpec, guests: Guests) -> TapSettings:
+    """What a running guest's driver agreed on with its NIC, which its tap must have (QMP `x-query-virtio-status`).
+
+    A NIC that is no virtio one has the settings of a new tap. A QEMU that does not know the command (before 7.2) gets
+    those of every current driver, without offloads: slower, and right.
+    """
+    if not nic.model.startswith("virtio-net"):
+        return TapSettings()
+    path = f"/machine/peripheral/{nic_id(nic.id)}/virtio-backend"
+    try:
+        answer = await guests.get(vm).execute("x-query-virtio-status", {"path": path})
+        features = answer["guest-features"]
+        return settings_from_virtio([*features.get("dev-features", ()), *features.get("transports", ())])
+    except (CommandRefusedError, KeyError):
+        return TapSettings(header_bytes=12)
 
 
 async def _record_descriptor(action: ReplugNic, guests: Guests, launches: Launches) -> None:

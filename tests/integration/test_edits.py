@@ -54,12 +54,12 @@ def test_an_invalid_file_holds_its_guest_on_the_last_good_version(agent: AgentPr
     agent.drop("web.toml", bare_vm("web", '[vm.web.nic.lan]\nbridge = "br-test"'))
     agent.start()
     before = pids(agent)
-    agent.drop("web.toml", bare_vm("web", 'cpuz = 3\n[vm.web.nic.lan]\nbridge = "br-tset"'))
+    agent.drop("web.toml", bare_vm("web", 'descripton = "x"\n[vm.web.nic.lan]\nbridge = "br-tset"'))
     wait_for(lambda: unit_states(agent)["web.toml"] == "held")
     assert pids(agent) == before
     (unit,) = [unit for unit in agent.status()["units"] if unit["state"] == "held"]
     assert [(error["line"], error["hint"]) for error in unit["errors"]] == [
-        (5, 'did you mean "cpus"?'),
+        (5, 'did you mean "description"?'),
         (7, 'did you mean "br-test"?'),
     ]
     agent.kill()
