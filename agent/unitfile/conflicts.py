@@ -62,13 +62,17 @@ class Side:
 
 
 class Finding(NamedTuple):
-    """An error between files: in which file, at which key, and whether even the last good version has it."""
+    """An error between files: in which file, at which key, and whether even the last good version has it.
+
+    `follows`: it is only there because another file has errors, and not worth telling beside errors of its own.
+    """
 
     side: Side
     where: KeyPath
     problem: str
     hint: str = ""
     spoils_good: bool = False
+    follows: bool = False
 
 
 class _Held(NamedTuple):

@@ -50,7 +50,8 @@ def find_dangling(sides: Sequence[Side]) -> Iterator[Finding]:
         for reference in side.new.references:
             known = names.get(reference.kind) or names.setdefault(reference.kind, _Names(reference.kind, sides))
             if reference.target not in known.running and not side.defines(reference.kind, reference.target):
-                yield Finding(side, reference.where, *_words(side, reference, known))
+                follows = reference.target in known.claimed
+                yield Finding(side, reference.where, *_words(side, reference, known), follows=follows)
 
 
 def _words(side: Side, reference: Reference, known: _Names) -> tuple[str, str]:

@@ -178,6 +178,8 @@ def _held_version(side: Side) -> ParsedUnit | None:
 def _status(side: Side, findings: Sequence[Finding]) -> FileStatus:
     if side.chosen is side.new:
         return FileStatus(side.path, "valid")
+    if side.new.errors or any(not found.follows for found in findings):
+        findings = [found for found in findings if not found.follows]
     between = [side.new.error_at(found.where, found.problem, found.hint) for found in findings[:MAX_ERRORS]]
     errors = sorted((*side.new.errors, *between), key=lambda error: (error.line, error.column, error.problem))
     return FileStatus(side.path, "invalid" if side.chosen is None else "held", tuple(errors))
