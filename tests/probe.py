@@ -30,8 +30,8 @@ class Uptime:
 def answers_within(host: str, timeout_s: float, via: str, port: int = UPTIME_PORT) -> float:
     """Seconds until a guest behind the link `via` takes a TCP connection; TimeoutError if none is taken in time.
 
-    A new connection is begun every 2 ms, and the guest's MAC is asked for: left to itself, the kernel of whoever asks sends
-    a lost SYN or ARP request again only after a second, which is none of the guest's doing.
+    A new connection is begun every 2 ms, and the guest's MAC is asked for: left to itself, the kernel of whoever asks
+    sends a lost SYN or ARP request again only after a second, which is none of the guest's doing.
     """
     began = time.perf_counter()
     knocking: list[socket.socket] = []

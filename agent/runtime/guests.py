@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -74,6 +75,7 @@ class Guests:
         for record in records:
             process = self._find_process(record)
             if process is not None:
+                record = replace(record, pid=process.pid, start_time=process.start_time)
                 self._fetch_descriptors(record, process)
                 running += 1
             self.add(record, process)

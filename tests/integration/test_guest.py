@@ -91,13 +91,14 @@ def test_qemu_is_unprivileged(guest: AgentProcess) -> None:
 
 
 def test_killed_and_panicked_guests_come_back_and_a_poweroff_is_respected(guest: AgentProcess) -> None:
-    for end in (
+    ends: list[Callable[[], object]] = [
         lambda: os.kill(int(guest.vm("web")["pid"]), signal.SIGKILL),
         lambda: run_in_guest(GUEST, "echo c > /proc/sysrq-trigger"),
-    ):
+    ]
+    for end in ends:
         pid, before = guest.vm("web")["pid"], uptime(GUEST)
         end()
-        wait_for(lambda pid=pid: guest.vm("web")["pid"] not in (pid, None))
+        wait_for_other_pid(guest, pid)
         guest.vmhost("wait", "running", "web", "--timeout", "20")
         answers_within(GUEST, BOOT_S, BRIDGE_LINK)
         assert uptime(GUEST, BOOT_S).boot != before.boot
@@ -155,6 +156,10 @@ def test_stop_start_restart_reset(guest: AgentProcess) -> None:
     assert guest.vm("web")["pid"] is None
     guest.vmhost("start", "web")
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
+
+
+def wait_for_other_pid(guest: AgentProcess, pid: int) -> None:
+    wait_for(lambda: guest.vm("web")["pid"] not in (pid, None))
 
 
 def _boot() -> str:
