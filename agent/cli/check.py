@@ -29,7 +29,7 @@ def check(paths: Sequence[str], units: Path, out: TextIO) -> int:
     contents: dict[str, UnitContent] = {}
     problems: list[str] = []
     for path in [Path(path) for path in paths] or [units]:
-        if path.is_dir():
+        if not paths or path.is_dir():
             problems += _add_directory(contents, path)
         else:
             contents.setdefault(str(path), read_unit_file(path))

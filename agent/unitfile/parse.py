@@ -86,11 +86,11 @@ def parse_unit(path: str, data: bytes) -> ParsedUnit:
     return ParsedUnit(path, data, _positioned(unit, mistakes), bridges, vms, found.claims, found.references)
 
 
-def suggestion(wrong: object, choices: Sequence[str]) -> str:
-    """What was probably meant, as a hint; empty when nothing is close."""
+def suggestion(wrong: object, choices: Sequence[str], *, cutoff: float = 0.7) -> str:
+    """What was probably meant, as a hint; empty when nothing is as alike as `cutoff` (difflib's ratio) says."""
     if not isinstance(wrong, str) or len(wrong) > 64:
         return ""
-    close = difflib.get_close_matches(wrong.lower().replace("_", "-"), choices, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(wrong.replace("_", "-"), choices, n=1, cutoff=cutoff)
     return f"did you mean {quoted(close[0])}?" if close else ""
 
 

@@ -39,7 +39,7 @@ class _Names:
         if name not in self._suggested:
             choices = sorted({*self.running, *self.claimed})
             self._budget -= len(choices)
-            self._suggested[name] = suggestion(name, choices) if self._budget >= 0 else ""
+            self._suggested[name] = suggestion(name, choices, cutoff=0.6) if self._budget >= 0 else ""
         return self._suggested[name]
 
 

@@ -79,8 +79,10 @@ def test_five_mistakes_are_five_errors_each_at_its_place() -> None:
     assert errors_of(text) == [
         'u.toml:3:18: error: ports must be a link name without "/", not "eth/2"',
         "u.toml:4:1: error: mtu must be a whole number, 68 to 65535, not 20",
-        "u.toml:6:5: error: the name of a guest must be 1 to 63 letters, digits, - and _, beginning with a letter or "
-        'digit, not "we b"',
+        (
+            "u.toml:6:5: error: the name of a guest must be 1 to 63 letters, digits, - and _, beginning with a letter "
+            'or digit, not "we b"'
+        ),
         'u.toml:8:1: error: unknown key "memroy" in [vm.web] (did you mean "memory"?)',
         'u.toml:9:1: error: accel must be "auto", "kvm" or "tcg", not "kvmm" (did you mean "kvm"?)',
     ]
@@ -105,7 +107,8 @@ VM_MISTAKES = {
     'machine = "microvm"': 'machine must be "q35" or "pc", not "microvm"',
     'enabled = "true"': 'enabled must be true or false, not "true" (write true without quotes)',
     "enabled = 1": "enabled must be true or false, not 1",
-    'stop-timeout = "90"': 'stop-timeout must be a duration such as "90s", "5m" or "72h", not "90" (did you mean "90s"?)',
+    'stop-timeout = "90"': 'stop-timeout must be a duration such as "90s", "5m" or "72h", not "90" '
+    '(did you mean "90s"?)',
     'stop-timeout = "25h"': 'stop-timeout must be at most "24h", not "25h"',
     'stop_timeout = "1s"': 'unknown key "stop_timeout" in [vm.web] (did you mean "stop-timeout"?)',
     "vnc = true": 'unknown key "vnc" in [vm.web]',

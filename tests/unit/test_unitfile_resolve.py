@@ -112,10 +112,14 @@ CONFLICTS = {
     "default mac": (
         vm("a"),
         vm("b", nic=f'mac = "{derived_mac("nic", derived_uuid(SEED, "a"), "lan")}"'),
-        f"x:3:11: error: MAC address {derived_mac('nic', derived_uuid(SEED, 'a'), 'lan')} is also that of "
-        "[vm.b.nic.lan] in y (it is the default; set mac to another one)",
-        f"y:5:1: error: MAC address {derived_mac('nic', derived_uuid(SEED, 'a'), 'lan')} is also that of "
-        "[vm.a.nic.lan] in x",
+        (
+            f"x:3:11: error: MAC address {derived_mac('nic', derived_uuid(SEED, 'a'), 'lan')} is also that of "
+            "[vm.b.nic.lan] in y (it is the default; set mac to another one)"
+        ),
+        (
+            f"y:5:1: error: MAC address {derived_mac('nic', derived_uuid(SEED, 'a'), 'lan')} is also that of "
+            "[vm.a.nic.lan] in x"
+        ),
     ),
     "disk": (
         vm("a") + '[vm.a.disk.d]\npath = "/srv//x/../d.raw"\n',

@@ -54,7 +54,7 @@ class UnitDirectory:
         self.watch_problem = ""
         """Why changes are only found by looking every half second; empty while the kernel tells of them."""
 
-    async def watch(self) -> AsyncIterator[DirectoryView]:
+    async def watch(self) -> AsyncGenerator[DirectoryView, None]:
         """The directory as soon as its files are still, and again whenever what is still differs. Never ends."""
         waker = asyncio.create_task(self._wake())
         told: DirectoryView | None = None

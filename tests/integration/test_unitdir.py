@@ -1,0 +1,320 @@
+"""The unit directory on a real file system: what is read, when, and what is honestly said about the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from agent.host.unitdir import DirectoryView, UnitContent, UnitDirectory, read_directory, read_unit_file
+
+LIMIT_S = 8.0
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    folder = tmp_path / "vmhost.d"
+    folder.mkdir()
+    return folder
+
+
+class Watch:
+    """A watch with what it has told so far."""
+
+    def __init__(self, views: AsyncIterator[DirectoryView]) -> None:
+        self._views = views
+        self.told: list[DirectoryView] = []
+
+    async def until(self, true_of: Callable[[DirectoryView], bool]) -> DirectoryView:
+        async with asyncio.timeout(LIMIT_S):
+            while not self.told or not true_of(self.told[-1]):
+                self.told.append(await anext(self._views))
+        return self.told[-1]
+
+    async def until_files(self, **expected: bytes | None) -> DirectoryView:
+        """Waits until exactly these files (without `.toml`) are told, with this content."""
+        return await self.until(lambda view: view.available and contents(view) == expected)
+
+
+def contents(view: DirectoryView) -> dict[str, bytes | None]:
+    return {Path(path).stem: content.data for path, content in view.files.items()}
+
+
+@pytest.fixture
+async def watch(units: Path) -> AsyncIterator[Watch]:
+    async with aclosing(UnitDirectory(units).watch()) as views:
+        yield Watch(views)
+
+
+async def test_a_file_is_told_edited_and_gone(units: Path, watch: Watch) -> None:
+    file = units / "a.toml"
+    await watch.until_files()
+    file.write_bytes(b"one")
+    await watch.until_files(a=b"one")
+    file.write_bytes(b"two")
+    await watch.until_files(a=b"two")
+    file.unlink()
+    await watch.until_files()
+    assert len(watch.told) == 4
+
+
+async def test_only_units_are_files(units: Path, watch: Watch) -> None:
+    for name in (".hidden.toml", "a.toml~", "#a.toml#", ".#a.toml", ".a.toml.swp", "4913", "a.toml.bak", "README"):
+        (units / name).write_bytes(b"no")
+    (units / "a.toml").write_bytes(b"yes")
+    await watch.until_files(a=b"yes")
+    assert all(contents(view) in ({}, {"a": b"yes"}) for view in watch.told)
+
+
+async def test_a_save_by_rename_is_one_change(units: Path, watch: Watch) -> None:
+    (units / "a.toml").write_bytes(b"one")
+    await watch.until_files(a=b"one")
+    (units / "a.toml").rename(units / "a.toml~")
+    (units / "new").write_bytes(b"two")
+    (units / "new").rename(units / "a.toml")
+    await watch.until_files(a=b"two")
+    assert all("a" in contents(view) for view in watch.told[1:])
+
+
+async def test_a_file_is_read_when_it_is_still(units: Path, watch: Watch) -> None:
+    await watch.until_files()
+    with (units / "a.toml").open("wb", buffering=0) as file:
+        for _ in range(20):
+            file.write(b"x")
+            await asyncio.sleep(0.01)
+    await watch.until_files(a=b"x" * 20)
+    assert len(watch.told) <= 3, "it told of nearly every write"
+
+
+async def test_all_files_removed_are_one_change(units: Path) -> None:
+    for number in range(5):
+        (units / f"{number}.toml").write_bytes(b"")
+    async with aclosing(UnitDirectory(units, gone_after_s=0.4).watch()) as views:
+        watch = Watch(views)
+        await watch.until(lambda view: len(view.files) == 5)
+        told = len(watch.told)
+        for number in range(5):
+            (units / f"{number}.toml").unlink()
+            await asyncio.sleep(0.15)
+        await watch.until_files()
+        assert len(watch.told) == told + 1
+
+
+async def test_a_missing_directory_says_nothing_about_its_files(units: Path, watch: Watch) -> None:
+    (units / "a.toml").write_bytes(b"one")
+    await watch.until_files(a=b"one")
+    os.rename(units, units.with_name("away"))
+    view = await watch.until(lambda view: not view.available)
+    assert (view.problem, contents(view)) == (f"the unit directory {units} does not exist", {"a": b"one"})
+    os.rename(units.with_name("away"), units)
+    await watch.until_files(a=b"one")
+    (units / "b.toml").write_bytes(b"two")
+    await watch.until_files(a=b"one", b=b"two")
+
+
+async def test_a_directory_that_is_made_later(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "yet"
+    async with aclosing(UnitDirectory(folder).watch()) as views:
+        watch = Watch(views)
+        await watch.until(lambda view: not view.available)
+        folder.mkdir(parents=True)
+        (folder / "a.toml").write_bytes(b"one")
+        await watch.until_files(a=b"one")
+
+
+async def test_a_directory_that_is_made_anew(units: Path, watch: Watch) -> None:
+    (units / "a.toml").write_bytes(b"one")
+    await watch.until_files(a=b"one")
+    shutil.rmtree(units)
+    os.mkdir(units)
+    (units / "b.toml").write_bytes(b"two")
+    await watch.until_files(b=b"two")
+    (units / "b.toml").write_bytes(b"three")
+    async with asyncio.timeout(2):  # not by the rescan after five seconds
+        await watch.until_files(b=b"three")
+
+
+async def test_a_configmap_flips(units: Path, watch: Watch) -> None:
+    for version in ("one", "two"):
+        (units / f"..{version}").mkdir()
+        (units / f"..{version}" / "a.toml").write_text(version)
+    (units / "..data").symlink_to("..one")
+    (units / "a.toml").symlink_to("..data/a.toml")
+    await watch.until_files(a=b"one")
+    (units / "..tmp").symlink_to("..two")
+    (units / "..tmp").rename(units / "..data")
+    async with asyncio.timeout(2):
+        await watch.until_files(a=b"two")
+
+
+async def test_a_symlinks_target_outside_is_found_by_looking(units: Path, tmp_path: Path, watch: Watch) -> None:
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"one")
+    (units / "a.toml").symlink_to(target)
+    await watch.until_files(a=b"one")
+    target.write_bytes(b"two")
+    await watch.until_files(a=b"two")
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "fifo": (make_fifo, "cannot be read: it is a FIFO, not a file"),
+    "socket": (make_socket, "cannot be read: it is a socket, not a file"),
+    "directory": (Path.mkdir, "cannot be read: it is a directory, not a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "cannot be read: it is a device, not a file"),
+    "huge": (lambda path: path.write_bytes(b"#" * (12 << 20)), "the file is larger than 1 MiB"),
+    "loop": (lambda path: path.symlink_to(path.name), "cannot be read: its symlinks lead in a circle"),
+    "dangling": (
+        lambda path: path.symlink_to("/no\nwhere"),
+        "cannot be read: it is a symlink to /no\\nwhere, which does not exist",
+    ),
+}
+
+
+async def test_what_cannot_be_read_is_told_and_all_others_are_served(units: Path, watch: Watch) -> None:
+    (units / "good.toml").write_bytes(b"good")
+    for name, (make, _) in BAD.items():
+        make(units / f"{name}.toml")
+    view = await watch.until(lambda view: len(view.files) == len(BAD) + 1)
+    assert {Path(path).stem: content.problem for path, content in view.files.items() if content.data is None} == {
+        name: problem for name, (_, problem) in BAD.items()
+    }
+    assert view.files[str(units / "good.toml")].data == b"good"
+    (units / "fifo.toml").unlink()
+    (units / "fifo.toml").write_bytes(b"mended")
+    await watch.until(lambda view: view.files[str(units / "fifo.toml")].data == b"mended")
+
+
+NAMES = ["a b.toml", "a,b.toml", "a\nb.toml", "x" * 200 + ".toml", "\udcff.toml", "ä.toml", '".toml', ".x.toml"]
+
+
+async def test_names_of_any_kind(units: Path, watch: Watch) -> None:
+    for name in NAMES:
+        (units / name).write_bytes(b"")
+    view = await watch.until(lambda view: len(view.files) == len(NAMES) - 1)
+    assert set(view.files) == {str(units / name) for name in NAMES if not name.startswith(".")}
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from agent.host.unitdir import read_directory
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+view = read_directory(Path(sys.argv[1]))
+print(view.available, view.problem, *(content.problem or content.data for content in view.files.values()), sep="|")
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A unit directory that every user may reach, which a folder of pytest is not."""
+    folder = Path(f"/tmp/vmhost-test-units-{os.getpid()}")
+    folder.mkdir(mode=0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_without_the_right_to_read(open_folder: Path) -> None:
+    def seen() -> str:
+        ran = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, open_folder], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.strip()
+
+    (open_folder / "a.toml").write_bytes(b"")
+    (open_folder / "a.toml").chmod(0o600)
+    (open_folder / "b.toml").write_bytes(b"fine")
+    assert seen() == "True||cannot be read: permission denied|b'fine'"
+    open_folder.chmod(0o700)
+    assert seen() == f"False|the unit directory {open_folder} cannot be read: permission denied"
+
+
+async def test_a_permission_that_is_given_is_noticed(units: Path, watch: Watch) -> None:
+    (units / "a.toml").write_bytes(b"one")
+    before = await watch.until_files(a=b"one")
+    os.utime(units / "a.toml", ns=(0, 0))
+    (units / "a.toml").write_bytes(b"two")
+    os.utime(units / "a.toml", ns=(0, 0))
+    assert before is not await watch.until_files(a=b"two")
+
+
+async def test_reread_waits_for_what_is_not_still(units: Path) -> None:
+    directory = UnitDirectory(units, gone_after_s=0.3)
+    (units / "a.toml").write_bytes(b"one")
+    assert contents(await directory.reread()) == {"a": b"one"}
+    (units / "a.toml").unlink()
+    (units / "b.toml").write_bytes(b"two")
+    assert contents(await directory.reread()) == {"b": b"two"}
+    (units / "b.toml").write_bytes(b"three")
+    assert contents(await directory.reread()) == {"b": b"three"}
+    shutil.rmtree(units)
+    view = await directory.reread()
+    assert (view.available, contents(view)) == (False, {"b": b"three"})
+
+
+async def test_a_file_that_is_never_still_keeps_nobody_waiting_for_long(units: Path) -> None:
+    (units / "good.toml").write_bytes(b"good")
+
+    async def scribble() -> None:
+        with (units / "busy.toml").open("ab", buffering=0) as file:
+            while True:
+                file.write(b"#")
+                await asyncio.sleep(0.01)
+
+    scribbler = asyncio.create_task(scribble())
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            view = await UnitDirectory(units).reread()
+    finally:
+        scribbler.cancel()
+    busy = UnitContent(str(units / "busy.toml"), None, "cannot be read: it is being written to all the time")
+    assert list(view.files.values()) == [busy, UnitContent(str(units / "good.toml"), b"good")]
+
+
+async def test_what_a_reread_finds_is_told_by_the_watch(units: Path) -> None:
+    directory = UnitDirectory(units)
+    async with aclosing(directory.watch()) as views:
+        watch = Watch(views)
+        await watch.until_files()
+        waiting = asyncio.create_task(watch.until_files(a=b"one"))
+        (units / "a.toml").write_bytes(b"one")
+        reread = await directory.reread()
+        assert await waiting == reread
+
+
+async def test_ten_thousand_files(units: Path) -> None:
+    for number in range(10_000):
+        (units / f"{number}.toml").write_bytes(b"# one")
+    directory = UnitDirectory(units)
+    assert len((await directory.reread()).files) == 10_000
+    (units / "77.toml").write_bytes(b"# two")
+    view = await directory.reread()
+    assert view.files[str(units / "77.toml")].data == b"# two"
+
+
+def test_reading_without_a_watch(units: Path, tmp_path: Path) -> None:
+    (units / "a.toml").write_bytes(b"one")
+    assert contents(read_directory(units)) == {"a": b"one"}
+    missing = read_unit_file(tmp_path / "none.toml")
+    assert (missing.data, missing.problem) == (None, "cannot be read: it does not exist")
+    assert read_directory(units / "a.toml").problem == f"the unit directory {units / 'a.toml'} is not a directory"
