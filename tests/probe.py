@@ -8,8 +8,10 @@ import fcntl
 import select
 import socket
 import struct
+import threading
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 KNOCK_EVERY_S = 0.002
 KNOCKS_AT_ONCE = 64
@@ -17,6 +19,7 @@ KNOCKS_AT_ONCE = 64
 UPTIME_PORT = 7777
 SHELL_PORT = 7778
 SIOCGIFADDR = 0x8915
+ETHERTYPE_ARP = 0x0806
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,66 @@ def answers_within(host: str, timeout_s: float, via: str, port: int = UPTIME_POR
     raise TimeoutError(f"{host}:{port} took no connection within {spent:.1f} s")
 
 
+class Outage:
+    """How long a guest was unreachable, as its neighbours see it: asks for its MAC every millisecond in a thread.
+
+    with Outage(host, via) as outage: …; then `outage.longest_s()` is the longest time between two answers.
+    """
+
+    def __init__(self, host: str, via: str) -> None:
+        self._host, self._via = host, via
+        self._answers_s: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="outage")
+
+    def __enter__(self) -> Outage:
+        self._thread.start()
+        while not self._answers_s:
+            time.sleep(0.001)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def longest_s(self) -> float:
+        """The longest time without an answer, until now."""
+        times = [*self._answers_s, time.perf_counter()]
+        return max(later - earlier for earlier, later in pairwise(times))
+
+    def _ask(self) -> None:
+        while not self._over.is_set():
+            # The bridge may be deleted beneath a socket, so each round of questions has its own.
+            with contextlib.suppress(OSError), _arp_socket(self._via) as raw:
+                while not self._over.is_set():
+                    raw.send(_question(raw, self._host, self._via))
+                    while select.select([raw], [], [], 0.001)[0]:
+                        if raw.recv(64)[28:32] == socket.inet_aton(self._host):
+                            self._answers_s.append(time.perf_counter())
+            time.sleep(0.0005)
+
+
 def _ask_for_mac(host: str, via: str) -> None:
     """Broadcast an ARP request (RFC 826) in this host's name; its answer completes the kernel's own question too."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-        raw.bind((via, 0))
-        mac = raw.getsockname()[4]
-        request = struct.pack("16s24x", via.encode())
-        own = fcntl.ioctl(raw, SIOCGIFADDR, request)[20:24]
-        question = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + own + bytes(6) + socket.inet_aton(host)
-        raw.send(b"\xff" * 6 + mac + b"\x08\x06" + question)
+    with contextlib.suppress(OSError), _arp_socket(via) as raw:
+        raw.send(_question(raw, host, via))
+
+
+def _arp_socket(via: str) -> socket.socket:
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    try:
+        raw.bind((via, ETHERTYPE_ARP))
+    except OSError:
+        raw.close()
+        raise
+    return raw
+
+
+def _question(raw: socket.socket, host: str, via: str) -> bytes:
+    mac: bytes = raw.getsockname()[4]
+    own = fcntl.ioctl(raw, SIOCGIFADDR, struct.pack("16s24x", via.encode()))[20:24]
+    header = b"\xff" * 6 + mac + struct.pack("!H", ETHERTYPE_ARP)
+    return header + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + own + bytes(6) + socket.inet_aton(host)
 
 
 def _knock(host: str, port: int) -> socket.socket:
@@ -82,6 +136,12 @@ def uptime(host: str, timeout_s: float = 10.0) -> Uptime:
 def run_in_guest(host: str, command: str, timeout_s: float = 10.0) -> str:
     """Run a command line in the guest; its output. A guest that ends meanwhile gives what came before."""
     return _talk(host, SHELL_PORT, command.encode() + b"\n", timeout_s)
+
+
+def tell_guest(host: str, command: str) -> None:
+    """Have the guest run a command line that it will not live to answer."""
+    with socket.create_connection((host, SHELL_PORT), 10.0) as connection:
+        connection.sendall(command.encode() + b"\n")
 
 
 def _talk(host: str, port: int, said: bytes, timeout_s: float) -> str:

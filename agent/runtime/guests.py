@@ -74,11 +74,12 @@ class Guests:
         running = 0
         for record in records:
             process = self._find_process(record)
-            if process is not None:
-                record = replace(record, pid=process.pid, start_time=process.start_time)
-                self._fetch_descriptors(record, process)
-                running += 1
-            self.add(record, process)
+            if process is None:
+                self.add(record, None)
+                continue
+            self._fetch_descriptors(record, process)
+            self.add(replace(record, pid=process.pid, start_time=process.start_time), process)
+            running += 1
         return running
 
     def _find_process(self, record: LaunchRecord) -> Process | None:

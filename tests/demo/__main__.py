@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.agent_process import AgentProcess
 from tests.netns import ip, network_namespace
-from tests.probe import Uptime, answers_within, run_in_guest, uptime
+from tests.probe import Outage, Uptime, answers_within, tell_guest, uptime
 
 UNITS = Path(__file__).resolve().parents[2] / "units" / "demo"
 HOST = "192.168.77.10"
@@ -62,8 +62,8 @@ FAULTS = (
     Fault("agent killed and started again", restart_agent),
     Fault("tap deleted while no agent ran", kill_agent_and_delete_tap),
     Fault("QEMU killed", kill_qemu, lives_on=False, timeout_s=BOOT_TIMEOUT_S),
-    Fault("guest powered itself off", lambda _: run_in_guest(HOST, "poweroff -f"), False, BOOT_TIMEOUT_S),
-    Fault("guest panicked", lambda _: run_in_guest(HOST, "echo c > /proc/sysrq-trigger"), False, BOOT_TIMEOUT_S),
+    Fault("guest powered itself off", lambda _: tell_guest(HOST, "poweroff -f"), False, BOOT_TIMEOUT_S),
+    Fault("guest panicked", lambda _: tell_guest(HOST, "echo c > /proc/sysrq-trigger"), False, BOOT_TIMEOUT_S),
 )
 
 
@@ -73,17 +73,10 @@ def say(text: str, took_s: float | None = None, note: str = "") -> None:
 
 
 def go_through(agent: AgentProcess, fault: Fault) -> bool:
-    """Inflict one fault and time until the guest's TCP port answers again; whether it healed as it must."""
+    """Inflict one fault and tell for how long the guest was gone; whether it healed as it must."""
     before, pid = uptime(HOST), agent.vm("web")["pid"]
-    fault.inflict(agent)
-    began = time.perf_counter()
     try:
-        if not fault.lives_on:
-            agent.vmhost("wait", "running", "web", "--timeout", "30")
-            wait_for_boot_after(before, fault.timeout_s)
-        took_s = answers_within(HOST, fault.timeout_s, BRIDGE)
-        if not fault.lives_on:
-            took_s = time.perf_counter() - began
+        took_s = time_outage(agent, fault) if fault.lives_on else time_reboot(agent, fault, before)
         after, new_pid = uptime(HOST), agent.vm("web")["pid"]
         agent.vmhost("wait", "in-sync", "--timeout", "20")
     except (TimeoutError, OSError, RuntimeError) as error:
@@ -95,6 +88,23 @@ def go_through(agent: AgentProcess, fault: Fault) -> bool:
         return False
     say(fault.title, took_s, "same QEMU, guest unaware" if same else "new QEMU, booted again")
     return True
+
+
+def time_outage(agent: AgentProcess, fault: Fault) -> float:
+    """The longest time that the guest did not answer its neighbours, in a fault that it lives through."""
+    with Outage(HOST, BRIDGE) as outage:
+        fault.inflict(agent)
+        answers_within(HOST, fault.timeout_s, BRIDGE)
+        agent.vmhost("wait", "in-sync", "--timeout", "20")
+    return outage.longest_s()
+
+
+def time_reboot(agent: AgentProcess, fault: Fault, before: Uptime) -> float:
+    """From the fault until the guest, booted again, takes a TCP connection."""
+    began = time.perf_counter()
+    fault.inflict(agent)
+    wait_for_boot_after(before, fault.timeout_s)
+    return time.perf_counter() - began
 
 
 def wait_for_boot_after(before: Uptime, timeout_s: float) -> None:
@@ -112,6 +122,7 @@ def wait_for_boot_after(before: Uptime, timeout_s: float) -> None:
 def run(keep: bool) -> int:
     """The whole demo in a namespace of its own; 0 if all healed."""
     folder = Path(tempfile.mkdtemp(prefix="vmhost-demo-"))
+    folder.chmod(0o755)  # each QEMU, under a user of its own, passes through to its run directory
     healed = False
     agent = AgentProcess(folder)
     with network_namespace():

@@ -14,7 +14,7 @@ from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
-from tests.probe import answers_within, run_in_guest, uptime
+from tests.probe import Outage, answers_within, run_in_guest, tell_guest, uptime
 
 BOOT_S = 90.0
 HEAL_S = 10.0
@@ -51,10 +51,11 @@ FAULTS: dict[str, Callable[[], object]] = {
 def test_each_fault_of_a_link_is_healed_in_the_same_qemu(guest: AgentProcess) -> None:
     pid, before = guest.vm("web")["pid"], uptime(GUEST)
     for name, inflict in FAULTS.items():
-        inflict()
-        took_s = answers_within(GUEST, HEAL_S, BRIDGE_LINK)
-        print(f"{name}: {took_s * 1000:.1f} ms")
-        guest.vmhost("wait", "in-sync", "--timeout", "10")
+        with Outage(GUEST, BRIDGE_LINK) as outage:
+            inflict()
+            answers_within(GUEST, HEAL_S, BRIDGE_LINK)
+            guest.vmhost("wait", "in-sync", "--timeout", "10")
+        print(f"{name}: {outage.longest_s() * 1000:.1f} ms")
         after = uptime(GUEST)
         assert (guest.vm("web")["pid"], after.boot) == (pid, before.boot), name
         assert after.seconds >= before.seconds
@@ -93,7 +94,7 @@ def test_qemu_is_unprivileged(guest: AgentProcess) -> None:
 def test_killed_and_panicked_guests_come_back_and_a_poweroff_is_respected(guest: AgentProcess) -> None:
     ends: list[Callable[[], object]] = [
         lambda: os.kill(int(guest.vm("web")["pid"]), signal.SIGKILL),
-        lambda: run_in_guest(GUEST, "echo c > /proc/sysrq-trigger"),
+        lambda: tell_guest(GUEST, "echo c > /proc/sysrq-trigger"),
     ]
     for end in ends:
         pid, before = guest.vm("web")["pid"], uptime(GUEST)
@@ -102,7 +103,7 @@ def test_killed_and_panicked_guests_come_back_and_a_poweroff_is_respected(guest:
         guest.vmhost("wait", "running", "web", "--timeout", "20")
         answers_within(GUEST, BOOT_S, BRIDGE_LINK)
         assert uptime(GUEST, BOOT_S).boot != before.boot
-    run_in_guest(GUEST, "poweroff -f")
+    tell_guest(GUEST, "poweroff -f")
     guest.vmhost("wait", "stopped", "web", "--timeout", "20")
     guest.vmhost("wait", "settled", "--timeout", "20")
     assert guest.vm("web")["pid"] is None
@@ -115,7 +116,7 @@ def test_killed_and_panicked_guests_come_back_and_a_poweroff_is_respected(guest:
 
 def test_ends_while_no_agent_ran_are_told_apart(guest: AgentProcess) -> None:
     guest.kill()
-    run_in_guest(GUEST, "poweroff -f")
+    tell_guest(GUEST, "poweroff -f")
     time.sleep(0.5)  # QEMU keeps what is left; nothing there to wait for while no agent runs
     guest.start()
     assert guest.vm("web")["pid"] is None
