@@ -172,6 +172,17 @@ class CreateDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class GrowDisk:
+    """Grow a disk of a guest that does not run to `disk.size_bytes`; it is never shrunk."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disk: DiskSpec
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchVm:
     """Start a guest's QEMU, paused (`-S`), with its taps and disks as open descriptors; then let go of it."""
 
@@ -258,6 +269,7 @@ Action = (
     | ArmTap
     | ReplugNic
     | CreateDisk
+    | GrowDisk
     | LaunchVm
     | ReleaseVm
     | StopVm

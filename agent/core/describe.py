@@ -12,6 +12,7 @@ from agent.core.actions import (
     DeleteLink,
     EndVm,
     EnslavePort,
+    GrowDisk,
     LaunchVm,
     ReleasePort,
     ReleaseVm,
@@ -37,6 +38,8 @@ def describe(action: Action) -> str:
             return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
         case CreateDisk(disk=disk):
             return f"create {disk.path} ({disk.format}, {disk.size_bytes} bytes)"
+        case GrowDisk(disk=disk):
+            return f"grow {disk.path} to {disk.size_bytes} bytes"
         case _:
             return _describe_vm(action)
 

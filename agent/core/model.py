@@ -19,6 +19,7 @@ from agent.core.actions import (
     DeleteLink,
     EndVm,
     EnslavePort,
+    GrowDisk,
     LaunchVm,
     ReleasePort,
     ReleaseVm,
@@ -56,6 +57,9 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
                 not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once"
             )
             return replace(observed, disks={**observed.disks, disk.path: DiskState(True, True, True)})
+        case GrowDisk(disk=disk):
+            grown = replace(observed.disks[disk.path], size_bytes=disk.size_bytes)
+            return replace(observed, disks={**observed.disks, disk.path: grown})
         case _:
             return _apply_to_vm(observed, action, now_s)
 

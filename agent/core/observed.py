@@ -79,11 +79,12 @@ class VmState:
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """A disk's file, asked for only while its guest is not running. `known`: it was seen or made before."""
+    """A disk's file. `known`: it was seen or made before. `size_bytes`: as a guest sees it, None if unknown."""
 
     exists: bool
     folder_exists: bool
     known: bool
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

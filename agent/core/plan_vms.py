@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from agent.core.actions import (
     CreateDisk,
     EndVm,
+    GrowDisk,
     LaunchVm,
     Reason,
     ReleaseVm,
@@ -17,12 +18,15 @@ from agent.core.actions import (
 from agent.core.desired import DiskSpec, VmSpec
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, vm_resource
-from agent.core.observed import Intent, VmState
+from agent.core.observed import DiskState, Intent, VmState
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 
 UNRESPONSIVE_S = 5.0
 """A monitor that is silent for longer than this is a condition; a loaded host is slow now and then."""
+
+LOOK_AGAIN_S = 1.0
+"""When to look again for a disk that is missing: nothing rings when a file system is mounted."""
 
 REMAINS = {"shutdown": "guest_shutdown", "guest-panicked": "panic", "internal-error": "crash"}
 """Run states in which QEMU only holds what is left of a guest, and the exit reason that each means (QEMU, RunState)."""
@@ -50,6 +54,7 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
         plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
     else:
         _plan_running(draft, spec.name, state, intent)
+        _tell_sizes_of_running(draft, spec)
 
 
 def _is_outdated(state: VmState, intent: Intent) -> bool:
@@ -160,7 +165,11 @@ def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
         draft.tell(resource, "DiskUnknown", f"{disk.path} could not be looked at yet")
         return False
     if state.exists:
+        if _tell_size(draft, resource, disk, state):
+            draft.propose(GrowDisk(resource, Reason.SETTINGS, spec.name, disk))
+            return False
         return resource not in draft.observed.in_flight
+    draft.wake_at(draft.now_s + LOOK_AGAIN_S)
     if state.known:
         draft.tell(
             resource, "DiskMissing", f"{disk.path} is gone; it is waited for, a blank one is never put in its place"
@@ -174,6 +183,24 @@ def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
     else:
         draft.propose(CreateDisk(resource, Reason.MISSING, spec.name, disk))
     return False
+
+
+def _tell_size(draft: Draft, resource: str, disk: DiskSpec, state: DiskState) -> bool:
+    """Whether a disk is smaller than its unit says; one that is larger is told, and stays so."""
+    if disk.size_bytes is None or state.size_bytes is None or disk.read_only:
+        return False
+    if disk.size_bytes < state.size_bytes:
+        message = f"{disk.path} has {state.size_bytes} bytes, more than size = says; a disk is never shrunk"
+        draft.tell(resource, "DiskLarger", message)
+    return disk.size_bytes > state.size_bytes
+
+
+def _tell_sizes_of_running(draft: Draft, spec: VmSpec) -> None:
+    for disk in spec.disks:
+        resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
+        state = draft.observed.disks.get(disk.path)
+        if state is not None and state.exists and _tell_size(draft, resource, disk, state):
+            draft.tell(resource, "GrowthPending", f"{disk.path} grows when {spec.name} is started the next time")
 
 
 def _has_start_slot(draft: Draft) -> bool:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import uuid
 from dataclasses import dataclass
@@ -38,9 +39,40 @@ class OpenDisk:
             os.close(fd)
 
 
-def disk_state(path: str) -> tuple[bool, bool]:
-    """Whether a disk exists, and whether its folder does. What cannot be looked at does not exist."""
-    return os.path.exists(path), os.path.isdir(os.path.dirname(path))
+@dataclass(frozen=True, slots=True)
+class DiskLook:
+    """What a look at a disk found; `size_bytes` is what a guest sees of it, None where that cannot be told."""
+
+    exists: bool
+    folder_exists: bool
+    size_bytes: int | None = None
+
+
+def look_at_disk(path: str, image_format: str) -> DiskLook:
+    """Look at a disk; what cannot be looked at does not exist."""
+    if not os.path.exists(path):
+        return DiskLook(False, os.path.isdir(os.path.dirname(path)))
+    return DiskLook(True, True, _size_in_guest(path, image_format))
+
+
+def _size_in_guest(path: str, image_format: str) -> int | None:
+    """A raw image is as large as its file; a qcow2 one says so in its header (QEMU, docs/interop/qcow2.txt)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if image_format == "raw":
+            return status.st_size
+        magic, size_bytes = struct.unpack(">4s20xQ", os.pread(descriptor, 32, 0))
+        return int(size_bytes) if magic == b"QFI\xfb" else None
+    except (OSError, struct.error):
+        return None
+    finally:
+        os.close(descriptor)
 
 
 _under_way: set[str] = set()
@@ -66,7 +98,8 @@ def _create(path: Path, image_format: str, size_bytes: int) -> None:
     try:
         _discard_half_made(path.parent, prefix)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        _run_qemu_img(temporary, image_format, size_bytes, path)
+        # "file:" keeps a name with a colon from being taken for a protocol (qemu(1)).
+        _run_qemu_img(["create", "-q", "-f", image_format, f"file:{temporary}", str(size_bytes)], path)
         _sync(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
@@ -80,29 +113,39 @@ def _create(path: Path, image_format: str, size_bytes: int) -> None:
         _under_way.discard(str(temporary))
 
 
+async def grow_disk(disk: DiskSpec) -> None:
+    """Grow a disk that no QEMU has open to `size_bytes`. A larger one stays; TransientError if it cannot be."""
+    if disk.size_bytes is not None:
+        await asyncio.to_thread(_grow, Path(disk.path), disk.format, disk.size_bytes)
+
+
+def _grow(path: Path, image_format: str, size_bytes: int) -> None:
+    present = look_at_disk(str(path), image_format).size_bytes
+    if present is not None and present < size_bytes:
+        _run_qemu_img(["resize", "-q", "-f", image_format, f"file:{path}", str(size_bytes)], path)
+
+
 def _discard_half_made(folder: Path, prefix: str) -> None:
     for entry in list(folder.iterdir()):
         if entry.name.startswith(prefix) and str(entry) not in _under_way:
             entry.unlink(missing_ok=True)
 
 
-def _run_qemu_img(temporary: Path, image_format: str, size_bytes: int, path: Path) -> None:
-    # "file:" keeps a name with a colon from being taken for a protocol (qemu(1)).
-    command = [QEMU_IMG, "create", "-q", "-f", image_format, f"file:{temporary}", str(size_bytes)]
+def _run_qemu_img(arguments: list[str], path: Path) -> None:
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=CREATE_TIMEOUT_S
+            [QEMU_IMG, *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=CREATE_TIMEOUT_S
         )
     except FileNotFoundError as error:
         message = f"{QEMU_IMG} is not installed (Debian: apt install qemu-utils)"
         raise PermanentError(message, reason="ToolMissing") from error
     except subprocess.TimeoutExpired as error:
         message = f"{path}: qemu-img was not done after {CREATE_TIMEOUT_S:g} s"
-        raise TransientError(message, reason="DiskNotCreated") from error
+        raise TransientError(message, reason="DiskNotMade") from error
     if done.returncode:
-        why = done.stderr.decode(errors="replace").strip().replace(f"file:{temporary}", str(path))
+        why = done.stderr.decode(errors="replace").strip().replace(arguments[-2], str(path))
         # qemu-img tells all failures by the same exit code; one that time may heal is worth a try, with backoff.
-        raise TransientError(f"{path}: {why}", reason="NoSpace" if "No space" in why else "DiskNotCreated")
+        raise TransientError(f"{path}: {why}", reason="NoSpace" if "No space" in why else "DiskNotMade")
 
 
 def _sync(path: Path) -> None:

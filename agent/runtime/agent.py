@@ -20,6 +20,7 @@ from agent.core.actions import (
     DeleteLink,
     EndVm,
     EnslavePort,
+    GrowDisk,
     LaunchVm,
     ReleasePort,
     ReleaseVm,
@@ -33,6 +34,7 @@ from agent.core.errors import ActionError, ObservationError
 from agent.core.memory import Memory, with_boot, with_launch, without_guests
 from agent.core.observed import HostState, Observed
 from agent.core.status import AgentFacts
+from agent.host.disks import grow_disk
 from agent.host.launches import BrokenLaunch, Launches
 from agent.host.netlink import Links
 from agent.host.processes import cap_log, find_qemu
@@ -46,7 +48,7 @@ from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
-from agent.runtime.observe import DiskLooks, unstarted_disks
+from agent.runtime.observe import DiskLooks, sized_disks, unstarted_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
@@ -147,6 +149,7 @@ class Agent:
                 self._chronicle.metrics.units_reloaded(success=valid, at_s=time.time())
             if self._units.desired != before:
                 self._chronicle.edited()
+            self._disks.look(sized_disks(self._units.desired))
             self._tell_unit_errors()
             self._doorbell.ring("units")
 
@@ -164,6 +167,7 @@ class Agent:
                 continue
             await self._look_for_qemu()
             await asyncio.to_thread(self._cap_logs)
+            self._disks.look(sized_disks(self._units.desired))
             await self._keeper.update(lambda memory: without_guests(memory, self._known_guests()))
             self._doorbell.ring("timer")
 
@@ -217,7 +221,10 @@ class Agent:
                 await vms.rename(action)
             case CreateDisk():
                 await vms.create_disk(action)
-                self._disks.forget(action.disk.path)
+                await self._disks.look_now(action.disk)
+            case GrowDisk():
+                await grow_disk(action.disk)
+                await self._disks.look_now(action.disk)
             case _:
                 await self._execute_on_links(action)
 

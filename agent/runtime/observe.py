@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from agent.core.desired import Desired
+from agent.core.desired import Desired, DiskSpec
 from agent.core.observed import DiskState
-from agent.host.disks import disk_state
+from agent.host.disks import DiskLook, look_at_disk
 from agent.runtime.keeper import Keeper
 
 
@@ -19,26 +19,29 @@ class DiskLooks:
         self._keeper = keeper
         self._group: asyncio.TaskGroup | None = None
         self._ring = ring
-        self._seen: dict[str, tuple[bool, bool]] = {}
+        self._seen: dict[str, DiskLook] = {}
         self._looking: set[str] = set()
+        self._overtaken: set[str] = set()
 
     def look_in(self, group: asyncio.TaskGroup) -> None:
         """Look in tasks of this group from now on."""
         self._group = group
 
-    def look(self, paths: Iterable[str]) -> None:
+    def look(self, disks: Iterable[DiskSpec]) -> None:
         """Begin to look at disks, unless a look at them is under way."""
-        fresh = frozenset(paths) - self._looking
-        if fresh and self._group is not None:
-            self._looking |= fresh
-            self._group.create_task(self._look(fresh), name="disks")
+        formats = {disk.path: disk.format for disk in disks if disk.path not in self._looking}
+        if formats and self._group is not None:
+            self._looking |= formats.keys()
+            self._group.create_task(self._look(formats), name="disks")
 
-    async def _look(self, paths: frozenset[str]) -> None:
-        seen = await asyncio.to_thread(lambda: {path: disk_state(path) for path in paths})
-        self._looking -= paths
-        changed = any(self._seen.get(path) != state for path, state in seen.items())
+    async def _look(self, formats: Mapping[str, str]) -> None:
+        seen = await asyncio.to_thread(lambda: {path: look_at_disk(path, form) for path, form in formats.items()})
+        seen = {path: found for path, found in seen.items() if path not in self._overtaken}
+        self._looking -= formats.keys()
+        self._overtaken -= formats.keys()
+        changed = any(self._seen.get(path) != found for path, found in seen.items())
         self._seen.update(seen)
-        existing = frozenset(path for path, (exists, _) in seen.items() if exists)
+        existing = frozenset(path for path, found in seen.items() if found.exists)
         if not existing <= self._keeper.memory.known_disks:
             await self._keeper.update(lambda memory: replace(memory, known_disks=memory.known_disks | existing))
         if changed:
@@ -46,16 +49,23 @@ class DiskLooks:
 
     def states(self, known: frozenset[str]) -> Mapping[str, DiskState]:
         """What was seen of each disk that was looked at."""
-        return {path: DiskState(*seen, known=path in known) for path, seen in self._seen.items()}
+        return {
+            path: DiskState(seen.exists, seen.folder_exists, path in known, seen.size_bytes)
+            for path, seen in self._seen.items()
+        }
 
-    def forget(self, path: str) -> None:
-        """Take what was seen of a disk for outdated."""
-        self._seen.pop(path, None)
+    async def look_now(self, disk: DiskSpec) -> None:
+        """Look at a disk that was just changed, so that the next plan sees it as it is."""
+        self._overtaken |= {disk.path} & self._looking
+        self._seen[disk.path] = await asyncio.to_thread(look_at_disk, disk.path, disk.format)
 
 
-def unstarted_disks(desired: Desired, running: Iterable[str]) -> frozenset[str]:
-    """The disks of guests that are wanted and not launched: the only ones that anything depends on."""
+def unstarted_disks(desired: Desired, running: Iterable[str]) -> list[DiskSpec]:
+    """The disks of guests that are wanted and not launched: a launch depends on them."""
     launched = frozenset(running)
-    return frozenset(
-        disk.path for name, spec in desired.vms.items() if spec.enabled and name not in launched for disk in spec.disks
-    )
+    return [disk for name, spec in desired.vms.items() if spec.enabled and name not in launched for disk in spec.disks]
+
+
+def sized_disks(desired: Desired) -> list[DiskSpec]:
+    """The disks whose size their unit names: they may have to grow, or be told to be too large."""
+    return [disk for spec in desired.vms.values() for disk in spec.disks if disk.size_bytes is not None]

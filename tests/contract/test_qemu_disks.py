@@ -13,7 +13,7 @@ import pytest
 
 from agent.core.desired import DiskSpec
 from agent.core.errors import PermanentError, TransientError
-from agent.host.disks import create_disk, disk_state, open_disk, prepare_boot_file
+from agent.host.disks import DiskLook, create_disk, grow_disk, look_at_disk, open_disk, prepare_boot_file
 from agent.host.launches import Launches
 from tests.qemu import UID, launched, paused_vm, short_folder
 
@@ -140,9 +140,19 @@ async def test_creating_refuses(folder: Path) -> None:
 
 def test_states_of_disks(folder: Path) -> None:
     (folder / "d.raw").touch()
-    assert disk_state(str(folder / "d.raw")) == (True, True)
-    assert disk_state(str(folder / "e.raw")) == (False, True)
-    assert disk_state(str(folder / "no" / "e.raw")) == (False, False)
+    size_bytes = (folder / "d.raw").stat().st_size
+    assert look_at_disk(str(folder / "d.raw"), "raw") == DiskLook(True, True, size_bytes)
+    assert look_at_disk(str(folder / "e.raw"), "raw") == DiskLook(False, True)
+    assert look_at_disk(str(folder / "no" / "e.raw"), "raw") == DiskLook(False, False)
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+async def test_a_disk_grows_and_never_shrinks(folder: Path, image_format: str) -> None:
+    path = str(folder / f"grown.{image_format}")
+    await create_disk(DiskSpec("d", path, image_format, 0, size_bytes=1 << 20))
+    for wanted, seen in ((1 << 22, 1 << 22), (1 << 20, 1 << 22)):
+        await grow_disk(DiskSpec("d", path, image_format, 0, size_bytes=wanted))
+        assert look_at_disk(path, image_format).size_bytes == seen
 
 
 def test_opening_refuses(folder: Path) -> None:

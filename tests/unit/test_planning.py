@@ -288,6 +288,21 @@ def test_a_disk_is_created_once_and_then_only_waited_for() -> None:
     assert [type(a) for a in seen(True, True, True).actions] == [LaunchVm]
 
 
+def test_a_disk_grows_before_the_launch_and_a_running_guest_waits_for_its_next() -> None:
+    disk = DiskSpec("root", "/srv/web.raw", "raw", 1, size_bytes=2 << 20)
+    spec = replace(WEB, disks=(disk,))
+    desired = Desired({"br0": BRIDGE}, {"web": spec})
+    small = {disk.path: DiskState(True, True, True, 1 << 20)}
+    absent = replace(SETTLED, vms={}, disks=small)
+    assert kinds(plan(desired, absent, 0.0)) == ["grow-disk vm/web/disk/root"]
+    running = replace(SETTLED, vms={"web": replace(RUNNING, spec=spec)}, disks=small)
+    assert plan(desired, running, 0.0).actions == ()
+    assert told(plan(desired, running, 0.0)) == {"vm/web/disk/root": "GrowthPending"}
+    large = {disk.path: DiskState(True, True, True, 4 << 20)}
+    decided = plan(desired, replace(absent, disks=large), 0.0)
+    assert (kinds(decided), told(decided)) == (["launch-vm vm/web"], {"vm/web/disk/root": "DiskLarger"})
+
+
 def test_a_failed_action_waits_and_a_changed_world_tries_at_once() -> None:
     absent = replace(SETTLED, vms={})
     (launch,) = plan(DESIRED, absent, 0.0).actions
