@@ -34,7 +34,6 @@ class Side:
     retried: bool = False
     _good_identities: frozenset[Identity] | None = None
     _good_references: frozenset[tuple[str, ...]] | None = None
-    _own_names: frozenset[str] | None = None
 
     def had(self, claim: Claim) -> bool:
         """Whether the last good version made this claim as well."""
@@ -48,12 +47,6 @@ class Side:
             good = self.good.references if self.good is not None else ()
             self._good_references = frozenset(old[:4] for old in good)
         return reference[:4] in self._good_references
-
-    def defines(self, kind: str, name: str) -> bool:
-        """Whether the new version has a table of that name, be it a wrong one."""
-        if self._own_names is None:
-            self._own_names = frozenset(claim.resource for claim in self.new.claims if claim.kind == "name")
-        return f"{kind}/{name}" in self._own_names
 
     @property
     def runs_last_good(self) -> bool:

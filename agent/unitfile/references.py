@@ -49,7 +49,7 @@ def find_dangling(sides: Sequence[Side]) -> Iterator[Finding]:
     for side in sides:
         for reference in side.new.references:
             known = names.get(reference.kind) or names.setdefault(reference.kind, _Names(reference.kind, sides))
-            if reference.target not in known.running and not side.defines(reference.kind, reference.target):
+            if reference.target not in known.running:
                 follows = reference.target in known.claimed
                 yield Finding(side, reference.where, *_words(side, reference, known), follows=follows)
 

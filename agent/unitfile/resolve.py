@@ -75,7 +75,7 @@ def resolve(sources: Sequence[UnitSource], context: ResolveContext) -> Resolutio
     findings = _settled(sides, context.incumbents)
     desired, allocations = _desired(sides, context, uuids)
     return Resolution(
-        files=tuple(_status(side, findings.get(side.path) or side.why) for side in sides),
+        files=tuple(_status(side, findings.get(side.path, [])) for side in sides),
         desired=desired,
         allocations=allocations,
         incumbents=_incumbents(context.incumbents, desired),
@@ -178,6 +178,8 @@ def _held_version(side: Side) -> ParsedUnit | None:
 def _status(side: Side, findings: Sequence[Finding]) -> FileStatus:
     if side.chosen is side.new:
         return FileStatus(side.path, "valid")
+    if not (findings or side.new.errors):
+        findings = side.why
     if side.new.errors or any(not found.follows for found in findings):
         findings = [found for found in findings if not found.follows]
     between = [side.new.error_at(found.where, found.problem, found.hint) for found in findings[:MAX_ERRORS]]

@@ -173,6 +173,17 @@ def test_a_wrong_item_is_pointed_at(item: tuple[str, str], message: str) -> None
     assert errors_of(text) == [f"u.toml:3:3: error: {key} {message}"]
 
 
+def test_columns_count_characters() -> None:
+    assert errors_of('[bridge.br0]\nports = ["äöü", "a/b"]\n') == [
+        'u.toml:2:17: error: ports must be a link name without "/", not "a/b"'
+    ]
+
+
+def test_a_tables_own_header_is_its_place() -> None:
+    disks = "".join(f'[vm.web.disk.d{n}]\npath = "/{n}.raw"\n' for n in range(25))
+    assert errors_of(f"{disks}  [vm.web]\n") == ["u.toml:51:7: error: a guest has at most 24 disks and NICs, not 25"]
+
+
 def test_items_named_twice() -> None:
     assert errors_of('[bridge.br0]\nports = ["eth1", "eth1"]\n') == ['u.toml:2:1: error: ports names "eth1" twice']
 

@@ -212,6 +212,33 @@ def test_what_a_held_file_has_is_not_free() -> None:
     assert states(swapped) == {"bridge": "valid", "x": "valid", "y": "valid"}
 
 
+def test_a_tap_that_moves_within_a_held_file_is_no_conflict() -> None:
+    directory = Directory()
+    directory.save(bridge=BRIDGE, x=vm("a", nic='tap = "t1"') + vm("b", nic='tap = "t2"'))
+    result = directory.save(x=vm("a", "cpus = 0", nic='tap = "t2"') + vm("b", nic='tap = "t1"'))
+    assert said(result) == ["x:2:1: error: cpus must be a whole number, 1 to 288, not 0"]
+
+
+def test_copies_of_a_guest_conflict_by_name_only() -> None:
+    mac = 'mac = "de:ad:be:ef:00:01"'
+    result = Directory().save(bridge=BRIDGE, x=vm("a", nic=mac), y=vm("a", nic=mac), z=vm("b", nic=mac))
+    assert [error for error in said(result) if "MAC" in error] == [
+        "x:5:1: error: MAC address de:ad:be:ef:00:01 is also that of [vm.b.nic.lan] in z",
+        "y:5:1: error: MAC address de:ad:be:ef:00:01 is also that of [vm.b.nic.lan] in z",
+        "z:5:1: error: MAC address de:ad:be:ef:00:01 is also that of [vm.a.nic.lan] in x",
+    ]
+
+
+def test_a_file_that_lost_its_last_good_version_keeps_its_names() -> None:
+    directory = Directory()
+    directory.save(web="[vm.web]\n")
+    directory.good = {}
+    assert states(directory.save(web="[vm.web]\ncpus = = 0\n")) == {"web": "invalid"}
+    late = directory.save(new="[vm.web]\n")
+    assert states(late) == {"new": "invalid", "web": "invalid"}
+    assert said(late)[0] == "new:1:5: error: [vm.web] is already defined in web (rename or remove one of them)"
+
+
 def test_two_in_one_file_are_one_mistake() -> None:
     both = vm("a", nic='tap = "t"') + vm("b", nic='tap = "t"')
     result = Directory().save(bridge=BRIDGE, x=both)

@@ -181,8 +181,9 @@ class UnitDirectory:
             try:
                 async with aclosing(self._changes(paths)) as changes:
                     await self._follow(changes, watched)
-            except (OSError, RuntimeError) as error:  # inotify's limits come as either
-                self.watch_problem = f"cannot watch {self._path}: {error}"
+            except* (OSError, RuntimeError) as errors:  # inotify's limits; a name that is no UTF-8
+                self.watch_problem = f"cannot watch {self._path}: {errors.exceptions[0]}"
+                self._ring.set()
                 await asyncio.sleep(BLIND_RESCAN_S)
             self._ring.set()
 
