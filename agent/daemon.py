@@ -24,7 +24,7 @@ from agent.core.errors import AgentError
 from agent.core.status import AgentFacts
 from agent.host.netlink import Links
 from agent.host.statedir import StateDirectory, StateRefusedError, lock_directory
-from agent.runtime.agent import Agent
+from agent.runtime.agent import Agent, look_for_qemu
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
@@ -111,12 +111,15 @@ async def _serve(settings: Settings, state: StateDirectory) -> None:
         listen=str(settings.listen),
     )
     memory, problem = await asyncio.to_thread(state.load)
+    qemu = await look_for_qemu()
     async with Links() as links, asyncio.TaskGroup() as group:
-        metrics = Metrics(version=facts.version, qemu="", started_s=time.time())
+        metrics = Metrics(version=facts.version, qemu=qemu.version, started_s=time.time())
         chronicle = Chronicle(Journal(), metrics)
         if problem:
             chronicle.journal.record("agent", "state-rebuilt", problem, level="warning")
-        agent = Agent(settings.units, settings.run_dir, state, memory, links, chronicle, settings.max_disruption, facts)
+        agent = Agent(
+            settings.units, settings.run_dir, state, memory, links, chronicle, settings.max_disruption, facts, qemu
+        )
         serving = group.create_task(agent.run(), name="agent")
         listening = group.create_task(_serve_metrics(settings.listen, agent, chronicle), name="metrics")
         async with serve_control(settings.run_dir / "agent.sock", agent.operator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -60,6 +60,24 @@ log = structlog.get_logger("vmhost.agent")
 FULL_LOOK_EVERY_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class QemuFound:
+    """The host's QEMU: its path and version, or the problem that there is with it."""
+
+    path: str | None = None
+    version: str = ""
+    problem: str = ""
+
+
+async def look_for_qemu() -> QemuFound:
+    """Look for QEMU; that there is none, or one that is too old, is a finding, not an error."""
+    try:
+        qemu = await find_qemu()
+    except ActionError as error:
+        return QemuFound(problem=str(error))
+    return QemuFound(qemu.path, qemu.version)
+
+
 def start_slots() -> int:
     """How many guests may start at once: twice the cores, more would only wait for each other."""
     return 2 * len(os.sched_getaffinity(0))
@@ -78,6 +96,7 @@ class Agent:
         chronicle: Chronicle,
         max_disruption: int,
         facts: AgentFacts,
+        qemu: QemuFound,
     ) -> None:
         self._links = links
         self._chronicle = chronicle
@@ -87,7 +106,7 @@ class Agent:
         self._descriptors = Descriptors()
         self._doorbell = Doorbell()
         self._guests = Guests(self._launches, self._descriptors, self._doorbell.ring, chronicle)
-        self._host = HostState(boot_id(), None, "looking for QEMU")
+        self._host = HostState(boot_id(), qemu.path, qemu.problem, start_slots())
         self._keeper = Keeper(state, with_boot(memory, self._host.boot_id))
         self._units = Units(units, state, self._keeper, machine_id())
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
@@ -106,7 +125,6 @@ class Agent:
                 self._disks.look_in(group)
                 await self._adopt()
                 await self._units.load_last_good()
-                await self._look_for_qemu()
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
@@ -131,14 +149,6 @@ class Agent:
         await self._keeper.update(lambda _: memory)
         if running:
             self._chronicle.journal.record("agent", "adopted", f"adopted {running} running guests")
-
-    async def _look_for_qemu(self) -> None:
-        try:
-            qemu = await find_qemu()
-        except ActionError as error:
-            self._host = replace(self._host, qemu=None, qemu_problem=str(error))
-        else:
-            self._host = replace(self._host, qemu=qemu.path, qemu_problem="", start_slots=start_slots())
 
     async def _follow_units(self) -> None:
         async for view in self._directory.watch():
@@ -165,7 +175,8 @@ class Agent:
             except ObservationError as error:
                 log.warning("a full look failed; the next one is due", why=str(error))
                 continue
-            await self._look_for_qemu()
+            qemu = await look_for_qemu()
+            self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem)
             await asyncio.to_thread(self._cap_logs)
             self._disks.look(sized_disks(self._units.desired))
             await self._keeper.update(lambda memory: without_guests(memory, self._known_guests()))
