@@ -158,6 +158,20 @@ async def test_a_directory_that_is_made_anew(units: Path, watch: Watch) -> None:
     await watch.until_files(b=b"three", within_s=2)  # not by the rescan after five seconds
 
 
+async def test_a_directory_that_is_made_anew_with_the_same_inode_number(units: Path, watch: Watch) -> None:
+    await watch.until_files()
+    await asyncio.sleep(1)  # so that it is no look of the beginning that finds it
+    before = os.stat(units).st_ino
+    for _ in range(20):
+        os.rmdir(units)
+        os.mkdir(units)
+        if os.stat(units).st_ino == before:
+            break
+    await asyncio.sleep(1)
+    (units / "a.toml").write_bytes(b"one")
+    await watch.until_files(a=b"one", within_s=2)
+
+
 async def test_a_configmap_flips(units: Path, watch: Watch) -> None:
     for version in ("one", "two"):
         (units / f"..{version}").mkdir()
