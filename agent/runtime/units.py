@@ -11,6 +11,7 @@ from pathlib import Path
 from agent.core.desired import Desired
 from agent.core.errors import UnitError
 from agent.core.memory import Memory
+from agent.core.text import printable
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import DirectoryView
 from agent.runtime.keeper import Keeper
@@ -65,7 +66,7 @@ class Units:
     def _parse(self, path: str, data: bytes | None, problem: str) -> ParsedUnit:
         known = self._parsed.get(path)
         if data is None:
-            return ParsedUnit(path=path, data=b"", errors=(UnitError(path, 1, 1, problem),))
+            return ParsedUnit(path=path, data=b"", errors=(UnitError(printable(path), 1, 1, problem),))
         if known is not None and known.data == data and not (data == b"" and known.errors):
             return known
         return parse_unit(path, data)
@@ -88,7 +89,7 @@ class Units:
         await self._keeper.update(_remembering(resolution))
         by_path = {source.parsed.path: source.parsed for source in sources}
         self._good = {
-            path: by_path[path] if by_path[path].data == data else self._good[path]
+            path: by_path[path] if _is_version(by_path[path], data) else self._good[path]
             for path, data in resolution.good.items()
         }
         good = {Path(path).name: data for path, data in resolution.good.items()}
@@ -103,6 +104,11 @@ class Units:
                 )
                 return
             self._kept = good
+
+
+def _is_version(unit: ParsedUnit, data: bytes) -> bool:
+    """Whether a parsed unit is what these bytes say; one that could not be read has no bytes, and errors."""
+    return unit.data == data and not unit.errors
 
 
 def _remembering(resolution: Resolution) -> Callable[[Memory], Memory]:
