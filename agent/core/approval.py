@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.core.desired import Desired
+from agent.core.marks import vm_resource
 from agent.core.observed import Observed, VmState
 
 WINDOW_S = 60.0
@@ -40,6 +41,13 @@ def approval_key(state: VmState) -> str:
     return f"{state.spec.name}/{state.spec.uuid}"
 
 
+def still_asked(approved: frozenset[str], desired: Desired, observed: Observed) -> frozenset[str]:
+    """The approvals that are still about something: of a guest that is wanted again, or gone, none is left."""
+    asked = (observed.vms[name] for name in observed.vms if _asks_to_stop(name, desired, observed))
+    busy = (state for state in observed.vms.values() if vm_resource(state.spec.name) in observed.in_flight)
+    return approved & {approval_key(state) for state in (*asked, *busy)}
+
+
 def is_unit_gone(name: str, state: VmState, desired: Desired) -> bool:
     """Whether no unit wants a guest any more, by name or uuid, and no invalid file may still want it."""
     if not desired.complete or name in desired.vms or state.spec.file in desired.unresolved_files:
@@ -61,17 +69,15 @@ def unit_stops(desired: Desired, observed: Observed, now_s: float) -> Stops:
 
 def _asks_to_stop(name: str, desired: Desired, observed: Observed) -> bool:
     state = observed.vms[name]
-    if not state.alive or _is_stopping(state, observed):
+    intent = observed.intents.get(name)
+    if not state.alive or state.stopping or _is_stopping(state, observed) or (intent and intent.stopped):
         return False
     spec = desired.vms.get(name)
-    if spec is None:
-        return is_unit_gone(name, state, desired)
-    intent = observed.intents.get(name)
-    return not spec.enabled and not (intent and intent.stopped)
+    return is_unit_gone(name, state, desired) if spec is None else not spec.enabled
 
 
 def _is_stopping(state: VmState, observed: Observed) -> bool:
-    return observed.in_flight.get(f"vm/{state.spec.name}", "").startswith("stop-vm")
+    return observed.in_flight.get(vm_resource(state.spec.name), "").startswith("stop-vm")
 
 
 def _question(observed: Observed, names: Iterable[str]) -> Approval:

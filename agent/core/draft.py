@@ -15,12 +15,14 @@ from agent.core.observed import Observed
 class Plan:
     """What may be done now, in any order; what stands in the way; and when to look again without being rung.
 
-    `deviating` are the resources that are not as their spec wants, also those whose action is under way or put off.
+    `deviating` are the resources that are not as their spec wants, also those whose action is under way or put off;
+    `awaited` are those that were asked about and have not answered yet.
     """
 
     actions: tuple[Action, ...] = ()
     conditions: tuple[Condition, ...] = ()
     deviating: frozenset[str] = frozenset()
+    awaited: frozenset[str] = frozenset()
     approval: Approval | None = None
     wake_at_s: float | None = None
 
@@ -39,6 +41,7 @@ class Draft:
         self._actions: dict[str, Action] = {}
         self._conditions: list[Condition] = []
         self._deviating: set[str] = set()
+        self._awaited: set[str] = set()
         self._wake_at_s: float | None = None
 
     def propose(self, action: Action) -> bool:
@@ -63,6 +66,10 @@ class Draft:
         """Note that a resource is not as wanted, whatever keeps it so."""
         self._deviating.add(resource)
 
+    def wait_for_answer(self, resource: str) -> None:
+        """Note that a resource is just being looked at: nothing can be said of it, and nothing is settled yet."""
+        self._awaited.add(resource)
+
     def wake_at(self, at_s: float | None) -> None:
         """Ask for a look at a time, in seconds of CLOCK_BOOTTIME."""
         if at_s is not None and (self._wake_at_s is None or at_s < self._wake_at_s):
@@ -78,6 +85,7 @@ class Draft:
             tuple(self._actions.values()),
             tuple(sorted(self._conditions, key=lambda c: (c.resource, c.type, c.message))),
             frozenset(self._deviating),
+            frozenset(self._awaited),
             approval,
             self._wake_at_s,
         )

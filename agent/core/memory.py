@@ -91,11 +91,11 @@ def with_launch(memory: Memory, state: VmState) -> Memory:
     """Memory that agrees with a guest that was launched: rebuilt from it where the state file was lost."""
     spec = state.spec
     allocations = Allocations(
-        {spec.name: spec.uuid, **memory.allocations.uuids},
-        {spec.uuid: spec.uid, **memory.allocations.uids},
+        {**memory.allocations.uuids, spec.name: spec.uuid},
+        {**memory.allocations.uids, spec.uuid: spec.uid},
         {
             **memory.allocations.slots,
-            spec.uuid: {**spec_slots(spec), **memory.allocations.slots.get(spec.uuid, {})},
+            spec.uuid: {**memory.allocations.slots.get(spec.uuid, {}), **spec_slots(spec)},
         },
     )
     intent = memory.intents.get(spec.name, Intent())

@@ -224,5 +224,5 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
     _require(all(observed.disks[disk.path].exists for disk in spec.disks), "all disks are there")
     nics: Mapping[str, NicState] = {nic.id: NicState(NicBackend.ATTACHED, nic.tap) for nic in spec.nics}
     pid = 1000 + len(observed.vms)
-    state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", None, 0.0, nics)
+    state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)
     return _with_vm(observed, spec.name, state)

@@ -64,6 +64,7 @@ class VmState:
     `spec` is what it was launched as. `run_state` is QEMU's (`query-status`: `prelaunch`, `running`, `paused`,
     `shutdown`, `guest-panicked`, `io-error`, `internal-error`, …), None while it does not answer.
     `exit_reason` is why the process ended, once it is no longer `alive`. `unanswered_s`: since it last answered.
+    `stopping`: we began to end this launch, and finish that whatever is wanted by now.
     """
 
     spec: VmSpec
@@ -74,6 +75,7 @@ class VmState:
     run_state: str | None = None
     exit_reason: str | None = None
     unanswered_s: float = 0.0
+    stopping: bool = False
     nics: Mapping[str, NicState] = field(default_factory=dict)
 
 

@@ -42,6 +42,8 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     if state is None:
         if runs:
             _plan_launch(draft, spec, intent)
+    elif state.stopping:
+        plan_leftover(draft, spec.name, state)
     elif not state.alive:
         _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=not runs or _is_outdated(state, intent))
     elif state.run_state in REMAINS:
@@ -73,11 +75,13 @@ def plan_stop(draft: Draft, name: str, state: VmState, reason: Reason, timeout_s
 
 
 def plan_leftover(draft: Draft, name: str, state: VmState) -> None:
-    """Plan the end of a guest that no unit wants any more; one that is gone already is only forgotten."""
-    if not state.alive:
+    """Plan the end of a guest that is not wanted any more; one that has ended already is only put away."""
+    if not state.alive or state.run_state in REMAINS:
         _plan_end(draft, name, state, "host", asked=True)
     else:
-        plan_stop(draft, name, state, Reason.UNWANTED, state.spec.stop_timeout_s, unit_asked=True)
+        intent = draft.observed.intents.get(name, Intent())
+        unit_asked = not (state.stopping or intent.stopped)
+        plan_stop(draft, name, state, Reason.UNWANTED, state.spec.stop_timeout_s, unit_asked=unit_asked)
 
 
 def plan_rename(draft: Draft, name: str, state: VmState, new_name: str) -> None:
@@ -100,6 +104,7 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
             )
             draft.tell(resource, "Unresponsive", message)
         else:
+            draft.wait_for_answer(resource)
             draft.wake_at(draft.now_s + UNRESPONSIVE_S - state.unanswered_s)
     elif state.run_state == "prelaunch":
         draft.propose(ReleaseVm(resource, Reason.WANTED, name))
@@ -162,7 +167,7 @@ def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
     resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
     state = draft.observed.disks.get(disk.path)
     if state is None:
-        draft.tell(resource, "DiskUnknown", f"{disk.path} could not be looked at yet")
+        draft.wait_for_answer(resource)
         return False
     if state.exists:
         if _tell_size(draft, resource, disk, state):

@@ -40,6 +40,7 @@ class Ledger:
     deviating: frozenset[str] = frozenset()
     desired: Desired = Desired()
     observed: Observed = Observed()
+    first: bool = True
 
 
 def spec_of(resource: str, desired: Desired, observed: Observed) -> object | None:
@@ -55,6 +56,16 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
     if kind == "tap" and vm in observed.vms:
         return next((nic for nic in observed.vms[vm].spec.nics if nic.id == nic_id), None)
     return None
+
+
+def _earlier(resource: str, ledger: Ledger) -> object | None:
+    return spec_of(resource, ledger.desired, ledger.observed)
+
+
+def _was_launched(resource: str, observed: Observed) -> bool:
+    """Whether an earlier agent launched what a resource is about: what is wrong with it then happened in between."""
+    kind, _, name = resource.partition("/")
+    return kind in {"vm", "tap"} and name.partition("/")[0] in observed.vms
 
 
 def _is_back(resource: str, observed: Observed) -> bool:
@@ -81,11 +92,12 @@ def look(
     repairs: list[Repair] = []
     for resource in plan.deviating - ledger.deviating:
         spec = spec_of(resource, desired, observed)
-        if spec is not None and spec == spec_of(resource, ledger.desired, ledger.observed):
+        known = _was_launched(resource, observed) if ledger.first else spec == _earlier(resource, ledger)
+        if spec is not None and known:
             hurt[resource] = Hurt(now_s, spec)
     for resource in [name for name in hurt if name not in plan.deviating and name not in observed.in_flight]:
         one = hurt.pop(resource)
         if one.reason is not None and spec_of(resource, desired, observed) == one.spec and _is_back(resource, observed):
             repairs.append(Repair(resource, one.reason, now_s - one.since_s))
-    after = Ledger(hurt, plan.deviating, desired, observed)
+    after = Ledger(hurt, plan.deviating, desired, observed, first=False)
     return with_actions(after, plan.actions), tuple(sorted(repairs, key=lambda repair: repair.resource))

@@ -140,7 +140,7 @@ def _found(inputs: StatusInputs) -> _Found:
 
 def _agent_status(inputs: StatusInputs, conditions: Sequence[tuple[Condition, str]]) -> Json:
     facts, approval = inputs.agent, inputs.plan.approval
-    why = f"{len(approval.guests)} guests would stop at once because of their units" if approval else ""
+    why = "their units want these guests stopped, more at once than is allowed unasked" if approval else ""
     return {
         "settled": facts.settled,
         "version": facts.version,

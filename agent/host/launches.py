@@ -40,6 +40,7 @@ class LaunchRecord:
     """A guest's launch. `nic_fds` are descriptor numbers inside QEMU, by NIC; `pid` is None until QEMU was spawned.
 
     `start_time` tells its process from a later one of the same pid; `exit_reason` is why it ended, once that is known.
+    `stopping`: this launch is being ended by us, and what it does then is no end of its own.
     """
 
     spec: VmSpec
@@ -50,6 +51,7 @@ class LaunchRecord:
     pid: int | None = None
     start_time: int | None = None
     exit_reason: str | None = None
+    stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,10 @@ class Launches:
     def directory(self, name: str) -> Path:
         """A guest's run directory, whether it exists or not."""
         return self._vms / name
+
+    def lock_path(self, name: str) -> Path:
+        """The lock of a guest, which its QEMU has open as long as it lives."""
+        return self.directory(name) / LOCK
 
     def log_path(self, name: str) -> Path:
         """The file that a guest's QEMU writes its complaints to."""

@@ -219,19 +219,35 @@ def find_process(pid: int, start_time: int) -> Process | None:
     return Process(pid, start_time, pidfd)
 
 
-def find_process_of(uid: int) -> Process | None:
-    """A process that runs as a guest's own uid: its QEMU, found without its pid. None if there is none.
+def find_process_with(path: Path) -> Process | None:
+    """The process that has a file open, this one aside, None if there is none: a guest's QEMU, known by its lock.
 
-    For a guest whose lock is held although nothing is recorded of it: an agent that died in the middle of a launch.
+    For a guest of which no pid is recorded: an agent that died in the middle of a launch, or a record that was torn.
     """
     for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and entry.stat().st_uid == uid:
-                stat = _stat(int(entry.name))
-                process = find_process(int(entry.name), stat.start_time) if stat else None
-                if process is not None:
-                    return process
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and _has_open(entry, str(path)):
+            stat = _stat(int(entry.name))
+            process = find_process(int(entry.name), stat.start_time) if stat else None
+            if process is not None:
+                return process
     return None
+
+
+def _has_open(process: Path, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor) == path:
+                    return True
+    return False
+
+
+def launched_as(pid: int) -> tuple[int, str]:
+    """The uid of a process, and its command line with NUL before, between and after the arguments (proc(5))."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid, "\0" + Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError as error:
+        raise TransientError(f"pid {pid}: {error.strerror}", reason="ProcessUnknown") from error
 
 
 def kill(process: Process) -> None:

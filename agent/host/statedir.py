@@ -78,11 +78,17 @@ class StateDirectory:
         return {path.name: path.read_bytes() for path in sorted(self._units.glob("*.toml")) if path.is_file()}
 
     def save_good_units(self, changed: Mapping[str, bytes], gone: frozenset[str]) -> None:
-        """Keep new good versions, and drop those of files that are gone; `OSError` as for `save`."""
+        """Keep new good versions, and drop those of files that are gone; `OSError` of the first that failed."""
+        problems: list[OSError] = []
         for name, data in changed.items():
-            write_durably(self._units / name, data)
+            try:
+                write_durably(self._units / name, data)
+            except OSError as error:
+                problems.append(error)
         for name in gone:
             (self._units / name).unlink(missing_ok=True)
+        if problems:
+            raise problems[0]
 
 
 def lock_directory(path: Path) -> int:
@@ -112,7 +118,7 @@ def keep_aside(path: Path) -> Path:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file's content so that a crash leaves the old or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.new")  # short: a unit's name may take all 255 bytes
     try:
         with open(temporary, "wb") as file:
             os.fchmod(file.fileno(), 0o600)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import structlog
@@ -29,13 +31,14 @@ from agent.core.actions import (
     ResetVm,
     StopVm,
 )
+from agent.core.approval import still_asked
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
 from agent.core.memory import Memory, with_boot, with_launch, without_guests
 from agent.core.observed import HostState, Observed
 from agent.core.status import AgentFacts
 from agent.host.disks import grow_disk
-from agent.host.launches import BrokenLaunch, Launches
+from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
 from agent.host.netlink import Links
 from agent.host.processes import cap_log, find_qemu
 from agent.host.statedir import StateDirectory
@@ -51,8 +54,10 @@ from agent.runtime.keeper import Keeper
 from agent.runtime.observe import DiskLooks, sized_disks, unstarted_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
+from agent.runtime.rebuild import rebuilt_record
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.replug import negotiated_settings, replug
+from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
 
 log = structlog.get_logger("vmhost.agent")
@@ -107,7 +112,7 @@ class Agent:
         self._doorbell = Doorbell()
         self._guests = Guests(self._launches, self._descriptors, self._doorbell.ring, chronicle)
         self._host = HostState(boot_id(), qemu.path, qemu.problem, start_slots())
-        self._keeper = Keeper(state, with_boot(memory, self._host.boot_id))
+        self._keeper = Keeper(state, memory)
         self._units = Units(units, state, self._keeper, machine_id())
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
@@ -124,7 +129,6 @@ class Agent:
                 self._guests.serve_in(group)
                 self._disks.look_in(group)
                 await self._adopt()
-                await self._units.load_last_good()
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
@@ -136,29 +140,56 @@ class Agent:
             self._descriptors.close()
 
     async def _adopt(self) -> None:
-        """Take over what an earlier agent launched, and make the memory agree with it."""
+        """Take over what an earlier agent launched, then what it wanted: identities come from what runs."""
         self._launches.open()
-        found = await asyncio.to_thread(self._launches.read)
-        running = self._guests.adopt(record for record in found if not isinstance(record, BrokenLaunch))
-        for broken in (one for one in found if isinstance(one, BrokenLaunch)):
-            message = f"the launch record of {broken.name} cannot be read ({broken.why}); kept as {broken.kept_as}"
-            self._chronicle.journal.record(f"vm/{broken.name}", "launch-broken", message, level="warning")
-        memory = self._keeper.memory
-        for state in self._guests.states().values():
-            memory = with_launch(memory, state)
-        await self._keeper.update(lambda _: memory)
+        found = await run_to_end(self._launches.read)
+        running = await self._adopt_records([one for one in found if isinstance(one, LaunchRecord)])
+        is_new = not self._keeper.memory.boot_id
+        await self._units.load_last_good()
+        if is_new:
+            # Never written before, or lost: a disk that a unit names may have existed, so none of them is made anew.
+            known = frozenset(disk.path for disk in sized_disks(self._units.desired))
+            await self._keeper.update(lambda memory: replace(memory, known_disks=memory.known_disks | known))
+        await self._keeper.update(lambda memory: with_boot(memory, self._host.boot_id))
+        rebuilt = [self._rebuild(one) for one in found if isinstance(one, BrokenLaunch)]
+        running += await self._adopt_records([record for record in rebuilt if record is not None])
         if running:
             self._chronicle.journal.record("agent", "adopted", f"adopted {running} running guests")
 
+    async def _adopt_records(self, records: Sequence[LaunchRecord]) -> int:
+        running = self._guests.adopt(records)
+        states = [guest.state() for guest in self._guests]
+
+        def with_launches(memory: Memory) -> Memory:
+            return reduce(with_launch, states, memory)
+
+        await self._keeper.update(with_launches)
+        return running
+
+    def _rebuild(self, launch: BrokenLaunch) -> LaunchRecord | None:
+        """Make the record of a guest that runs again, which cannot be read."""
+        record = None
+        if launch.running:
+            unit = self._units.desired.vms.get(launch.name)
+            record = rebuilt_record(launch.name, unit, self._links.snapshot, self._launches)
+        if record is not None:
+            self._launches.save(record)
+        what = "made again from what runs" if record is not None else "nothing of it runs"
+        kept = f", kept as {launch.kept_as}" if launch.kept_as else ""
+        message = f"the launch record of {launch.name} cannot be read ({launch.why}){kept}; {what}"
+        self._chronicle.journal.record(f"vm/{launch.name}", "launch-broken", message, level="warning")
+        return record
+
     async def _follow_units(self) -> None:
-        async for view in self._directory.watch():
+        async for _ in self._directory.watch():
             before = self._units.desired
-            readable = await self._units.take(view)
+            readable = await self._units.take_latest(self._directory.reread)
             if readable:
                 valid = all(file.state == "valid" for file in self._units.files)
                 self._chronicle.metrics.units_reloaded(success=valid, at_s=time.time())
             if self._units.desired != before:
                 self._chronicle.edited()
+                await self._keeper.update(self._without_answered_approvals)
             self._disks.look(sized_disks(self._units.desired))
             self._tell_unit_errors()
             self._doorbell.ring("units")
@@ -177,21 +208,29 @@ class Agent:
                 continue
             qemu = await look_for_qemu()
             self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem)
-            await asyncio.to_thread(self._cap_logs)
+            await run_to_end(self._cap_logs)
             self._disks.look(sized_disks(self._units.desired))
-            await self._keeper.update(lambda memory: without_guests(memory, self._known_guests()))
+            await self._keeper.update(self._without_what_is_over)
             self._doorbell.ring("timer")
 
     def _cap_logs(self) -> None:
         for guest in self._guests:
             cap_log(self._launches.log_path(guest.name))
 
-    def _known_guests(self) -> frozenset[str]:
-        return frozenset({*self._units.desired.vms, *self._guests.states()})
+    def _without_answered_approvals(self, memory: Memory) -> Memory:
+        """An approval is for what was asked at its time: of a guest that is wanted again, none is left."""
+        desired, observed = self._observe()
+        approved = still_asked(memory.approved, desired, observed)
+        return memory if approved == memory.approved else replace(memory, approved=approved)
+
+    def _without_what_is_over(self, memory: Memory) -> Memory:
+        if not self._units.loaded:
+            return memory
+        return without_guests(memory, frozenset({*self._units.desired.vms, *self._guests.states()}))
 
     async def _look_at_all(self) -> None:
         """Read units and links anew."""
-        await self._units.take(await self._directory.reread())
+        await self._units.take_latest(self._directory.reread)
         await self._links.full_look()
 
     def _observe(self) -> tuple[Desired, Observed]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from agent.core.actions import CreateDisk, EndVm, LaunchVm, RenameVm, ResetVm, StopVm
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.digest import digest
-from agent.core.errors import ActionError, TransientError
+from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.memory import Memory, with_end, with_restart, with_stop
 from agent.core.observed import End
 from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv, resolved_accel
@@ -23,6 +22,7 @@ from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
+from agent.runtime.threads import run_to_end
 
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 """The unit of a process's start time (proc_pid_stat(5), field 22), which counts from the boot as our clock does."""
@@ -58,12 +58,12 @@ class VmExecutor:
         spec = action.spec
         await self._keeper.update(lambda memory: _launching(memory, spec))
         with ExitStack() as opened:
-            prepared = await asyncio.to_thread(self._prepare, action, opened)
+            prepared = await run_to_end(self._prepare, action, opened)
             try:
                 guest = await self._spawn(prepared, qemu)
             except ActionError:
                 opened.close()
-                await asyncio.to_thread(self._launches.forget, spec.name)
+                await run_to_end(self._launches.forget, spec.name)
                 raise
         await guest.connected()
         if not guest.alive:
@@ -115,7 +115,7 @@ class VmExecutor:
         )
         record = replace(prepared.record, pid=process.pid, start_time=process.start_time)
         guest = self._guests.add(record, process)
-        await asyncio.to_thread(self._launches.save, record)
+        await run_to_end(self._launches.save, record)
         return guest
 
     async def release(self, name: str) -> None:
@@ -127,6 +127,8 @@ class VmExecutor:
         guest = self._guest(action.vm, action.uuid)
         if action.unit_asked:
             await self._keeper.update(lambda memory: with_stop(memory, action.vm, action.uuid, now_s()))
+        guest.record = replace(guest.record, stopping=True)
+        await run_to_end(self._launches.save, guest.record)
         await guest.stop(action.timeout_s)
         await self._forget(action.vm)
 
@@ -140,7 +142,7 @@ class VmExecutor:
         await self._forget(action.vm)
 
     async def _forget(self, name: str) -> None:
-        await asyncio.to_thread(self._launches.forget, name)
+        await run_to_end(self._launches.forget, name)
         self._guests.forget(name)
 
     async def rename(self, action: RenameVm) -> None:
@@ -151,9 +153,14 @@ class VmExecutor:
     async def reset(self, action: ResetVm) -> None:
         """Press the reset button, and record which wish that answered: one that is interrupted is done again."""
         guest = self._guests.get(action.vm)
-        await guest.execute("system_reset")
+        try:
+            await guest.execute("system_reset")
+        except OutcomeUnknownError as error:
+            if error.reason != "QemuSilent":
+                raise
+            # A QEMU that hangs has the command in its queue and does it when it wakes: it must not be sent again.
         guest.record = replace(guest.record, reset_generation=action.reset_generation)
-        await asyncio.to_thread(self._launches.save, guest.record)
+        await run_to_end(self._launches.save, guest.record)
 
     def _guest(self, name: str, uuid: str) -> Guest:
         """A guest by name, if it is still the one that the plan saw."""

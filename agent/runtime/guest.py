@@ -26,6 +26,7 @@ SILENT_AFTER_S = 5.0
 
 CONNECT_EVERY_S = 0.002
 QUERY_EVERY_S = 30.0
+QUIT_ANSWER_S = 1.0
 QUIT_GRACE_S = 5.0
 POWER_BUTTON_EVERY_S = 10.0
 """A guest that is still booting does not hear the power button; so it is pressed again."""
@@ -100,6 +101,7 @@ class Guest:
             reset_generation=self.record.reset_generation,
             run_state=self.run_state,
             exit_reason=self.exit_reason or self._cause,
+            stopping=self.record.stopping,
             unanswered_s=now_s() - self._asked_s if silent and self._asked_s is not None else 0.0,
             nics=nics,
         )
@@ -187,11 +189,13 @@ class Guest:
         self._changed = asyncio.Event()
         self._ring(source)
 
-    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = SILENT_AFTER_S
+    ) -> Any:
         """One QMP command; `TransientError` while nobody is connected."""
         if self.monitor is None:
             raise TransientError(f"QEMU of {self.name} is not connected", reason="NotConnected")
-        return await self._timed(self.monitor, command, arguments or {}, SILENT_AFTER_S)
+        return await self._timed(self.monitor, command, arguments or {}, timeout_s)
 
     async def _timed(
         self, monitor: Monitor, command: str, arguments: Mapping[str, Any], timeout_s: float | None
@@ -201,6 +205,7 @@ class Guest:
             answer = await monitor.execute(command, dict(arguments), timeout_s=timeout_s)
         except ActionError as error:
             self._witness.refused(command, getattr(error, "error_class", error.reason))
+            self._stale.set()
             raise
         self._witness.answered(command, time.perf_counter() - began)
         return answer
@@ -232,7 +237,7 @@ class Guest:
         deadline_s = now_s() + timeout_s
         while self._is_ending_itself() and now_s() < deadline_s:
             with contextlib.suppress(ActionError):
-                await self.execute("system_powerdown")
+                await self.execute("system_powerdown", timeout_s=min(SILENT_AFTER_S, max(deadline_s - now_s(), 0.1)))
             wait_s = min(POWER_BUTTON_EVERY_S, deadline_s - now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._until(lambda: not self._is_ending_itself()), max(wait_s, 0))
@@ -246,7 +251,7 @@ class Guest:
         """Have QEMU quit, and kill it if it does not. Returns when the process is gone."""
         if self.alive:
             with contextlib.suppress(ActionError):
-                await self.execute("quit")
+                await self.execute("quit", timeout_s=QUIT_ANSWER_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._until(lambda: not self.alive), QUIT_GRACE_S)
         if self.alive and self.process is not None:

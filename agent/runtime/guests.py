@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -12,13 +11,10 @@ import structlog
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
-from agent.host.processes import Process, find_process, find_process_of
+from agent.host.processes import Process, find_process, find_process_with
 from agent.host.tap import fetch_descriptor
-from agent.runtime.clock import now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest, GuestWitness
-
-UNRECORDED_WITHIN_S = 1.0
 
 log = structlog.get_logger("vmhost.guests")
 
@@ -74,6 +70,9 @@ class Guests:
         running = 0
         for record in records:
             process = self._find_process(record)
+            if process is None and record.pid is None:
+                self._launches.forget(record.spec.name)  # it was never spawned, so it has not ended either
+                continue
             if process is None:
                 self.add(record, None)
                 continue
@@ -84,18 +83,9 @@ class Guests:
 
     def _find_process(self, record: LaunchRecord) -> Process | None:
         if record.pid is None or record.start_time is None:
-            # An agent died between spawning this QEMU and writing its pid down; its uid is nobody else's.
-            return self._find_unrecorded(record)
+            # An agent died between spawning this QEMU and writing its pid down.
+            return find_process_with(self._launches.lock_path(record.spec.name))
         return find_process(record.pid, record.start_time)
-
-    def _find_unrecorded(self, record: LaunchRecord) -> Process | None:
-        deadline_s = now_s() + UNRECORDED_WITHIN_S
-        while self._launches.is_locked(record.spec.name):
-            process = find_process_of(record.spec.uid)
-            if process is not None or now_s() > deadline_s:
-                return process
-            time.sleep(0.002)  # between its spawn and its taking on the guest's uid; the agent only just begins
-        return None
 
     def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
         for nic, fd in record.nic_fds.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from agent.core.memory import Memory
 from agent.host.statedir import StateDirectory
+from agent.runtime.threads import run_to_end
 
 
 class Keeper:
@@ -35,7 +36,7 @@ class Keeper:
                 return
             latest = self.memory
             try:
-                await asyncio.to_thread(self._directory.save, latest)
+                await run_to_end(self._directory.save, latest)
             except OSError as error:
                 self.problem = f"{error.filename or 'state directory'}: {error.strerror}; make room or mend it"
             else:

@@ -131,7 +131,7 @@ class Operator:
         if what == "in-sync" and self._reconciler.is_settled:
             return f"not in sync: {', '.join(self._out_of_sync(seen))}; `vmhost status` says why"
         if what in {"settled", "in-sync"}:
-            busy = sorted(self._reconciler.in_flight) or sorted(action.resource for action in seen.plan.actions)
+            busy = sorted({*self._reconciler.in_flight, *seen.plan.awaited, *(a.resource for a in seen.plan.actions)})
             return f"not settled: {', '.join(busy)}"
         if name not in seen.desired.vms and name not in seen.observed.vms:
             return f"{name}: no unit names this guest"
@@ -143,6 +143,8 @@ class Operator:
         known = {*self._reconciler.last.desired.vms, *self._reconciler.last.observed.vms}
         if name not in known:
             raise UnknownNameError("vm", name, sorted(known))
+        if verb != "stop" and name not in self._reconciler.last.desired.vms:
+            raise RefusedError(f"no valid unit names {name} any more; it can be stopped, or its unit put back")
         if verb == "reset" and name not in self._reconciler.last.observed.vms:
             raise RefusedError(f"{name} does not run; `vmhost start {name}` starts it")
         await self._keeper.update(lambda memory: with_intent(memory, name, verb))

@@ -100,8 +100,8 @@ class Reconciler:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the latest pass found nothing to do, and nothing is under way."""
-        return not self.last.plan.actions and not self.in_flight
+        """Whether the latest pass found nothing to do and nobody to wait for, and nothing is under way."""
+        return not (self.last.plan.actions or self.last.plan.awaited or self.in_flight)
 
     def _pass(self, group: asyncio.TaskGroup) -> float | None:
         began = time.perf_counter()

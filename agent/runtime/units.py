@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Units:
         self.files: tuple[FileStatus, ...] = ()
         self.problem = ""
         self.loaded = False
+        self._taking = asyncio.Lock()
 
     async def load_last_good(self) -> None:
         """Begin with the last good versions, before the directory was looked at: an agent that comes back to a missing
@@ -46,8 +47,15 @@ class Units:
         if self._good:
             await self._take([UnitSource(parsed, parsed) for parsed in self._good.values()])
 
-    async def take(self, view: DirectoryView) -> bool:
-        """Resolve what the directory shows now; a directory that cannot be read changes nothing. Whether it could."""
+    async def take_latest(self, read: Callable[[], Awaitable[DirectoryView]]) -> bool:
+        """Read the directory and resolve what it shows, one at a time: an older reading never follows a newer one.
+
+        A directory that cannot be read changes nothing. Whether it could be read.
+        """
+        async with self._taking:
+            return await self._take_view(await read())
+
+    async def _take_view(self, view: DirectoryView) -> bool:
         self.problem = "" if view.available else view.problem
         if not view.available:
             return False
@@ -99,9 +107,8 @@ class Units:
             try:
                 await asyncio.to_thread(self._state.save_good_units, changed, gone)
             except OSError as error:
-                self.problem = (
-                    f"{error.filename}: {error.strerror}: last good versions cannot be kept; make room or mend it"
-                )
+                where = error.filename or "state directory"
+                self.problem = f"{where}: {error.strerror}: last good versions cannot be kept; make room or mend it"
                 return
             self._kept = good
 

@@ -16,7 +16,7 @@ from agent.core.errors import PermanentError
 from agent.core.qemu_argv import nic_device, nic_netdev
 from agent.host.disks import create_disk
 from agent.host.launches import Launches
-from agent.host.processes import find_process, find_process_of, resident_bytes
+from agent.host.processes import find_process, find_process_with, resident_bytes
 from agent.host.qmp import Monitor
 from agent.host.tap import open_tap
 from tests.netns import network_namespace
@@ -128,7 +128,7 @@ async def test_a_running_guest_is_never_started_again(launches: Launches) -> Non
         with pytest.raises(PermanentError):
             launches.forget("web")
         await guest.monitor()
-        found = find_process_of(UID)
+        found = find_process_with(launches.lock_path("web"))
         assert found is not None
         assert found.pid == guest.process.pid
     # The lock goes before the process can be seen to be gone; else a restart would be refused now and then.

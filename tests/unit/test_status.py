@@ -133,7 +133,7 @@ def test_an_approval_names_its_guests() -> None:
     approval = Approval("ab12", ("db", "web"), frozenset())
     found = status(StatusInputs(AGENT, plan=Plan(approval=approval)))["agent"]
     assert isinstance(found, dict)
-    why = "2 guests would stop at once because of their units"
+    why = "their units want these guests stopped, more at once than is allowed unasked"
     assert found["approvals"] == [{"id": "ab12", "guests": ["db", "web"], "why": why}]
 
 

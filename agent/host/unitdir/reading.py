@@ -89,6 +89,8 @@ def scan(path: Path) -> dict[str, Seen]:
 
 def look_at(path: Path) -> Seen | None:
     """An entry without opening it; None when there is none (any more)."""
+    if not path.name.isprintable() and "\\udc" in ascii(path.name):
+        return Seen(Stamp(0, 0, 0, 0, 0, 0), "its name is not UTF-8; rename it")
     try:
         link = path.lstat()
     except OSError as error:
