@@ -19,6 +19,9 @@ Json = dict[str, Any]
 ANSWER_S = 10.0
 """An agent that has not answered a plain question after this long is taken for hung."""
 
+PLAN_S = 120.0
+"""A forecast for a thousand guests from nothing takes seconds."""
+
 GRACE_S = 3.0
 """What the agent gets beyond a wait's own timeout to say that it was not true."""
 
@@ -27,11 +30,12 @@ POLL_S = 0.05
 
 
 class NoAgentError(Exception):
-    """Nobody answers on the socket. `may_come`: waiting for it makes sense."""
+    """Nobody answers on the socket. `may_come`: waiting for it makes sense. `absent`: no agent runs, for sure."""
 
-    def __init__(self, message: str, *, may_come: bool = True) -> None:
+    def __init__(self, message: str, *, may_come: bool = True, absent: bool = False) -> None:
         super().__init__(message)
         self.may_come = may_come
+        self.absent = absent
 
 
 class RefusedError(Exception):
@@ -69,6 +73,19 @@ class AgentClient:
     def approve(self, identity: str) -> str:
         """Allow what a question of this id is about."""
         return str(self._ask("POST", "/v1/approve", {"id": identity}, ANSWER_S)["message"])
+
+    def plan(self, files: Mapping[str, bytes]) -> Json:
+        """What the agent would do from here to settled, with these unit files in place by their names."""
+        texts = {name: data.decode(errors="surrogateescape") for name, data in files.items()}
+        return self._ask("POST", "/v1/plan", {"files": texts}, PLAN_S)
+
+    def why(self, name: str) -> Json:
+        """Why what a name stands for is as it is."""
+        return self._ask("GET", f"/v1/why?{urlencode({'name': name})}", None, ANSWER_S)
+
+    def show(self, name: str) -> Json:
+        """What a name stands for in its unit, last good, and as it runs."""
+        return self._ask("GET", f"/v1/show?{urlencode({'name': name})}", None, ANSWER_S)
 
     def wait(self, what: str, name: str | None, timeout_s: float | None) -> tuple[bool, str]:
         """Wait until it is true, for the agent as well; whether it came true, and the agent's words.
@@ -132,7 +149,8 @@ class AgentClient:
 
     def _no_agent(self, error: Exception) -> NoAgentError:
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            return NoAgentError(f"no agent answers at {self.path}; start vmhost-agent, or name its --run-dir")
+            message = f"no agent answers at {self.path}; start vmhost-agent, or name its --run-dir"
+            return NoAgentError(message, absent=True)
         if isinstance(error, PermissionError):
             return NoAgentError(
                 f"{self.path}: permission denied; run as the user that the agent runs as", may_come=False

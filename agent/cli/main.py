@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from agent.cli import commands
+from agent.cli import commands, explain
 from agent.cli.client import NoAgentError, RefusedError
 from agent.core.defaults import RUN_DIR, STATE_DIR, UNITS_DIR
 
@@ -78,6 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
     approve = add("approve", "allow what the agent asked about (see status)")
     approve.add_argument("id", metavar="ID")
     approve.set_defaults(run=commands.approve)
+    plan = add("plan", "show what the agent would do from here to settled")
+    plan.add_argument("paths", metavar="FILE", nargs="*", help="as if these were in the unit directory, by their names")
+    plan.set_defaults(run=explain.plan)
+    why = add("why", "show the chain of reasons for the state of a guest or bridge")
+    why.add_argument("name", metavar="NAME")
+    why.set_defaults(run=explain.why)
+    show = add("show", "show a guest or bridge in its unit, last good, and as it runs, with the differences")
+    show.add_argument("name", metavar="NAME")
+    show.set_defaults(run=explain.show)
     return parser
 
 

@@ -15,7 +15,7 @@ def write_status(out: TextIO, status: Json) -> None:
     for approval in status["agent"]["approvals"]:
         guests = ", ".join(approval["guests"])
         write_line(out, f"needs an answer: {approval['why']}: {guests}; `vmhost approve {approval['id']}` allows it")
-    for line in _unit_lines(status["units"]):
+    for line in unit_lines(status["units"]):
         write_line(out, line)
     if status["bridges"]:
         out.write("\n")
@@ -64,7 +64,8 @@ def _headline(status: Json) -> str:
     return f"{state}; vmhost {agent['version']}, pid {agent['pid']}, since {agent['started']}"
 
 
-def _unit_lines(units: Sequence[Json]) -> Iterator[str]:
+def unit_lines(units: Sequence[Json]) -> Iterator[str]:
+    """What is wrong with unit files, a line for each file and each mistake."""
     for unit in units:
         if unit["state"] == "held":
             yield f"{unit['file']}: held: its last good version runs on until it is mended"

@@ -29,13 +29,13 @@ class PendingChange:
 
 def digest(spec: VmSpec) -> str:
     """A fingerprint of all that a launch depends on; two specs with the same one need no restart between them."""
-    lines = (f"{key}={value!r}" for key, value in sorted(_launched_as(spec).items()))
+    lines = (f"{key}={value!r}" for key, value in sorted(launched_values(spec).items()))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def pending_changes(launched: VmSpec, wanted: VmSpec) -> tuple[PendingChange, ...]:
     """What a restart would change of a guest, sorted by key. Empty if and only if both have the same `digest`."""
-    old, new = _launched_as(launched), _launched_as(wanted)
+    old, new = launched_values(launched), launched_values(wanted)
     plugged = _devices(old) ^ _devices(new)
     kept = _devices(old) & _devices(new)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -51,7 +51,7 @@ def _devices(values: Mapping[str, str]) -> frozenset[str]:
     return frozenset(key for key in values if key.count(".") == 1)
 
 
-def _launched_as(spec: VmSpec) -> Mapping[str, str]:
+def launched_values(spec: VmSpec) -> Mapping[str, str]:
     """A spec as flat keys of its unit, so that `[vm.web.disk.root] cache = "none"` is `disk.root.cache`."""
     found = dict(_values(spec, _NOT_LAUNCHED))
     for disk in spec.disks:

@@ -85,7 +85,7 @@ def status(inputs: StatusInputs) -> dict[str, object]:
     bridges = sorted(present_bridges(inputs.desired, inputs.observed).items())
     return {
         "agent": _agent_status(inputs, found.conditions.get("", ())),
-        "units": [_unit_status(file) for file in sorted(inputs.files, key=lambda file: file.path)],
+        "units": [unit_status(file) for file in sorted(inputs.files, key=lambda file: file.path)],
         "bridges": [_bridge_status(inputs, bridge, found) for _, bridge in bridges],
         "vms": [_vm_status(inputs, name, found) for name in names],
     }
@@ -157,7 +157,8 @@ def _agent_status(inputs: StatusInputs, conditions: Sequence[tuple[Condition, st
     }
 
 
-def _unit_status(file: FileLike) -> Json:
+def unit_status(file: FileLike) -> Json:
+    """What became of one unit file, as plain data."""
     errors = [{"line": e.line, "column": e.column, "problem": e.problem, "hint": e.hint} for e in file.errors]
     return {"file": file.path, "state": file.state, "errors": errors}
 

@@ -7,6 +7,9 @@
 | POST /v1/wait {"what", "name", "timeout_s"} | {"ok", "message"} once it is decided |
 | POST /v1/intent {"verb", "name"} | {"message"} |
 | POST /v1/approve {"id"} | {"message"} |
+| POST /v1/plan {"files": {NAME: text}} | what would be done, with these unit files in place (`agent.core.forecast`) |
+| GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.why`) |
+| GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.show`) |
 
 A refusal is {"error": "one line"} with 400 (not understood), 404 (nothing of that name) or 409 (not now). Who may open
 the socket may do all of it: it is 0600. A peer that hangs up cancels its wait.
@@ -27,7 +30,8 @@ from typing import Literal, Protocol, cast, get_args
 from aiohttp import web
 
 from agent.core.errors import AgentError
-from agent.core.text import suggestion
+from agent.core.text import printable, suggestion
+from agent.host.unitdir import is_unit_name
 from agent.telemetry.journal import Event
 
 Verb = Literal["start", "stop", "restart", "reset"]
@@ -41,6 +45,9 @@ MAKING = ".new"
 """What the socket's name ends with until its mode is right."""
 
 MAX_REQUEST_BYTES = 65_536
+MAX_PLAN_BYTES = 16 << 20
+"""A request to plan carries whole unit files: ten thousand ordinary ones."""
+
 PROBE_S = 2.0
 """A peer that accepts within this time counts as an agent, even if it says nothing."""
 
@@ -89,6 +96,15 @@ class AgentApi(Protocol):
 
     async def approve(self, identity: str) -> str:
         """Allow the stops that a question of this id is about; returns a line for the operator."""
+
+    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
+        """What would be done from here to settled, with these unit files in place by their names."""
+
+    async def why(self, name: str) -> Mapping[str, object]:
+        """The chain of reasons for the present state of what a name stands for."""
+
+    async def show(self, name: str) -> Mapping[str, object]:
+        """What a name stands for in its unit, in its last good version, and as it runs."""
 
 
 @asynccontextmanager
@@ -166,6 +182,9 @@ def _application(api: AgentApi) -> web.Application:
             web.post("/v1/wait", control.wait),
             web.post("/v1/intent", control.intent),
             web.post("/v1/approve", control.approve),
+            web.post("/v1/plan", control.plan),
+            web.get("/v1/why", control.why),
+            web.get("/v1/show", control.show),
         ]
     )
     return app
@@ -220,6 +239,16 @@ class _Control:
         identity = _text(await _read_object(request), "id")
         return web.json_response({"message": await asyncio.shield(self._api.approve(identity))})
 
+    async def plan(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_object(request.clone(client_max_size=MAX_PLAN_BYTES))
+        return web.json_response(await self._api.plan(_files(body)))
+
+    async def why(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._api.why(_text(request.query, "name")))
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._api.show(_text(request.query, "name")))
+
 
 async def _read_object(request: web.Request) -> Mapping[str, object]:
     try:
@@ -236,6 +265,20 @@ def _text(body: Mapping[str, object], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise web.HTTPBadRequest(text=f"{key}: want a text")
     return value
+
+
+def _files(body: Mapping[str, object]) -> Mapping[str, bytes]:
+    """Contents by file name. What is no UTF-8 travels as lone surrogates (PEP 383), so that its mistake is found."""
+    files = body.get("files", {})
+    if not isinstance(files, dict):
+        raise web.HTTPBadRequest(text="files: want an object of texts")
+    for name, text in files.items():
+        if not is_unit_name(name) or "/" in name or not isinstance(text, str):
+            raise web.HTTPBadRequest(text=f"files: want texts by names of unit files, not {printable(name)}")
+    try:
+        return {name: text.encode(errors="surrogateescape") for name, text in files.items()}
+    except UnicodeEncodeError as error:
+        raise web.HTTPBadRequest(text="files: want texts") from error
 
 
 def _word(body: Mapping[str, object], key: str, allowed: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from agent.core.status import AgentFacts, StatusInputs, status
 from agent.core.vm_display import is_running_as_asked
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult
+from agent.runtime.explain import Explainer
 from agent.runtime.keeper import Keeper
 from agent.runtime.reconcile import Pass, Reconciler
 from agent.runtime.units import Units
@@ -40,6 +41,7 @@ class Operator:
         self._chronicle = chronicle
         self._look_at_all = look_at_all
         self._problems: dict[str, str] = {}
+        self._explainer = Explainer(self.inputs, reconciler, units, keeper, chronicle.journal)
 
     def note_problem(self, type_: str, message: str) -> None:
         """Show a problem of the agent itself, that will not go away by itself, in its status."""
@@ -163,6 +165,18 @@ class Operator:
         self._chronicle.journal.record("agent", "approved", f"the operator approved the stop of {guests}")
         await self._reconciler.next_pass()
         return f"stopping {guests}"
+
+    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
+        """What would be done from here to settled, with these unit files in place."""
+        return await self._explainer.plan(files)
+
+    async def why(self, name: str) -> Mapping[str, object]:
+        """The chain of reasons for what a name stands for."""
+        return await self._explainer.why(name)
+
+    async def show(self, name: str) -> Mapping[str, object]:
+        """What a name stands for in its unit, last good and as it runs."""
+        return await self._explainer.show(name)
 
 
 def pending(seen: Pass) -> Mapping[str, tuple[PendingChange, ...]]:

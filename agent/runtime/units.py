@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from agent.core.desired import Desired
 from agent.core.errors import UnitError
 from agent.core.memory import Memory
+from agent.core.show import UnitText
 from agent.core.text import printable
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import DirectoryView
 from agent.runtime.keeper import Keeper
 from agent.unitfile.parse import ParsedUnit, parse_unit
+from agent.unitfile.positions import position_of
 from agent.unitfile.resolve import FileStatus, Resolution, ResolveContext, UnitSource, resolve
 
 
@@ -43,7 +45,7 @@ class Units:
         """Begin with the last good versions, before the directory was looked at: an agent that comes back to a missing
         directory goes on with what it knew."""
         self._kept = await asyncio.to_thread(self._state.good_units)
-        self._good = {self._path(name): parse_unit(self._path(name), data) for name, data in self._kept.items()}
+        self._good = {self.path(name): parse_unit(self.path(name), data) for name, data in self._kept.items()}
         if self._good:
             await self._take([UnitSource(parsed, parsed) for parsed in self._good.values()])
 
@@ -68,8 +70,43 @@ class Units:
         self.loaded = True
         return True
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Where the unit file of a name lies."""
         return str(self._directory / name)
+
+    def what_if(self, files: Mapping[str, bytes]) -> Resolution:
+        """What all units would want with these files in place, by their names; nothing is taken over."""
+        parsed = dict(self._parsed if self.loaded else self._good)
+        parsed |= {self.path(name): parse_unit(self.path(name), data) for name, data in files.items()}
+        sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
+        return resolve(sources, self._context())
+
+    def named(self) -> Sequence[str]:
+        """Every resource that a file names, also in a version that cannot run."""
+        return sorted({claim.resource for unit in self._versions() for claim in unit.claims if claim.kind == "name"})
+
+    def texts(self, resource: str) -> Sequence[UnitText]:
+        """The files that name a resource, as they are and as they last were good."""
+        states = {status.path: status for status in self.files}
+        found: dict[str, UnitText] = {}
+        for unit in self._versions():
+            claim = next((c for c in unit.claims if c.kind == "name" and c.resource == resource), None)
+            if claim is None or unit.path in found:
+                continue
+            good, status = self._good.get(unit.path), states.get(unit.path)
+            found[unit.path] = UnitText(
+                path=unit.path,
+                line=position_of(unit.data, claim.where)[0],
+                state=status.state if status is not None else "held",
+                text=_text(self._parsed.get(unit.path)),
+                last_good=_text(good),
+                errors=tuple(map(str, status.errors)) if status is not None else (),
+            )
+        return [found[path] for path in sorted(found)]
+
+    def _versions(self) -> Sequence[ParsedUnit]:
+        """The present version of each file before its last good one; a file that is gone counts no more."""
+        return [*self._parsed.values(), *(good for path, good in self._good.items() if path in self._parsed)]
 
     def _parse(self, path: str, data: bytes | None, problem: str) -> ParsedUnit:
         known = self._parsed.get(path)
@@ -80,18 +117,20 @@ class Units:
         return parse_unit(path, data)
 
     async def _take(self, sources: list[UnitSource]) -> None:
+        resolution = resolve(sources, self._context())
+        await self._keep(sources, resolution)
+        self.desired = resolution.desired
+        self.files = resolution.files
+
+    def _context(self) -> ResolveContext:
         memory = self._keeper.memory
-        context = ResolveContext(
+        return ResolveContext(
             machine_id=self._machine_id,
             seed=uuid.UUID(memory.seed),
             allocations=memory.allocations,
             incumbents=memory.incumbents,
             retained=memory.retained,
         )
-        resolution = resolve(sources, context)
-        await self._keep(sources, resolution)
-        self.desired = resolution.desired
-        self.files = resolution.files
 
     async def _keep(self, sources: list[UnitSource], resolution: Resolution) -> None:
         await self._keeper.update(_remembering(resolution))
@@ -116,6 +155,10 @@ class Units:
 def _is_version(unit: ParsedUnit, data: bytes) -> bool:
     """Whether a parsed unit is what these bytes say; one that could not be read has no bytes, and errors."""
     return unit.data == data and not unit.errors
+
+
+def _text(unit: ParsedUnit | None) -> str | None:
+    return None if unit is None else unit.data.decode(errors="replace")
 
 
 def _remembering(resolution: Resolution) -> Callable[[Memory], Memory]:

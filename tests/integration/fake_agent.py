@@ -10,7 +10,9 @@ from pathlib import Path
 
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
+from agent.core.forecast import forecast, forecast_json
 from agent.core.observed import LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.show import show_json
 from agent.core.status import AgentFacts, StatusInputs, status
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult, serve_control
 from agent.telemetry.journal import Event, Journal, set_up_logging
@@ -79,6 +81,19 @@ class FakeAgent:
         if identity != "ab12":
             raise RefusedError(f"nothing asks for an approval {identity}; `vmhost status` shows what does")
         return "3 guests may stop"
+
+    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
+        found = forecast(Desired({"br-lan": BridgeSpec("br-lan", "02:00:00:00:00:02")}), Observed(), 0.0)
+        units = [{"file": f"/u/{name}", "state": "valid", "errors": []} for name in files]
+        return {**forecast_json(found), "units": units}
+
+    async def why(self, name: str) -> Mapping[str, object]:
+        if name != "web":
+            raise UnknownNameError("guest and no bridge", name, ["web", "db"])
+        return {"found": [{"resource": "vm/web", "reasons": [{"topic": "next", "text": "nothing"}]}]}
+
+    async def show(self, name: str) -> Mapping[str, object]:
+        return {"found": [show_json("vm", name, (), Desired({}, {"web": WEB}), Observed())]}
 
 
 async def main(run_dir: Path) -> None:

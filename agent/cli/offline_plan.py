@@ -1,0 +1,45 @@
+"""`vmhost plan` where no agent runs: what an agent would do on a host that has nothing yet."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent.cli.client import Json
+from agent.core.allocation import Allocations
+from agent.core.errors import UnitError
+from agent.core.forecast import forecast, forecast_json
+from agent.core.observed import DiskState, HostState, Observed
+from agent.core.status import unit_status
+from agent.host.disks import look_at_disk
+from agent.host.unitdir import read_directory
+from agent.unitfile.parse import ParsedUnit, parse_unit
+from agent.unitfile.resolve import ResolveContext, UnitSource, resolve
+
+
+def plan_offline(units: Path, files: Mapping[str, bytes]) -> Json:
+    """The agent's answer to a plan, from nothing but the unit directory, `files` in it, and a look at their disks."""
+    parsed: dict[str, ParsedUnit] = {}
+    for content in read_directory(units).files.values():
+        if content.data is None:
+            error = UnitError(content.path, 1, 1, content.problem)
+            parsed[content.path] = ParsedUnit(content.path, b"", (error,))
+        else:
+            parsed[content.path] = parse_unit(content.path, content.data)
+    for name, data in files.items():
+        parsed[str(units / name)] = parse_unit(str(units / name), data)
+    context = ResolveContext("", uuid.UUID(int=0), Allocations(), {}, {})
+    resolution = resolve([UnitSource(unit) for unit in parsed.values()], context)
+    disks = {disk.path: disk.format for spec in resolution.desired.vms.values() for disk in spec.disks}
+    looks = {path: look_at_disk(path, image_format) for path, image_format in disks.items()}
+    observed = Observed(
+        disks={p: DiskState(one.exists, one.folder_exists, one.exists, one.size_bytes) for p, one in looks.items()},
+        host=HostState(),
+    )
+    return {
+        **forecast_json(forecast(resolution.desired, observed, 0.0)),
+        "units": [
+            unit_status(file) for file in resolution.files if file.state != "valid" or Path(file.path).name in files
+        ],
+    }
