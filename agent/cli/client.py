@@ -20,7 +20,7 @@ ANSWER_S = 10.0
 """An agent that has not answered a plain question after this long is taken for hung."""
 
 PLAN_S = 120.0
-"""A forecast for a thousand guests from nothing takes seconds."""
+"""A forecast goes through every action; a long row of guests that start one after another takes its time."""
 
 GRACE_S = 3.0
 """What the agent gets beyond a wait's own timeout to say that it was not true."""

@@ -110,7 +110,7 @@ class _Story:
             return f'{policy} does not answer an end by "{recent[-1].reason}", so it stays off'
         if recent and self._name not in observed.vms:
             return f'{policy} answers its end by "{recent[-1].reason}", so it is to run again'
-        after = f", after {', '.join(spec.after)}" if spec.after else ""
+        after = f", after {', '.join(one.removeprefix('vm:') for one in spec.after)}" if spec.after else ""
         return f"it is to run{after}; {policy} says what follows an end"
 
     def _vm_now(self, spec: VmSpec | None, state: VmState | None) -> str:
@@ -166,12 +166,12 @@ class _Story:
         spec = self._desired.vms.get(self._name)
         if spec is None or not any(c.type == "Waiting" for c, _ in self._conditions):
             return
-        targets = [one.replace(":", "/", 1) for one in spec.after]
+        targets = [vm_resource(one.removeprefix("vm:")) for one in spec.after]
         targets += sorted({bridge_resource(nic.bridge) for nic in spec.nics})
         for target in targets:
             found = next((c for c, _ in self._inputs.status.conditions if _is_of(c, target)), None)
             if found is not None:
-                yield Statement("condition", f"{target} in turn: {found.type}: {found.message}")
+                yield Statement("condition", f"{found.resource} in turn: {found.type}: {found.message}")
 
     def _next_of_vm(self, spec: VmSpec | None, state: VmState | None) -> str:
         held = self._of_type("Held")
@@ -182,7 +182,7 @@ class _Story:
         intent, ends = self._observed.intents.get(self._name, Intent()), self._observed.ends.get(self._name, ())
         if intent.stopped or not wants_to_run(spec, intent, ends, self._observed.host.boot_id):
             if state is not None:
-                return "it is put away"
+                return self._next_try() or "it is put away"
             return "set enabled = true in its unit" if not spec.enabled else f"`vmhost start {self._name}` starts it"
         at_s = next_start_s(self._name, ends, self._observed.host.boot_id)
         if state is None and at_s > self._inputs.now_s:

@@ -84,7 +84,7 @@ class Explainer:
 
 
 def _forecast(desired: Desired, observed: Observed, known: frozenset[str], at_s: float) -> Mapping[str, object]:
-    """In a thread of its own: a thousand guests take seconds, and disks that nobody looked at yet may be slow."""
+    """In a thread of its own: a thousand guests take a third of a second, and disks not looked at yet may be slow."""
     unseen = {
         disk.path: look_at_disk(disk.path, disk.format)
         for spec in desired.vms.values()

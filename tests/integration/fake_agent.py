@@ -29,6 +29,7 @@ class FakeAgent:
         self.journal = Journal()
         self.journal.record("vm/web", "launched", "launched web", pid=42)
         self.asked: list[tuple[str, ...]] = []
+        self.planned: Mapping[str, bytes] = {}
         self.waits_cancelled = 0
         self.waiting = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -83,6 +84,7 @@ class FakeAgent:
         return "3 guests may stop"
 
     async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
+        self.planned = files
         found = forecast(Desired({"br-lan": BridgeSpec("br-lan", "02:00:00:00:00:02")}), Observed(), 0.0)
         units = [{"file": f"/u/{name}", "state": "valid", "errors": []} for name in files]
         return {**forecast_json(found), "units": units}

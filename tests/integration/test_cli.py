@@ -175,3 +175,40 @@ def test_only_what_is_needed_is_imported() -> None:
     code = "import sys, agent.cli.main; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"aiohttp", "asyncio", "rich", "pydantic", "pyroute2", "structlog"} & set(done.stdout.split())
+
+
+PLAN = """\
+WHEN  DISRUPTION  RESOURCE       ACTION
+now   none        bridge/br-lan  make bridge br-lan
+1 action; disruption: none that a guest notices
+"""
+
+
+def test_a_plan_is_a_table_and_a_sum(run_dir: Path) -> None:
+    done = vmhost("plan", "--run-dir", run_dir)
+    assert (done.returncode, done.stdout, done.stderr) == (0, PLAN, "")
+    assert json.loads(vmhost("plan", "--json", "--run-dir", run_dir).stdout)["complete"] is True
+
+
+def test_a_plan_of_what_is_no_unit_is_wrong_usage(run_dir: Path, tmp_path: Path) -> None:
+    for path, problem in (
+        (tmp_path / "none.toml", "cannot be read: it does not exist"),
+        (tmp_path / "web.yaml", "no unit by its name"),
+    ):
+        done = vmhost("plan", path, "--run-dir", run_dir)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert problem in done.stderr
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.toml").write_text("")
+    done = vmhost("plan", tmp_path / "a", tmp_path / "b" / "x.toml", "--run-dir", run_dir)
+    assert (done.returncode, "two files named x.toml" in done.stderr) == (2, True)
+
+
+def test_reasons_and_settings_are_lines(run_dir: Path) -> None:
+    assert vmhost("why", "web", "--run-dir", run_dir).stdout == "vm/web\n  next    nothing\n"
+    shown = vmhost("show", "web", "--run-dir", run_dir).stdout.splitlines()
+    assert shown[:2] == ["vm/web", "no unit file names it"]
+    assert shown[-1] == "nothing of it runs"
+    assert vmhost("why", "wbe", "--run-dir", run_dir).returncode == 1
+    assert vmhost("why", "web", "--run-dir", run_dir / "none").returncode == 3

@@ -103,6 +103,27 @@ async def test_a_missing_folder_is_one_clear_line(tmp_path: Path) -> None:
             {"id": "x"},
             (409, {"error": "nothing asks for an approval x; `vmhost status` shows what does"}),
         ),
+        ("POST", "/v1/plan", {"files": []}, (400, {"error": "files: want an object of texts"})),
+        (
+            "POST",
+            "/v1/plan",
+            {"files": {"../x.toml": ""}},
+            (400, {"error": "files: want texts by names of unit files, not ../x.toml"}),
+        ),
+        (
+            "POST",
+            "/v1/plan",
+            {"files": {"x.toml": 1}},
+            (400, {"error": "files: want texts by names of unit files, not x.toml"}),
+        ),
+        ("POST", "/v1/plan", {"files": {"x.toml": "\ud800"}}, (400, {"error": "files: want texts"})),
+        (
+            "GET",
+            "/v1/why?name=wbe",
+            None,
+            (404, {"error": 'no guest and no bridge is named "wbe"; did you mean "web"?'}),
+        ),
+        ("GET", "/v1/show", None, (400, {"error": "name: want a text"})),
         ("GET", "/v1/events?since=x", None, (400, {"error": "since: want a number of an event"})),
         ("GET", "/nothing", None, (404, {"error": "404: Not Found"})),
     ],
@@ -117,6 +138,13 @@ async def test_a_body_that_is_no_json_is_refused(session: aiohttp.ClientSession)
     for body in (b"{", b"\xff\xfe\x00", b"[" * 60_000):
         async with session.post("/v1/wait", data=body) as answer:
             assert (answer.status, await answer.json()) == (400, {"error": "want a JSON object"})
+
+
+async def test_a_plan_takes_whole_unit_files_whatever_their_bytes(fake: FakeAgent, tmp_path: Path) -> None:
+    data = b"# \xff\n" + b"#" * 200_000
+    answer = await asyncio.to_thread(AgentClient(tmp_path).plan, {"x.toml": data})
+    assert [step["action"] for step in answer["actions"]] == ["create-bridge"]
+    assert fake.planned == {"x.toml": data}
 
 
 async def test_a_peer_that_hangs_up_cancels_its_wait(fake: FakeAgent, session: aiohttp.ClientSession) -> None:
