@@ -74,9 +74,9 @@ class AgentClient:
         """Allow what a question of this id is about."""
         return str(self._ask("POST", "/v1/approve", {"id": identity}, ANSWER_S)["message"])
 
-    def plan(self, files: Mapping[str, bytes]) -> Json:
-        """What the agent would do from here to settled, with these unit files in place by their names."""
-        texts = {name: data.decode(errors="surrogateescape") for name, data in files.items()}
+    def plan(self, files: Mapping[str, bytes | None]) -> Json:
+        """What the agent would do from here to settled, with these unit files in place by their names (None: gone)."""
+        texts = {n: None if data is None else data.decode(errors="surrogateescape") for n, data in files.items()}
         return self._ask("POST", "/v1/plan", {"files": texts}, PLAN_S)
 
     def why(self, name: str) -> Json:

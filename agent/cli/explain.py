@@ -17,7 +17,7 @@ from agent.cli.explanations import write_plan, write_show, write_why
 def plan(arguments: argparse.Namespace) -> int:
     """`vmhost plan [FILE…]`: 1 when a file that was named has mistakes; without an agent from nothing, with 3."""
     try:
-        files = _read(arguments.paths)
+        files = _read(arguments.paths, arguments.without)
     except ValueError as error:
         complain(str(error))
         return USAGE
@@ -54,9 +54,12 @@ def _write(arguments: argparse.Namespace, found: Json, write: Callable[[TextIO, 
         write(sys.stdout, found)
 
 
-def _read(paths: Sequence[str]) -> Mapping[str, bytes]:
-    """The files that were named, and those of directories, by their names; ValueError for one that is no unit."""
-    if not paths:
+def _read(paths: Sequence[str], without: Sequence[str]) -> Mapping[str, bytes | None]:
+    """The files that were named, and those of directories, by their names; ValueError for one that is no unit.
+
+    `without` are those that are to be gone: None in the answer.
+    """
+    if not paths and not without:
         return {}
     from agent.host.unitdir import UnitContent, is_unit_name, read_directory, read_unit_file  # noqa: PLC0415 - as above
 
@@ -71,12 +74,16 @@ def _read(paths: Sequence[str]) -> Mapping[str, bytes]:
             raise ValueError(f"{path}: no unit by its name; the agent reads what ends in .toml and is not hidden")
         else:
             contents.append(read_unit_file(path))
-    found: dict[str, bytes] = {}
+    found: dict[str, bytes | None] = {}
+    for path in map(Path, without):
+        if not is_unit_name(path.name):
+            raise ValueError(f"--without {path}: no unit by its name")
+        found[path.name] = None
     for content in contents:
         name = Path(content.path).name
         if content.data is None:
             raise ValueError(f"{content.path}: {content.problem}")
         if name in found:
-            raise ValueError(f"{content.path}: two files named {name} cannot be in one directory")
+            raise ValueError(f"{content.path}: {name} is named twice, and a directory holds one file of a name")
         found[name] = content.data
     return found

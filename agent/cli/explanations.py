@@ -103,7 +103,7 @@ def _write_settings(out: TextIO, found: Json) -> None:
         write_table(out, ("KEY", "UNIT"), [(one["key"], one["unit"]) for one in settings])
         write_line(out, "nothing of it runs")
         return
-    rows = [(one["key"], one["unit"], one["runs"], "differs" if one["differs"] else "") for one in settings]
+    rows = [(one["key"], one["unit"], one["runs"], "differs" if one["differs"] else "=") for one in settings]
     write_table(out, ("KEY", "UNIT", "RUNS", ""), rows)
     count = sum(one["differs"] for one in settings)
     write_line(out, f"{count} of {len(settings)} keys differ" if count else "it runs as its unit says")

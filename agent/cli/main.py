@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     approve.set_defaults(run=commands.approve)
     plan = add("plan", "show what the agent would do from here to settled")
     plan.add_argument("paths", metavar="FILE", nargs="*", help="as if these were in the unit directory, by their names")
+    plan.add_argument("--without", metavar="NAME", action="append", default=[], help="as if this unit file were gone")
     plan.set_defaults(run=explain.plan)
     why = add("why", "show the chain of reasons for the state of a guest or bridge")
     why.add_argument("name", metavar="NAME")

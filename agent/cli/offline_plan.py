@@ -18,8 +18,8 @@ from agent.unitfile.parse import ParsedUnit, parse_unit
 from agent.unitfile.resolve import ResolveContext, UnitSource, resolve
 
 
-def plan_offline(units: Path, files: Mapping[str, bytes]) -> Json:
-    """The agent's answer to a plan, from nothing but the unit directory, `files` in it, and a look at their disks."""
+def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
+    """The agent's answer to a plan, from nothing but the unit directory with `files` (None: gone), and the disks."""
     parsed: dict[str, ParsedUnit] = {}
     for content in read_directory(units).files.values():
         if content.data is None:
@@ -27,8 +27,10 @@ def plan_offline(units: Path, files: Mapping[str, bytes]) -> Json:
             parsed[content.path] = ParsedUnit(content.path, b"", (error,))
         else:
             parsed[content.path] = parse_unit(content.path, content.data)
-    for name, data in files.items():
-        parsed[str(units / name)] = parse_unit(str(units / name), data)
+    for path, data in ((str(units / name), data) for name, data in files.items()):
+        parsed.pop(path, None)
+        if data is not None:
+            parsed[path] = parse_unit(path, data)
     context = ResolveContext("", uuid.UUID(int=0), Allocations(), {}, {})
     resolution = resolve([UnitSource(unit) for unit in parsed.values()], context)
     disks = {disk.path: disk.format for spec in resolution.desired.vms.values() for disk in spec.disks}

@@ -186,9 +186,7 @@ class _Story:
             return "set enabled = true in its unit" if not spec.enabled else f"`vmhost start {self._name}` starts it"
         at_s = next_start_s(self._name, ends, self._observed.host.boot_id)
         if state is None and at_s > self._inputs.now_s:
-            return (
-                f"it is started again in {_span(at_s - self._inputs.now_s)}; `vmhost restart {self._name}` does it now"
-            )
+            return f"it is started again in {_span(at_s - self._inputs.now_s)}; `vmhost start {self._name}` does it now"
         return self._next_try() or self._next_edit() or "nothing: it is as its unit says"
 
     def _next_without_spec(self, state: VmState | None) -> str:

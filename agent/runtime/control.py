@@ -7,7 +7,7 @@
 | POST /v1/wait {"what", "name", "timeout_s"} | {"ok", "message"} once it is decided |
 | POST /v1/intent {"verb", "name"} | {"message"} |
 | POST /v1/approve {"id"} | {"message"} |
-| POST /v1/plan {"files": {NAME: text}} | what would be done, with these unit files in place (`agent.core.forecast`) |
+| POST /v1/plan {"files": {NAME: text or null}} | what would be done with these in place or gone (`core.forecast`) |
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.why`) |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.show`) |
 
@@ -97,8 +97,8 @@ class AgentApi(Protocol):
     async def approve(self, identity: str) -> str:
         """Allow the stops that a question of this id is about; returns a line for the operator."""
 
-    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
-        """What would be done from here to settled, with these unit files in place by their names."""
+    async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
+        """What would be done from here to settled, with these unit files in place by their names (None: gone)."""
 
     async def why(self, name: str) -> Mapping[str, object]:
         """The chain of reasons for the present state of what a name stands for."""
@@ -267,16 +267,19 @@ def _text(body: Mapping[str, object], key: str) -> str:
     return value
 
 
-def _files(body: Mapping[str, object]) -> Mapping[str, bytes]:
-    """Contents by file name. What is no UTF-8 travels as lone surrogates (PEP 383), so that its mistake is found."""
+def _files(body: Mapping[str, object]) -> Mapping[str, bytes | None]:
+    """Contents by file name, None for a file that is to be gone.
+
+    What is no UTF-8 travels as lone surrogates (PEP 383), so that its mistake is found.
+    """
     files = body.get("files", {})
     if not isinstance(files, dict):
         raise web.HTTPBadRequest(text="files: want an object of texts")
     for name, text in files.items():
-        if not is_unit_name(name) or "/" in name or not isinstance(text, str):
+        if not is_unit_name(name) or "/" in name or not isinstance(text, str | None):
             raise web.HTTPBadRequest(text=f"files: want texts by names of unit files, not {printable(name)}")
     try:
-        return {name: text.encode(errors="surrogateescape") for name, text in files.items()}
+        return {n: None if text is None else text.encode(errors="surrogateescape") for n, text in files.items()}
     except UnicodeEncodeError as error:
         raise web.HTTPBadRequest(text="files: want texts") from error
 

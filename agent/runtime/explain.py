@@ -38,8 +38,8 @@ class Explainer:
         self._keeper = keeper
         self._journal = journal
 
-    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
-        """What would be done from here to settled, with `files` in place in the unit directory, by their names."""
+    async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
+        """What would be done from here to settled, with `files` in the unit directory, by their names (None: gone)."""
         seen = await self._reconciler.next_pass()
         observed = replace(seen.observed, in_flight=dict(self._reconciler.in_flight))
         desired, statuses = seen.desired, self._units.files

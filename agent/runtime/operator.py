@@ -166,7 +166,7 @@ class Operator:
         await self._reconciler.next_pass()
         return f"stopping {guests}"
 
-    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
+    async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
         """What would be done from here to settled, with these unit files in place."""
         return await self._explainer.plan(files)
 

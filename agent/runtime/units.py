@@ -74,10 +74,13 @@ class Units:
         """Where the unit file of a name lies."""
         return str(self._directory / name)
 
-    def what_if(self, files: Mapping[str, bytes]) -> Resolution:
-        """What all units would want with these files in place, by their names; nothing is taken over."""
+    def what_if(self, files: Mapping[str, bytes | None]) -> Resolution:
+        """What all units would want with these files in place, by their names (None: gone); nothing is taken over."""
         parsed = dict(self._parsed if self.loaded else self._good)
-        parsed |= {self.path(name): parse_unit(self.path(name), data) for name, data in files.items()}
+        for name, data in files.items():
+            parsed.pop(self.path(name), None)
+            if data is not None:
+                parsed[self.path(name)] = parse_unit(self.path(name), data)
         sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
         return resolve(sources, self._context())
 
@@ -158,7 +161,8 @@ def _is_version(unit: ParsedUnit, data: bytes) -> bool:
 
 
 def _text(unit: ParsedUnit | None) -> str | None:
-    return None if unit is None else unit.data.decode(errors="replace")
+    """A version's text; None for a file that could not be read, which has mistakes and no content."""
+    return None if unit is None or (unit.errors and not unit.data) else unit.data.decode(errors="replace")
 
 
 def _remembering(resolution: Resolution) -> Callable[[Memory], Memory]:

@@ -29,7 +29,7 @@ class FakeAgent:
         self.journal = Journal()
         self.journal.record("vm/web", "launched", "launched web", pid=42)
         self.asked: list[tuple[str, ...]] = []
-        self.planned: Mapping[str, bytes] = {}
+        self.planned: Mapping[str, bytes | None] = {}
         self.waits_cancelled = 0
         self.waiting = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -83,7 +83,7 @@ class FakeAgent:
             raise RefusedError(f"nothing asks for an approval {identity}; `vmhost status` shows what does")
         return "3 guests may stop"
 
-    async def plan(self, files: Mapping[str, bytes]) -> Mapping[str, object]:
+    async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
         self.planned = files
         found = forecast(Desired({"br-lan": BridgeSpec("br-lan", "02:00:00:00:00:02")}), Observed(), 0.0)
         units = [{"file": f"/u/{name}", "state": "valid", "errors": []} for name in files]

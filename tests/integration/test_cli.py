@@ -202,7 +202,7 @@ def test_a_plan_of_what_is_no_unit_is_wrong_usage(run_dir: Path, tmp_path: Path)
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.toml").write_text("")
     done = vmhost("plan", tmp_path / "a", tmp_path / "b" / "x.toml", "--run-dir", run_dir)
-    assert (done.returncode, "two files named x.toml" in done.stderr) == (2, True)
+    assert (done.returncode, "x.toml is named twice" in done.stderr) == (2, True)
 
 
 def test_reasons_and_settings_are_lines(run_dir: Path) -> None:

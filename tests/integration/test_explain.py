@@ -93,6 +93,8 @@ def test_a_plan_names_every_action_before_and_none_after_and_an_edit_s_alone(age
     assert [(step["text"], step["disruption"]) for step in plan["actions"]] == [
         ("shut db down within 1 s (unwanted)", "stop")
     ]
+    plan = json.loads(agent.vmhost("plan", "--json", "--without", "db.toml"))
+    assert texts(plan) == ["shut db down within 1 s (unwanted)", "delete db-lan"]
     assert planned(agent)["actions"] == []
 
 

@@ -91,7 +91,7 @@ def test_a_crash_loop() -> None:
         ),
         "condition: Backoff: next start in 10 s after crash (since 12:00)",
         "condition: CrashLoop: ended 6 times, last by crash; see its qemu.log (since 12:00)",
-        "next: it is started again in 9.7 s; `vmhost restart web` does it now",
+        "next: it is started again in 9.7 s; `vmhost start web` does it now",
     ]
 
 
