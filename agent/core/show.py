@@ -92,7 +92,7 @@ def _truth(value: bool) -> str:
 
 def differences(unit: UnitText) -> tuple[str, ...]:
     """The lines of a unified diff from a file's last good version to what it is now; none where they are the same."""
-    if unit.text is None or unit.last_good is None or unit.text == unit.last_good:
+    if unit.text is None or unit.last_good is None:
         return ()
     before, now = unit.last_good.splitlines(), unit.text.splitlines()
     return tuple(difflib.unified_diff(before, now, "last good", "now", lineterm=""))

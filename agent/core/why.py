@@ -180,7 +180,7 @@ class _Story:
         if held is not None or spec is None:
             return self._next_without_spec(state)
         intent, ends = self._observed.intents.get(self._name, Intent()), self._observed.ends.get(self._name, ())
-        if intent.stopped or not wants_to_run(spec, intent, ends, self._observed.host.boot_id):
+        if not wants_to_run(spec, intent, ends, self._observed.host.boot_id):
             if state is not None:
                 return self._next_try() or "it is put away"
             return "set enabled = true in its unit" if not spec.enabled else f"`vmhost start {self._name}` starts it"

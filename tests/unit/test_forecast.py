@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from agent.core.actions import StopVm, kind_of
+from agent.core.actions import StopVm, key_of, kind_of
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, VmSpec
 from agent.core.draft import fingerprint
 from agent.core.forecast import Forecast, forecast, forecast_json
@@ -83,6 +83,17 @@ def test_a_failed_action_is_tried_again_when_it_is_due() -> None:
     assert (step.after_s, step.waits_for) == (7.5, "ActionFailed: no buffer space")
 
 
+def test_waits_of_different_lengths_are_told_in_their_order() -> None:
+    desired = Desired({name: BridgeSpec(name, "02:00:00:00:00:01") for name in ("br1", "br2")})
+    actions = [step.action for step in forecast(desired, NOTHING, NOW_S).steps]
+    attempts = {
+        key_of(action): Attempt(1, NOW_S + delay_s, "ActionFailed", "x", fingerprint(action))
+        for action, delay_s in zip(actions, (9.0, 4.0), strict=True)
+    }
+    found = forecast(desired, replace(NOTHING, attempts=attempts), NOW_S)
+    assert [(step.action.resource, step.after_s) for step in found.steps] == [("bridge/br2", 4.0), ("bridge/br1", 9.0)]
+
+
 def test_what_nothing_rings_for_is_no_reason_to_wait() -> None:
     disk = DiskSpec("root", "/srv/web.qcow2", "qcow2", 5)
     seen = replace(NOTHING, disks={disk.path: DiskState(False, True, True)})
@@ -96,7 +107,9 @@ def test_what_is_under_way_is_told_as_such_and_asks_for_no_approval() -> None:
     busy = {f"vm/{name}": f"stop-vm vm/{name}" for name in guests}
     seen = replace(NOTHING, vms=guests, in_flight=busy, stops_at_s=(NOW_S, NOW_S, NOW_S))
     found = forecast(Desired(), seen, NOW_S)
-    assert [(kind_of(step.action), step.under_way) for step in found.steps] == [("stop-vm", True)] * 3
+    assert [(kind_of(step.action), step.under_way, step.after_s) for step in found.steps] == [
+        ("stop-vm", True, 0.0)
+    ] * 3
     assert found.approval is None
 
 

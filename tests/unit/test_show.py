@@ -40,6 +40,8 @@ def test_what_runs_beside_what_is_wanted() -> None:
 def test_of_what_does_not_run_nothing_differs() -> None:
     found = settings_of_vm("web", Desired({}, {"web": WEB}), Observed())
     assert {one.runs for one in found} == {None}
+    ended = Observed(vms={"web": VmState(WEB, False, 1)})
+    assert settings_of_vm("web", Desired({}, {"web": WEB}), ended) == found
     assert differing(found) == []
 
 

@@ -193,6 +193,17 @@ def test_a_failed_action_with_its_tries_and_the_next_one() -> None:
     ]
 
 
+def test_a_try_that_nothing_speaks_of_any_more_is_over() -> None:
+    stop = StopVm("vm/web", Reason.UNWANTED, "web", "uuid-web", 60.0, True)
+    attempt = after_failure(stop, TransientError("QEMU is busy"), None, NOW_S)
+    assert chain("web", replace(SEEN, attempts={"stop-vm vm/web": attempt}), VALID) == chain("web", SEEN, VALID)
+
+
+def test_only_the_last_events_are_told() -> None:
+    told = chain("web", SEEN, VALID, events=[(f"12:{i:02}", "vm/web", "x") for i in range(20)])
+    assert [one for one in told if one.startswith("event")] == [f"event: 12:{i:02} x" for i in range(12, 20)]
+
+
 def test_what_is_under_way_and_what_waits_for_a_restart() -> None:
     busy = replace(SEEN, vms={}, in_flight={"vm/web": "launch-vm vm/web"})
     assert chain("web", busy, VALID)[2:] == [
