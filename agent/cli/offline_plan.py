@@ -12,6 +12,7 @@ from agent.core.errors import UnitError
 from agent.core.forecast import forecast, forecast_json
 from agent.core.observed import DiskState, HostState, Observed
 from agent.core.status import unit_status
+from agent.core.text import printable
 from agent.host.disks import look_at_disk
 from agent.host.unitdir import read_directory
 from agent.unitfile.parse import ParsedUnit, parse_unit
@@ -23,7 +24,7 @@ def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
     parsed: dict[str, ParsedUnit] = {}
     for content in read_directory(units).files.values():
         if content.data is None:
-            error = UnitError(content.path, 1, 1, content.problem)
+            error = UnitError(printable(content.path), 1, 1, content.problem)
             parsed[content.path] = ParsedUnit(content.path, b"", (error,))
         else:
             parsed[content.path] = parse_unit(content.path, content.data)
