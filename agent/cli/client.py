@@ -39,7 +39,7 @@ class NoAgentError(Exception):
 
 
 class RefusedError(Exception):
-    """The agent answered with an error; the text is its own."""
+    """What was asked cannot be had; the text says why. The agent's own words, where it was the agent that was asked."""
 
 
 class _UnixConnection(http.client.HTTPConnection):

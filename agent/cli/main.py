@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from agent.cli import commands, explain
+from agent.cli import commands, explain, tools
 from agent.cli.client import NoAgentError, RefusedError
 from agent.core.defaults import RUN_DIR, STATE_DIR, UNITS_DIR
 
@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     show = add("show", "show a guest or bridge in its unit, last good, and as it runs, with the differences")
     show.add_argument("name", metavar="NAME")
     show.set_defaults(run=explain.show)
+    tools.add_commands(add)
     return parser
 
 

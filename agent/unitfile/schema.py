@@ -49,12 +49,22 @@ Path = Annotated[str, _checked(values.parse_path), _text("absolute path", patter
 Size = Annotated[int, _checked(values.parse_size), _text('size such as "32G"', pattern="^[0-9]+[KMGT]$")]
 Memory = Annotated[int, _checked(values.parse_memory), _text('size such as "512M"', pattern="^[0-9]+[KMGT]$")]
 Duration = Annotated[float, _checked(values.parse_duration), _text('duration such as "90s"', pattern="^[0-9]+[smh]$")]
-Mac = Annotated[str, _checked(values.parse_mac), _text("unicast MAC address")]
-Uuid = Annotated[str, _checked(values.parse_uuid), _text("uuid")]
-LinkName = Annotated[str, _checked(values.parse_link_name), _text("name of a link", maxLength=15)]
-VmName = Annotated[str, _checked(values.parse_vm_name), _text("name of a guest")]
-DeviceName = Annotated[str, _checked(values.parse_device_name), _text("name of a NIC or disk")]
-Address = Annotated[str, _checked(values.parse_address), _text('address such as "192.168.0.1/24"')]
+Mac = Annotated[
+    str, _checked(values.parse_mac), _text("unicast MAC address", pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")
+]
+Uuid = Annotated[
+    str, _checked(values.parse_uuid), _text("uuid", pattern="^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){4}[0-9A-Fa-f]{8}$")
+]
+LinkName = Annotated[str, _checked(values.parse_link_name), _text("name of a link", pattern="^[^/:% ]{1,15}$")]
+VmName = Annotated[
+    str, _checked(values.parse_vm_name), _text("name of a guest", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+]
+DeviceName = Annotated[
+    str, _checked(values.parse_device_name), _text("name of a NIC or disk", pattern="^[a-z0-9][a-z0-9-]{0,14}$")
+]
+Address = Annotated[
+    str, _checked(values.parse_address), _text('address such as "192.168.0.1/24"', pattern="/[0-9]{1,3}$")
+]
 After = Annotated[str, _checked(values.parse_after), _text('guest as "vm:NAME"', pattern="^vm:")]
 Mtu = Annotated[int, Field(ge=68, le=65535)]
 

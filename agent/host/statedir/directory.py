@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.core.errors import AgentError
 from agent.core.memory import VERSION, Memory
+from agent.host.statedir.history import UnitHistory
 
 _MEMORY = TypeAdapter(Memory)
 
@@ -33,6 +34,7 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._units = path / "units"
+        self._history = UnitHistory(path)
         self._lock = -1
 
     def open(self) -> None:
@@ -78,17 +80,33 @@ class StateDirectory:
         return {path.name: path.read_bytes() for path in sorted(self._units.glob("*.toml")) if path.is_file()}
 
     def save_good_units(self, changed: Mapping[str, bytes], gone: frozenset[str]) -> None:
-        """Keep new good versions, and drop those of files that are gone; `OSError` of the first that failed."""
+        """Keep new good versions, and drop those of files that are gone; `OSError` of the first that failed.
+
+        Their history stays, also of files that are gone: `vmhost undo` brings them back.
+        """
         problems: list[OSError] = []
         for name, data in changed.items():
+            self._remember(name, problems)  # of a state that was written before there were histories
             try:
                 write_durably(self._units / name, data)
             except OSError as error:
                 problems.append(error)
+            else:
+                self._remember(name, problems)
         for name in gone:
+            self._remember(name, problems)
             (self._units / name).unlink(missing_ok=True)
+        if gone and not problems:
+            self._history.forget_oldest()
         if problems:
             raise problems[0]
+
+    def _remember(self, name: str, problems: list[OSError]) -> None:
+        """A history that cannot be written must not keep the last good versions themselves from the disk."""
+        try:
+            self._history.add(self._units / name)
+        except OSError as error:
+            problems.append(error)
 
 
 def lock_directory(path: Path) -> int:

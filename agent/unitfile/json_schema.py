@@ -1,0 +1,97 @@
+"""The JSON Schema of unit files, for editors (taplo and what is built on it): keys, texts, mistakes while typing.
+
+An editor sees one file and one value at a time: what lies between keys or files is told by `vmhost check` only. So
+whatever the check takes, the schema takes as well, and not always the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from agent.unitfile.schema import UnitFile
+
+DIALECT = "http://json-schema.org/draft-07/schema#"
+"""The draft that taplo knows best."""
+
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "UnitFile": {
+        "bridge": "bridges, each as [bridge.NAME]",
+        "vm": "guests, each as [vm.NAME]",
+    },
+    "BridgeTable": {
+        "ports": "host links to enslave; none: an isolated bridge",
+        "addresses": 'addresses of the host on this bridge, such as "192.168.0.1/24"',
+        "mac": "the bridge's MAC address; derived from the host and the name unless given, so it never changes",
+        "mtu": "the largest packet, in bytes",
+        "stp": "speak the spanning tree protocol",
+        "adopt": "take over a bridge of this name that somebody else made",
+    },
+    "VmTable": {
+        "cpus": "number of virtual CPUs",
+        "memory": 'memory, such as "512M" or "4G"',
+        "machine": "the kind of machine that the guest sees",
+        "cpu": 'QEMU\'s CPU model, such as "host"',
+        "accel": "kvm, tcg (slow, everywhere), or kvm where the host has it",
+        "kernel": "kernel to boot directly; without one the guest boots from its first disk",
+        "initrd": "initial ramdisk for the kernel",
+        "append": "the kernel's command line",
+        "restart": "after which ends it is started again; on-failure: not after it switched itself off",
+        "stop-timeout": "how long the guest may take to shut down before its QEMU is ended",
+        "after": 'guests that are started before this one, each as "vm:NAME"',
+        "description": "for people",
+        "enabled": "false: the guest is stopped and stays so",
+        "uuid": "the guest's identity; made once and kept unless given. Give it to rename a guest",
+        "disk": "disks, each as [vm.NAME.disk.ID]",
+        "nic": "network cards, each as [vm.NAME.nic.ID]",
+    },
+    "DiskTable": {
+        "path": "the image, or a block device",
+        "size": "created when missing, grown when larger, never shrunk",
+        "format": "told by the suffix (.qcow2, .raw, .img) unless given; never probed",
+        "cache": "how the host caches writes, by the names of qemu(1)",
+        "read-only": "the guest cannot write to it",
+        "discard": "what the guest trims is given back to the host",
+    },
+    "NicTable": {
+        "bridge": "the bridge that it is plugged into",
+        "mac": "derived from the guest's uuid and the NIC's name unless given",
+        "tap": "the host's end of it; a readable name is derived unless given",
+        "model": "the card that the guest sees",
+        "mtu": "the largest packet, in bytes; the guest is told",
+    },
+}
+"""What each key is for, by table."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema as plain JSON values, always in the same order."""
+    schema = UnitFile.model_json_schema(by_alias=True)
+    for name, table in {**schema["$defs"], "UnitFile": schema}.items():
+        table.pop("title", None)
+        table["description"] = "A unit file of vmhost." if name == "UnitFile" else table["description"].split(";")[0]
+        for key, value in table["properties"].items():
+            table["properties"][key] = _tidied(value, TEXTS[name].get(key))
+    return {"$schema": DIALECT, "title": "vmhost unit file", **schema}
+
+
+def _tidied(value: MutableMapping[str, Any], text: str | None) -> dict[str, Any]:
+    """A key as it is written: TOML has no null, and sizes and durations are texts there."""
+    choices = [choice for choice in value.get("anyOf", []) if choice != {"type": "null"}]
+    plain = {key: part for key, part in value.items() if key not in {"anyOf", "title", "default"}}
+    if choices:
+        (choice,) = choices
+        plain |= choice
+    if text is not None:
+        plain["description"] = text
+    if value.get("default") not in (None, "", []):
+        plain["default"] = _as_written(value["default"], plain)
+    if plain.get("type") == "array":
+        plain["uniqueItems"] = True
+    return plain
+
+
+def _as_written(default: object, plain: Mapping[str, Any]) -> object:
+    if plain["type"] == "string" and isinstance(default, int | float):
+        return f"{default:.0f}{'s' if 's' in plain['pattern'] else 'M'}"
+    return default
