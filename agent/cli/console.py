@@ -44,8 +44,8 @@ def attach(run_dir: Path, name: str, quiet_s: float) -> str:
     with _connected(run_dir, name) as line:
         if not os.isatty(0):
             return _Relay(line, typed=False, quiet_s=quiet_s).run()
-        print(_greeting(name), file=sys.stderr)
         with _raw_terminal():
+            print(_greeting(name), end="\r\n", file=sys.stderr, flush=True)
             why = _Relay(line, typed=True, quiet_s=quiet_s).run()
         print(file=sys.stderr)
         return why
@@ -128,7 +128,7 @@ def _raw_terminal() -> Iterator[None]:
     before = termios.tcgetattr(0)
     handlers = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)

@@ -33,8 +33,9 @@ A report of vmhost. What looked like a secret (by its name or its shape) reads <
 have a look before you send it.
 
 versions.txt    programs, packages, kernel
-status.json     `vmhost status --json`, or why there is none
-events.jsonl    `vmhost events --json`, the last few hundred
+status.json     `vmhost status --json`
+events.jsonl    `vmhost events --json`: the last ones that the agent keeps
+no-agent.txt    instead of these two: why the agent did not answer
 check.txt       `vmhost check` of the unit directory
 units/          the unit files
 logs/           the end of what each guest's QEMU wrote

@@ -13,10 +13,10 @@ MARK = "<redacted>"
 """What stands in the place of a secret."""
 
 _NAMED = (
-    r"[\w.-]{0,40}(?:passw(?:or)?d|passwd|passphrase|rootpw|secret|token|credential|api[_-]?key|access[_-]?key"
+    r"(?:passw(?:or)?d|passwd|passphrase|rootpw|secret|token|credential|api[_-]?key|access[_-]?key"
     r"|private[_-]?key|auth[_-]?key|encryption[_-]?key|psk)[\w-]{0,20}"
 )
-_QUOTED = r'"{3}.*?"{3}|\'{3}.*?\'{3}|\\?"(?:[^"\\\n]|\\[^"\n])*\\?"|\'[^\'\n]*\''
+_QUOTED = r'"{3}.*?"{3}|\'{3}.*?\'{3}|\\"[^"\\\n]*\\"|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\''
 _PATTERNS = (
     # A PEM block, whole or cut off.
     re.compile(r"(?P<keep>-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----).*?(?=-----END|\Z)", re.DOTALL),
@@ -58,6 +58,6 @@ def redacted_json(value: object) -> tuple[object, int]:
 
 
 def _redacted_member(key: object, member: object) -> tuple[object, int]:
-    if isinstance(member, str) and re.fullmatch(_NAMED, str(key), re.IGNORECASE):
+    if isinstance(member, str) and re.search(_NAMED, str(key), re.IGNORECASE):
         return MARK, 1
     return redacted_json(member)

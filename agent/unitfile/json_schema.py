@@ -86,6 +86,9 @@ def _tidied(value: MutableMapping[str, Any], text: str | None) -> dict[str, Any]
         plain["description"] = text
     if value.get("default") not in (None, "", []):
         plain["default"] = _as_written(value["default"], plain)
+    if "patternProperties" in plain:
+        plain["additionalProperties"] = False
+        del plain["propertyNames"]  # the patterns say the same, and taplo knows only them
     if plain.get("type") == "array":
         plain["uniqueItems"] = True
     return plain

@@ -103,7 +103,7 @@ class UnitHistory:
                 make(folder / f"{number:06}.{kind}")
             except FileExistsError:
                 continue  # the other program was quicker
-            for _, path in entries[: len(entries) + 1 - KEPT_VERSIONS]:
+            for _, path in entries[: max(0, len(entries) + 1 - KEPT_VERSIONS)]:
                 path.unlink(missing_ok=True)
             return number
 
