@@ -36,6 +36,7 @@ versions.txt    programs, packages, kernel
 status.json     `vmhost status --json`
 events.jsonl    `vmhost events --json`: the last ones that the agent keeps
 no-agent.txt    instead of these two: why the agent did not answer
+links.txt       `ip -details address`
 check.txt       `vmhost check` of the unit directory
 units/          the unit files
 logs/           the end of what each guest's QEMU wrote
@@ -71,6 +72,7 @@ def collect(folders: Folders, say: Callable[[str], object]) -> list[Part]:
     gathers: Sequence[tuple[str, Callable[[], Iterator[Part]]]] = (
         ("versions", _versions),
         ("the agent", lambda: _told_by_agent(AgentClient(folders.run_dir))),
+        ("links", _links),
         ("units", lambda: _units(folders.units)),
         ("logs", lambda: _logs(folders.run_dir / "vms")),
     )
@@ -114,11 +116,20 @@ def _package_version(package: str) -> str:
 
 
 def _first_line(command: tuple[str, ...]) -> str:
+    return next(iter(_output(command).splitlines()), f"{command[0]} says nothing")
+
+
+def _output(command: tuple[str, ...]) -> str:
+    """What a program says, or why it cannot be asked."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{command[0]}: {error}"
-    return next(iter(done.stdout.splitlines()), f"{command[0]}: exit {done.returncode}")
+        return f"{command[0]}: {error}\n"
+    return done.stdout + done.stderr
+
+
+def _links() -> Iterator[Part]:
+    yield _text("links.txt", _output(("ip", "-details", "address")))
 
 
 def _told_by_agent(client: AgentClient) -> Iterator[Part]:

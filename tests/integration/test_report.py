@@ -48,6 +48,7 @@ def test_a_report_holds_what_it_says_and_no_secret(agent: AgentProcess) -> None:
     assert all(json.loads(line)["message"] for line in found["events.jsonl"].splitlines())
     assert "broken.toml:1:" in found["check.txt"]
     assert "logs/ok/qemu.log" in found
+    assert "link/loopback" in found["links.txt"]
     assert "QEMU emulator version" in found["versions.txt"]
     assert_described(found)
     again = agent.command("report", "-o", str(path))
