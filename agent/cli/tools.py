@@ -136,6 +136,8 @@ def history(arguments: argparse.Namespace) -> int:
         raise _unreadable(error) from error
     if arguments.json:
         print(json.dumps(rows, indent=2))
+    elif not rows:
+        write_line(sys.stdout, f"no unit file has a history in {arguments.state_dir} yet")
     elif arguments.file is None:
         cells = [(row["file"], str(row["versions"]), row["newest"], row["state"]) for row in rows]
         write_table(sys.stdout, ("FILE", "VERSIONS", "NEWEST", "STATE"), cells)

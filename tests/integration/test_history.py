@@ -127,6 +127,12 @@ def keep(agent: AgentProcess, name: str, data: bytes) -> None:
         state.close()
 
 
+def test_no_history_yet(offline: AgentProcess) -> None:
+    state = offline.folder / "state"
+    assert offline.vmhost("history") == f"no unit file has a history in {state} yet\n"
+    assert (offline.vmhost("history", "--json"), state.exists()) == ("[]\n", False)
+
+
 def test_undo_writes_through_a_symlink(offline: AgentProcess) -> None:
     for data in (b"[vm.web]\n", b"[vm.web]\ncpus = 2\n"):
         keep(offline, "web.toml", data)
