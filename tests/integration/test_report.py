@@ -32,7 +32,7 @@ def assert_described(found: dict[str, str]) -> None:
 def test_a_report_holds_what_it_says_and_no_secret(agent: AgentProcess) -> None:
     more = f'kernel = "/nowhere/vmlinuz"\nappend = "quiet rootpw={SECRET}"\n'
     agent.drop("web.toml", bare_vm("web", more))
-    agent.drop("broken.toml", f"[vm.db\napi-token = '{SECRET}'\n")
+    agent.drop("broken.toml", f'[vm.db]\nrestart = "token={SECRET}"\n')  # told with the mistake, everywhere
     agent.drop("ok.toml", bare_vm("ok"))
     agent.start(settle=False)
     agent.vmhost("wait", "running", "ok", "--timeout", "20")
@@ -42,11 +42,14 @@ def test_a_report_holds_what_it_says_and_no_secret(agent: AgentProcess) -> None:
     assert [one["name"] for one in told["files"]] == list(found)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert SECRET not in "".join(found.values())
-    assert told["redactions"] >= 2
+    redactions = {one["name"]: one["redactions"] for one in told["files"]}
+    for name in ("status.json", "events.jsonl", "check.txt", "units/broken.toml", "units/web.toml"):
+        assert redactions[name] == 1, name
+    assert told["redactions"] == sum(redactions.values())
     assert 'append = "quiet rootpw=<redacted>"' in found["units/web.toml"]
     assert {vm["name"] for vm in json.loads(found["status.json"])["vms"]} == {"ok", "web"}
     assert all(json.loads(line)["message"] for line in found["events.jsonl"].splitlines())
-    assert "broken.toml:1:" in found["check.txt"]
+    assert "broken.toml:2:1: error: restart must be" in found["check.txt"]
     assert "logs/ok/qemu.log" in found
     assert "link/loopback" in found["links.txt"]
     assert "QEMU emulator version" in found["versions.txt"]
