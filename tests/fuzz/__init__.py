@@ -1,0 +1,1 @@
+"""A hundred thousand mutated unit files, and random sets of them."""
