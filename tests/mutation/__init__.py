@@ -1,0 +1,1 @@
+"""Breaks the planner in every small way, and asks whether a test notices: `make mutants`."""
