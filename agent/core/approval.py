@@ -68,12 +68,11 @@ def unit_stops(desired: Desired, observed: Observed, now_s: float) -> Stops:
 
 
 def _asks_to_stop(name: str, desired: Desired, observed: Observed) -> bool:
-    state = observed.vms[name]
-    intent = observed.intents.get(name)
-    if not state.alive or state.stopping or _is_stopping(state, observed) or (intent and intent.stopped):
+    state, spec = observed.vms[name], desired.vms.get(name)
+    if (spec is not None and spec.enabled) or not state.alive or state.stopping or _is_stopping(state, observed):
         return False
-    spec = desired.vms.get(name)
-    return is_unit_gone(name, state, desired) if spec is None else not spec.enabled
+    intent = observed.intents.get(name)
+    return not (intent and intent.stopped) and (spec is not None or is_unit_gone(name, state, desired))
 
 
 def _is_stopping(state: VmState, observed: Observed) -> bool:

@@ -152,7 +152,7 @@ def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> No
     """Delete own bridges that nobody needs; one that still has foreign ports is left to whoever put them there."""
     links = draft.observed.links
     for link in links.values():
-        if link.name in bridges or link.alias != bridge_mark(link.name) or link.kind != "bridge":
+        if link.kind != "bridge" or link.name in bridges or link.alias != bridge_mark(link.name):
             continue
         resource = bridge_resource(link.name)
         strangers = sorted(

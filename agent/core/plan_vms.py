@@ -25,6 +25,9 @@ from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 UNRESPONSIVE_S = 5.0
 """A monitor that is silent for longer than this is a condition; a loaded host is slow now and then."""
 
+NO_INTENT = Intent()
+"""What an operator who said nothing wants."""
+
 LOOK_AGAIN_S = 1.0
 """When to look again for a disk that is missing: nothing rings when a file system is mounted."""
 
@@ -36,16 +39,15 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     """Plan what makes a guest as its unit, its operator and its restart policy say."""
     observed = draft.observed
     state = observed.vms.get(spec.name)
-    intent = observed.intents.get(spec.name, Intent())
-    ends = observed.ends.get(spec.name, ())
-    runs = wants_to_run(spec, intent, ends, observed.host.boot_id)
+    intent = observed.intents.get(spec.name, NO_INTENT)
     if state is None:
-        if runs:
+        if _should_run(draft, spec, intent):
             _plan_launch(draft, spec, intent)
     elif state.stopping:
         plan_leftover(draft, spec.name, state)
     elif not state.alive:
-        _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=not runs or _is_outdated(state, intent))
+        asked = not _should_run(draft, spec, intent) or _is_outdated(state, intent)
+        _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=asked)
     elif state.run_state in REMAINS:
         _plan_end(
             draft, spec.name, state, REMAINS[state.run_state], asked=intent.stopped or _is_outdated(state, intent)
@@ -57,6 +59,11 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     else:
         _plan_running(draft, spec.name, state, intent)
         _tell_sizes_of_running(draft, spec)
+
+
+def _should_run(draft: Draft, spec: VmSpec, intent: Intent) -> bool:
+    observed = draft.observed
+    return wants_to_run(spec, intent, observed.ends.get(spec.name, ()), observed.host.boot_id)
 
 
 def _is_outdated(state: VmState, intent: Intent) -> bool:
@@ -202,9 +209,11 @@ def _tell_size(draft: Draft, resource: str, disk: DiskSpec, state: DiskState) ->
 
 def _tell_sizes_of_running(draft: Draft, spec: VmSpec) -> None:
     for disk in spec.disks:
-        resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
         state = draft.observed.disks.get(disk.path)
-        if state is not None and state.exists and _tell_size(draft, resource, disk, state):
+        if state is None or not state.exists or state.size_bytes == disk.size_bytes:
+            continue
+        resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
+        if _tell_size(draft, resource, disk, state):
             draft.tell(resource, "GrowthPending", f"{disk.path} grows when {spec.name} is started the next time")
 
 
