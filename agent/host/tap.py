@@ -220,7 +220,9 @@ def _consistent(flags: int) -> int:
 def _active_features(name: str) -> set[str]:
     """The names of a link's active features (ETHTOOL_GFEATURES, whose blocks have 32 bits each)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        names = _feature_names(any_socket.fileno(), name)
+        if not _feature_names:
+            _feature_names.extend(_read_feature_names(any_socket.fileno(), name))
+        names = _feature_names
         blocks = (len(names) + 31) // 32
         answer = bytearray(struct.pack("=II", ETHTOOL_GFEATURES, blocks) + bytes(16 * blocks))
         _ethtool(any_socket.fileno(), name, answer)
@@ -233,7 +235,12 @@ def _active_features(name: str) -> set[str]:
     return active
 
 
-def _feature_names(any_socket: int, name: str) -> list[str]:
+_feature_names: list[str] = []
+"""Of the running kernel, the same for every link (net/ethtool/common.c: netdev_features_strings), so read once: when a
+bridge with many taps is healed, each of them states itself several times."""
+
+
+def _read_feature_names(any_socket: int, name: str) -> list[str]:
     """The names of feature bits, which differ between kernels (ETHTOOL_GSSET_INFO, ETHTOOL_GSTRINGS)."""
     info = bytearray(struct.pack("=IIQI", ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0))
     _ethtool(any_socket, name, info)

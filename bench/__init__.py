@@ -1,0 +1,1 @@
+"""How fast the agent is, each figure against its bare limit: `make bench`."""

@@ -1,0 +1,118 @@
+"""What a thousand units cost: planning alone, and one edit among them."""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+
+from agent.core.allocation import Allocations
+from agent.core.desired import Desired
+from agent.core.marks import bridge_mark, tap_mark
+from agent.core.observed import DiskState, HostState, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.planning import plan
+from agent.unitfile.parse import parse_unit
+from agent.unitfile.resolve import ResolveContext, UnitSource, resolve
+from bench.figures import Figure
+from bench.host import fresh_agent, start, wait_settled
+from bench.netlink import IFLA_MTU, LinkEvents
+from bench.starts import DEBOUNCE_MS
+
+UNITS = 1000
+ROUNDS = 30
+PLAN_ROUNDS = 200
+
+
+def _guest_unit(number: int) -> str:
+    return (
+        f'[vm.g{number}]\nmemory = "64M"\nenabled = false\n'
+        f'[vm.g{number}.disk.root]\npath = "/srv/vm/g{number}.qcow2"\nsize = "1G"\n'
+        f'[vm.g{number}.nic.lan]\nbridge = "br-bench"\n'
+    )
+
+
+def _bridge_unit(mtu: int) -> str:
+    return f'[bridge.br-bench]\naddresses = ["10.77.0.1/24"]\nmtu = {mtu}\n'
+
+
+def one_edit(rounds: int = ROUNDS) -> Iterator[Figure]:
+    """One file among a thousand is changed; its change is planned, carried out and seen in the kernel."""
+    with fresh_agent() as agent:
+        agent.drop("net.toml", _bridge_unit(1500))
+        for number in range(UNITS - 1):
+            agent.drop(f"g{number}.toml", _guest_unit(number))
+        start(agent)
+        bridge, spent = socket.if_nametoindex("br-bench"), []
+        for round_ in range(rounds):
+            mtu = 1400 + round_
+            with LinkEvents() as events:
+                began = time.perf_counter()
+                agent.drop("net.toml", _bridge_unit(mtu))
+                done = events.until(lambda index, new, mtu=mtu: index == bridge and new.get(IFLA_MTU) == mtu)
+            spent.append((done - began) * 1000 - DEBOUNCE_MS)
+            wait_settled(agent)
+    yield Figure(
+        f"one file changed among {UNITS:,} → in the kernel, debounce aside", "ms", spent, 50.0, _resolve_ms(), "resolve"
+    )
+
+
+def _units() -> list[tuple[str, bytes]]:
+    guests = [(f"g{n}.toml", _guest_unit(n).replace("enabled = false\n", "").encode()) for n in range(UNITS - 1)]
+    return [("net.toml", _bridge_unit(1500).encode()), *guests]
+
+
+def _resolve_ms(rounds: int = ROUNDS) -> list[float]:
+    """Parse and resolve a changed file among a thousand, without agent."""
+    parsed = {path: parse_unit(path, data) for path, data in _units()}
+    context = ResolveContext("machine", uuid.UUID(int=7), Allocations(), {}, {})
+    sources = [UnitSource(unit, unit) for unit in parsed.values()]
+    first = resolve(sources, context)
+    context = ResolveContext("machine", uuid.UUID(int=7), first.allocations, first.incumbents, {})
+    resolve(sources, context)
+    spent = []
+    for round_ in range(rounds):
+        began = time.perf_counter()
+        parsed["net.toml"] = parse_unit("net.toml", _bridge_unit(1400 + round_).encode())
+        resolve([UnitSource(unit, unit) for unit in parsed.values()], context)
+        spent.append((time.perf_counter() - began) * 1000)
+    return spent
+
+
+def nothing_to_do(rounds: int = PLAN_ROUNDS) -> Iterator[Figure]:
+    """`plan` for a thousand guests that are all as they should be."""
+    desired, observed = settled_world()
+    spent = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        decided = plan(desired, observed, 1000.0)
+        spent.append((time.perf_counter() - began) * 1000)
+        if decided.actions:
+            raise RuntimeError(f"not settled: {decided.actions[0]}")
+    yield Figure(f"`plan` for {len(desired.vms):,} guests, nothing to do", "ms", spent, 5.0)
+
+
+def settled_world() -> tuple[Desired, Observed]:
+    """A thousand guests with a NIC and a disk each, and a host on which they all run."""
+    context = ResolveContext("machine", uuid.UUID(int=7), Allocations(), {}, {})
+    units = [*_units(), (f"g{UNITS - 1}.toml", _guest_unit(UNITS - 1).replace("enabled = false\n", "").encode())]
+    desired = resolve([UnitSource(parse_unit(path, data)) for path, data in units], context).desired
+    spec = desired.bridges["br-bench"]
+    links = {spec.name: LinkState(2, spec.name, "bridge", True, spec.mtu, spec.mac, None, bridge_mark(spec.name))}
+    links["br-bench"] = _with_addresses(links["br-bench"], spec.addresses)
+    vms, disks = {}, {}
+    for index, (name, vm) in enumerate(desired.vms.items(), start=3):
+        (nic,), (disk,) = vm.nics, vm.disks
+        links[nic.tap] = LinkState(index, nic.tap, "tun", True, nic.mtu, nic.mac, 2, tap_mark(name, nic.id))
+        nics = {nic.id: NicState(NicBackend.ATTACHED, nic.tap)}
+        vms[name] = VmState(vm, True, 10_000 + index, run_state="running", nics=nics)
+        disks[disk.path] = DiskState(True, True, True, disk.size_bytes)
+    return desired, Observed(links=links, vms=vms, disks=disks, host=HostState(boot_id="now"))
+
+
+def _with_addresses(link: LinkState, addresses: tuple[str, ...]) -> LinkState:
+    from dataclasses import replace
+
+    from agent.core.observed import AddressState
+
+    return replace(link, addresses=tuple(AddressState(address, own=True) for address in addresses))
