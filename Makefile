@@ -1,4 +1,4 @@
-# make setup | check | test | demo | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
+# make setup | check | test | demo | bench | mutants | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
 # What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-s
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools venv guest demo-files check test demo lock clean
+.PHONY: setup tools venv guest demo-files check test demo bench mutants lock clean
 
 setup: tools venv guest
 
@@ -75,6 +75,14 @@ test: setup
 # KEEP=1 leaves it running and says how to look around and how to end it.
 demo: setup demo-files
 	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+
+# Some minutes on a machine that does nothing else; BENCH="plan tap-out" runs only these. The table as JSON: build/bench.json.
+bench: setup
+	@$(BIN)/python -m bench $(BENCH)
+
+# How many ways to break the planner the tests notice; some minutes. MUTANTS="policy" breaks only that module.
+mutants: venv
+	@$(BIN)/python -m tests.mutation --json build/mutants.json $(MUTANTS)
 
 # Newest versions of everything, hashes of the official files. Takes about two minutes.
 lock: venv
