@@ -1,4 +1,4 @@
-"""`python -m bench [NAME…]`: measures, prints a table, and writes the same as JSON. Exit 0, whatever the figures are."""
+"""`python -m bench [NAME…]`: measures, prints a table, writes the same as JSON. Exit 0, whatever the figures are."""
 
 from __future__ import annotations
 
@@ -28,12 +28,18 @@ BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
 
 def machine() -> str:
     """What it was measured on, in one line."""
-    cpus = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    cpus = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
     memory_kb = int(Path("/proc/meminfo").read_text().split()[1])
-    shown = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+    ).stdout.split()[3]
     return (
-        f"{len(os.sched_getaffinity(0))} × {cpus[0] if cpus else platform.machine()}, {memory_kb / 1e6:.0f} GB, "
-        f"Linux {platform.release()}, Python {platform.python_version()}, QEMU {shown.split()[3].partition('(')[0]}, TCG, "
+        f"{len(os.sched_getaffinity(0))} cores of {cpus[0] if cpus else platform.machine()}, {memory_kb / 1e6:.0f} GB, "
+        f"Linux {platform.release()}, Python {platform.python_version()}, QEMU {version}, TCG, "
         f"load {os.getloadavg()[0]:.1f} at the start"
     )
 
@@ -47,11 +53,11 @@ def main() -> int:
     unknown = set(arguments.names) - BENCHES.keys()
     if unknown:
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
-    where, figures = machine(), []
+    where = machine()
+    figures: list[Figure] = []
     for name in arguments.names or BENCHES:
         began = time.monotonic()
-        for figure in BENCHES[name]():
-            figures.append(figure)
+        figures += BENCHES[name]()
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print(f"{where}\n\n{table(figures)}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

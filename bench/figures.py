@@ -66,16 +66,16 @@ def table(figures: Sequence[Figure]) -> str:
     """A Markdown table."""
     lines = ["| what | median | p99 | n | bare limit | ratio | to reach | |", "|---|---|---|---|---|---|---|---|"]
     for figure in figures:
-        bare = f"{_shown(median(figure.bare), figure.unit)} ({figure.bare_name})" if figure.bare else "–"
+        bare = f"{_shown(median(figure.bare), figure.unit)} ({figure.bare_name})" if figure.bare else "-"
         goals = [f"≤ {_shown(figure.goal, figure.unit)}"] if figure.goal is not None else []
-        goals += [f"≤ {figure.goal_ratio:g} ×"] if figure.goal_ratio is not None else []
+        goals += [f"≤ {figure.goal_ratio:g} times bare"] if figure.goal_ratio is not None else []
         cells = (
             figure.name,
             _shown(median(figure.values), figure.unit),
             _shown(p99(figure.values), figure.unit),
             str(len(figure.values)),
             bare,
-            f"{figure.ratio:.2f}" if figure.ratio is not None else "–",
+            f"{figure.ratio:.2f}" if figure.ratio is not None else "-",
             ", ".join(goals),
             "reached" if figure.reached else "missed",
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agent.core.allocation import Allocations
 from agent.core.desired import Desired
 from agent.core.marks import bridge_mark, tap_mark
-from agent.core.observed import DiskState, HostState, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.observed import AddressState, DiskState, HostState, LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.planning import plan
 from agent.unitfile.parse import parse_unit
 from agent.unitfile.resolve import ResolveContext, UnitSource, resolve
@@ -49,12 +49,16 @@ def one_edit(rounds: int = ROUNDS) -> Iterator[Figure]:
             with LinkEvents() as events:
                 began = time.perf_counter()
                 agent.drop("net.toml", _bridge_unit(mtu))
-                done = events.until(lambda index, new, mtu=mtu: index == bridge and new.get(IFLA_MTU) == mtu)
+                done = events.until(_has_mtu(bridge, mtu))
             spent.append((done - began) * 1000 - DEBOUNCE_MS)
             wait_settled(agent)
     yield Figure(
         f"one file changed among {UNITS:,} → in the kernel, debounce aside", "ms", spent, 50.0, _resolve_ms(), "resolve"
     )
+
+
+def _has_mtu(ifindex: int, mtu: int) -> Callable[[int, dict[int, int]], bool]:
+    return lambda index, new: index == ifindex and new.get(IFLA_MTU) == mtu
 
 
 def _units() -> list[tuple[str, bytes]]:
@@ -98,8 +102,8 @@ def settled_world() -> tuple[Desired, Observed]:
     units = [*_units(), (f"g{UNITS - 1}.toml", _guest_unit(UNITS - 1).replace("enabled = false\n", "").encode())]
     desired = resolve([UnitSource(parse_unit(path, data)) for path, data in units], context).desired
     spec = desired.bridges["br-bench"]
-    links = {spec.name: LinkState(2, spec.name, "bridge", True, spec.mtu, spec.mac, None, bridge_mark(spec.name))}
-    links["br-bench"] = _with_addresses(links["br-bench"], spec.addresses)
+    mark, addresses = bridge_mark(spec.name), tuple(AddressState(address, own=True) for address in spec.addresses)
+    links = {spec.name: LinkState(2, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, 0, addresses)}
     vms, disks = {}, {}
     for index, (name, vm) in enumerate(desired.vms.items(), start=3):
         (nic,), (disk,) = vm.nics, vm.disks
@@ -108,11 +112,3 @@ def settled_world() -> tuple[Desired, Observed]:
         vms[name] = VmState(vm, True, 10_000 + index, run_state="running", nics=nics)
         disks[disk.path] = DiskState(True, True, True, disk.size_bytes)
     return desired, Observed(links=links, vms=vms, disks=disks, host=HostState(boot_id="now"))
-
-
-def _with_addresses(link: LinkState, addresses: tuple[str, ...]) -> LinkState:
-    from dataclasses import replace
-
-    from agent.core.observed import AddressState
-
-    return replace(link, addresses=tuple(AddressState(address, own=True) for address in addresses))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.host.processes import cpu_seconds, resident_bytes
+from agent.runtime.agent import start_slots
 from bench.figures import Figure
 from bench.host import bare_unit, fresh_agent, pids, start, status, wait_settled
 from bench.qemu import bare_guests, command_line, kill_and_wait, released_at, start_bare
@@ -21,7 +22,9 @@ REST_S = 40.0
 
 def one_by_one(rounds: int = ROUNDS) -> Iterator[Figure]:
     """A file is dropped, and a QEMU is killed; each beside a QEMU that is started by hand."""
-    dropped, killed, bare = [], [], []
+    dropped: list[float] = []
+    killed: list[float] = []
+    bare: list[float] = []
     with fresh_agent() as agent:
         start(agent)
         agent.drop("model.toml", bare_unit("model"))
@@ -34,8 +37,7 @@ def one_by_one(rounds: int = ROUNDS) -> Iterator[Figure]:
             process.wait()
             bare.append(spent_s * 1000)
         running = pids(agent)
-        for number in range(rounds):
-            killed.append(_killed_ms(agent, f"g{number}", running[f"g{number}"]))
+        killed += [_killed_ms(agent, f"g{number}", running[f"g{number}"]) for number in range(rounds)]
     aside = [value - DEBOUNCE_MS for value in dropped]
     by_hand = "QEMU's exec, QMP handshake, `cont`"
     yield Figure("file dropped → QEMU released", "ms", dropped, 250.0)
@@ -75,20 +77,20 @@ def many_at_once(number: int = MANY, rounds: int = 3) -> Iterator[Figure]:
         restarted = [_restart_s(agent, before) for _ in range(rounds)]
         cpu_percent, resident_mb = _at_rest(agent)
         argv, directory = command_line(before["g0"]), guest_directory(agent, "g0")
-    with fresh_agent() as other, bare_guests(argv, directory, other.folder, number, _slots()) as bare_s:
+    with fresh_agent() as other, bare_guests(argv, directory, other.folder, number, start_slots()) as bare_s:
         pass
     yield Figure(
-        f"{number} guests, nothing → settled", "s", [settled_s], None, [bare_s], f"{_slots()} at a time by hand", 1.2
+        f"{number} guests, nothing → settled",
+        "s",
+        [settled_s],
+        None,
+        [bare_s],
+        f"{start_slots()} at a time by hand",
+        1.2,
     )
     yield Figure(f"agent restarted → {number} adopted, none restarted", "s", restarted, 1.5)
     yield Figure(f"at rest with {number} guests: of a core", "%", [cpu_percent], 0.5)
     yield Figure(f"at rest with {number} guests: memory", "MB", [resident_mb], 80.0)
-
-
-def _slots() -> int:
-    from agent.runtime.agent import start_slots
-
-    return start_slots()
 
 
 def _restart_s(agent: AgentProcess, before: dict[str, int]) -> float:

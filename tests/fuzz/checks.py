@@ -88,7 +88,7 @@ def _check_history(history: list[dict[str, bytes]], dice: random.Random, seen: C
 
 
 def check_resolution(files: Mapping[str, bytes], result: Resolution) -> None:
-    """Every error points into its file, an error is there where a file is not valid, and nobody has what is another's."""
+    """Every error points into its file, an error is there where a file is not valid, and nothing is anybody's twice."""
     assert {file.path for file in result.files} == set(files)
     for file in result.files:
         check_errors(files[file.path], file.errors)

@@ -59,9 +59,30 @@ bridge = "br1"
 SEEDS = (BRIDGES, GUEST, SMALL, BRIDGES + SMALL)
 WORDS = (
     *(bytes([byte]) for byte in b"[]{}=\"'.,#\n\r\t\\-_0 \0"),
-    *(b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xae", b"\xf0\x9f\x90\xa7", b"\r\n", b"'''", b'"""'),
+    *(
+        b"\xff",
+        b"\xc3",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"\xe2\x80\xae",
+        b"\xf0\x9f\x90\xa7",
+        b"\r\n",
+        b"'''",
+        b'"""',
+    ),
     *(b"true", b"nan", b"1e999", b"-0", b"0x_1", b"1979-05-27T07:32:00Z", b"[[vm]]", b"[vm.web]", b"vm = 1\n", b"{}"),
-    *(b"br0", b"web", b"db", b"vm:web", b'"1G"', b"99999999999999999999", b"\\u0000", b"\\ud800", b"a.b.c", b"[bridge]"),
+    *(
+        b"br0",
+        b"web",
+        b"db",
+        b"vm:web",
+        b'"1G"',
+        b"99999999999999999999",
+        b"\\u0000",
+        b"\\ud800",
+        b"a.b.c",
+        b"[bridge]",
+    ),
 )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.abc
 import importlib.machinery
 import inspect
 import json
@@ -38,11 +37,11 @@ CPU_LIMIT_S = 60
 """More than all tests together need: a mutant that takes longer loops for ever."""
 
 
-class _Exchange(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
+class _Exchange(importlib.machinery.SourceFileLoader):
     """Imports one module from a mutant's code."""
 
     def __init__(self, module: str, code: CodeType) -> None:
-        importlib.machinery.SourceFileLoader.__init__(self, module, str(ROOT / f"{module.replace('.', '/')}.py"))
+        super().__init__(module, str(ROOT / f"{module.replace('.', '/')}.py"))
         self._code = code
 
     def find_spec(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
 
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
     ast.Lt: ast.LtE,
@@ -19,8 +19,8 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.IsNot: ast.Is,
     ast.In: ast.NotIn,
     ast.NotIn: ast.In,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
+}
+COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
     ast.Mult: ast.Div,
@@ -28,6 +28,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitOr: ast.BitAnd,
 }
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list", "reversed": "iter"}
+NOT_CODE = frozenset({"annotation", "returns", "decorator_list", "type_comment", "args", "bases"})
 TESTED = (ast.If, ast.IfExp, ast.While)
 
 
@@ -80,9 +81,8 @@ def _places(tree: ast.Module) -> Iterator[tuple[_Place, ast.AST]]:
     while pending:
         parent = pending.pop()
         for field, value in ast.iter_fields(parent):
-            if field in {"annotation", "returns", "decorator_list", "type_comment", "args", "bases"}:
-                if not (isinstance(parent, ast.Call) and field == "args"):
-                    continue
+            if field in NOT_CODE and not (isinstance(parent, ast.Call) and field == "args"):
+                continue
             for index, node in enumerate(value if isinstance(value, list) else [value]):
                 if not isinstance(node, ast.AST) or isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr):
                     continue
@@ -93,7 +93,8 @@ def _places(tree: ast.Module) -> Iterator[tuple[_Place, ast.AST]]:
 
 
 def _variants(place: _Place, node: ast.AST) -> Iterator[ast.AST]:
-    yield from _expressions(place, node)
+    yield from _operators(node)
+    yield from _values(place, node)
     yield from _statements(node)
     if isinstance(place.parent, TESTED) and place.field == "test" and isinstance(node, ast.expr):
         yield ast.Constant(value=True)
@@ -102,23 +103,27 @@ def _variants(place: _Place, node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Constant(value=True)
 
 
-def _expressions(place: _Place, node: ast.AST) -> Iterator[ast.AST]:
+def _operators(node: ast.AST) -> Iterator[ast.AST]:
     match node:
-        case ast.Compare(ops=[op], left=left, comparators=comparators) if type(op) in SWAPS:
-            yield ast.Compare(left=left, ops=[_swapped(op)], comparators=comparators)
         case ast.Compare(ops=ops, left=left, comparators=comparators):
-            for number, op in enumerate(ops):
-                changed = [_swapped(o) if n == number and type(o) in SWAPS else o for n, o in enumerate(ops)]
+            for number in range(len(ops)):
+                changed = [COMPARED.get(type(o), type(o))() if n == number else o for n, o in enumerate(ops)]
                 yield ast.Compare(left=left, ops=changed, comparators=comparators)
         case ast.BoolOp(op=op, values=values):
-            yield ast.BoolOp(op=_swapped(op), values=values)
+            yield ast.BoolOp(op=ast.Or() if isinstance(op, ast.And) else ast.And(), values=values)
             for number in range(len(values)):
                 rest = values[:number] + values[number + 1 :]
                 yield rest[0] if len(rest) == 1 else ast.BoolOp(op=op, values=rest)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in SWAPS:
-            yield ast.BinOp(left=left, op=_swapped(op), right=right)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in COMPUTED:
+            yield ast.BinOp(left=left, op=COMPUTED[type(op)](), right=right)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             yield operand
+        case _:
+            pass
+
+
+def _values(place: _Place, node: ast.AST) -> Iterator[ast.AST]:
+    match node:
         case ast.IfExp(test=test, body=body, orelse=orelse):
             yield ast.IfExp(test=test, body=orelse, orelse=body)
         case ast.Constant(value=bool() as value):
@@ -133,10 +138,6 @@ def _expressions(place: _Place, node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Attribute(
                 value=ast.Name(id="Reason", ctx=ast.Load()), attr="RESET" if attr != "RESET" else "MTU", ctx=ast.Load()
             )
-
-
-def _swapped(op: ast.AST) -> ast.AST:
-    return SWAPS[type(op)]()
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:

@@ -117,4 +117,6 @@ def test_what_is_named_is_named_in_order() -> None:
         host=HOST,
     )
     left = plan(Desired(retained=bridges, unresolved_files=frozenset({"web.toml"})), held, 0.0)
-    assert [a.resource for a in left.actions if a.resource.startswith("bridge/")] == [f"bridge/br{i}" for i in (1, 2, 3)]
+    assert [a.resource for a in left.actions if a.resource.startswith("bridge/")] == [
+        f"bridge/br{i}" for i in (1, 2, 3)
+    ]

@@ -160,7 +160,9 @@ def test_a_guest_waits_for_guests_and_bridges_that_are_ready() -> None:
     desired = Desired({"br0": BRIDGE}, {"web": spec, "db": DB})
 
     def waits(observed: Observed) -> list[str]:
-        return [condition.message for condition in plan(desired, observed, 0.0).conditions if "web" in condition.resource]
+        return [
+            condition.message for condition in plan(desired, observed, 0.0).conditions if "web" in condition.resource
+        ]
 
     assert waits(replace(ABSENT, vms={"db": replace(DB_RUNS, run_state="prelaunch")})) == ["waits for vm db to run"]
     assert waits(ABSENT) == ["waits for vm db to run"]
@@ -416,7 +418,7 @@ def test_only_what_differs_of_a_bridge_is_set() -> None:
         ({"stp": True}, Reason.SETTINGS, LinkChange(stp=False)),
         ({"snooping": True}, Reason.SETTINGS, LinkChange(snooping=False)),
     ):
-        link = replace(BRIDGE_LINK, **changes)  # type: ignore[arg-type]
+        link = replace(BRIDGE_LINK, **changes)
         expected = ChangeLink("bridge/br0", reason, "br0", 10, link.alias, change)
         assert plan(DESIRED, with_links(link, TAP), 0.0).actions == (expected,)
 
@@ -428,7 +430,7 @@ def test_only_what_differs_of_a_tap_is_set() -> None:
         ({"mtu": 9}, Reason.MTU, LinkChange(mtu=1500)),
         ({"alias": ""}, Reason.UNMARKED, LinkChange(alias=TAP.alias)),
     ):
-        link = replace(TAP, **changes)  # type: ignore[arg-type]
+        link = replace(TAP, **changes)
         expected = ChangeLink("tap/web/lan", reason, "web-lan", 11, link.alias, change)
         assert plan(DESIRED, with_links(BRIDGE_LINK, link), 0.0).actions == (expected,)
 
@@ -440,7 +442,7 @@ def test_only_what_differs_of_a_port_is_set() -> None:
         ({}, Reason.MTU, LinkChange(mtu=9000)),
         ({"up": False, "mtu": 9000}, Reason.DOWN, LinkChange(up=True)),
     ):
-        port = replace(CARD, master=10, **changes)  # type: ignore[arg-type]
+        port = replace(CARD, master=10, **changes)
         expected = ChangeLink("port/eth1", reason, "eth1", 2, "", change)
         assert plan(desired, with_links(BRIDGE_LINK, port, of=ABSENT), 0.0).actions == (expected,)
     own_mtu = Desired({"br0": replace(BRIDGE, ports=("eth1",))})
@@ -455,7 +457,12 @@ def test_addresses_are_added_and_own_ones_removed() -> None:
 
 def test_ports_are_told_missing_and_enslaved_for_their_reason() -> None:
     desired = Desired({"br0": replace(BRIDGE, ports=("eth1",))})
-    missing = ("port/eth1", "PortMissing", "PortMissing", "there is no link eth1; it is enslaved to br0 when it appears")
+    missing = (
+        "port/eth1",
+        "PortMissing",
+        "PortMissing",
+        "there is no link eth1; it is enslaved to br0 when it appears",
+    )
     fresh = plan(desired, Observed(host=HOST), 0.0)
     assert (fresh.actions, said(fresh)) == (
         (CreateBridge("bridge/br0", Reason.MISSING, desired.bridges["br0"]),),
@@ -464,9 +471,7 @@ def test_ports_are_told_missing_and_enslaved_for_their_reason() -> None:
     assert said(plan(desired, with_links(BRIDGE_LINK, of=ABSENT), 0.0)) == [missing]
     assert plan(desired, with_links(CARD, of=ABSENT), 0.0).conditions == ()
     lost = replace(with_links(BRIDGE_LINK, CARD, of=ABSENT), enslaved=frozenset({("eth1", "br0")}))
-    assert plan(desired, lost, 0.0).actions == (
-        EnslavePort("port/eth1", Reason.DETACHED, "br0", 10, "eth1", 2, None),
-    )
+    assert plan(desired, lost, 0.0).actions == (EnslavePort("port/eth1", Reason.DETACHED, "br0", 10, "eth1", 2, None),)
     local = replace(CARD, addresses=(AddressState("fe80::1/64", link_local=True),))
     assert len(plan(desired, with_links(BRIDGE_LINK, local, of=ABSENT), 0.0).actions) == 1
     carrying = replace(CARD, addresses=(AddressState("192.0.2.1/24"), AddressState("192.0.2.2/24")))

@@ -49,7 +49,9 @@ def test_a_crash_loop_is_five_ends_in_two_minutes_until_two_minutes_later() -> N
 
 
 def test_who_is_started_again() -> None:
-    def runs(restart: Restart, *reasons: str, stopped: bool = False, enabled: bool = True, boot_id: str = "now") -> bool:
+    def runs(
+        restart: Restart, *reasons: str, stopped: bool = False, enabled: bool = True, boot_id: str = "now"
+    ) -> bool:
         spec = VmSpec("web", "u", 1, restart=restart, enabled=enabled)
         row = tuple(End(float(i), 1.0, boot_id, reason) for i, reason in enumerate(reasons))
         return wants_to_run(spec, Intent(stopped=stopped), row, "now")
