@@ -32,23 +32,27 @@ def _guest_unit(number: int) -> str:
     )
 
 
-def _bridge_unit(mtu: int) -> str:
-    return f'[bridge.br-bench]\naddresses = ["10.77.0.1/24"]\nmtu = {mtu}\n'
+BRIDGE = '[bridge.br-bench]\naddresses = ["10.77.0.1/24"]\n'
+
+
+def _edited_unit(mtu: int) -> str:
+    return f"[bridge.br-edit]\nmtu = {mtu}\n"
 
 
 def one_edit(rounds: int = ROUNDS) -> Iterator[Figure]:
     """One file among a thousand is changed; its change is planned, carried out and seen in the kernel."""
     with fresh_agent() as agent:
-        agent.drop("net.toml", _bridge_unit(1500))
-        for number in range(UNITS - 1):
+        agent.drop("net.toml", BRIDGE)
+        agent.drop("edit.toml", _edited_unit(1500))
+        for number in range(UNITS - 2):
             agent.drop(f"g{number}.toml", _guest_unit(number))
         start(agent)
-        bridge, spent = socket.if_nametoindex("br-bench"), []
+        bridge, spent = socket.if_nametoindex("br-edit"), []
         for round_ in range(rounds):
             mtu = 1400 + round_
             with LinkEvents() as events:
                 began = time.perf_counter()
-                agent.drop("net.toml", _bridge_unit(mtu))
+                agent.drop("edit.toml", _edited_unit(mtu))
                 done = events.until(_has_mtu(bridge, mtu))
             spent.append((done - began) * 1000 - DEBOUNCE_MS)
             wait_settled(agent)
@@ -62,8 +66,8 @@ def _has_mtu(ifindex: int, mtu: int) -> Callable[[int, dict[int, int]], bool]:
 
 
 def _units() -> list[tuple[str, bytes]]:
-    guests = [(f"g{n}.toml", _guest_unit(n).replace("enabled = false\n", "").encode()) for n in range(UNITS - 1)]
-    return [("net.toml", _bridge_unit(1500).encode()), *guests]
+    guests = [(f"g{n}.toml", _guest_unit(n).replace("enabled = false\n", "").encode()) for n in range(UNITS - 2)]
+    return [("net.toml", BRIDGE.encode()), ("edit.toml", _edited_unit(1500).encode()), *guests]
 
 
 def _resolve_ms(rounds: int = ROUNDS) -> list[float]:
@@ -77,7 +81,7 @@ def _resolve_ms(rounds: int = ROUNDS) -> list[float]:
     spent = []
     for round_ in range(rounds):
         began = time.perf_counter()
-        parsed["net.toml"] = parse_unit("net.toml", _bridge_unit(1400 + round_).encode())
+        parsed["edit.toml"] = parse_unit("edit.toml", _edited_unit(1400 + round_).encode())
         resolve([UnitSource(unit, unit) for unit in parsed.values()], context)
         spent.append((time.perf_counter() - began) * 1000)
     return spent
@@ -99,7 +103,8 @@ def nothing_to_do(rounds: int = PLAN_ROUNDS) -> Iterator[Figure]:
 def settled_world() -> tuple[Desired, Observed]:
     """A thousand guests with a NIC and a disk each, and a host on which they all run."""
     context = ResolveContext("machine", uuid.UUID(int=7), Allocations(), {}, {})
-    units = [*_units(), (f"g{UNITS - 1}.toml", _guest_unit(UNITS - 1).replace("enabled = false\n", "").encode())]
+    more = [(f"g{n}.toml", _guest_unit(n).replace("enabled = false\n", "").encode()) for n in (UNITS - 2, UNITS - 1)]
+    units = [unit for unit in (*_units(), *more) if unit[0] != "edit.toml"]
     desired = resolve([UnitSource(parse_unit(path, data)) for path, data in units], context).desired
     spec = desired.bridges["br-bench"]
     mark, addresses = bridge_mark(spec.name), tuple(AddressState(address, own=True) for address in spec.addresses)

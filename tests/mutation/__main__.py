@@ -27,7 +27,10 @@ from tests.mutation.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("planning", "plan_vms", "plan_taps", "plan_bridges", "approval", "policy")
-TABLES = tuple(f"tests.unit.test_{name}" for name in ("planning", "planning_guards", "planning_crowds", "policy"))
+TABLES = tuple(
+    f"tests.unit.test_{name}"
+    for name in ("planning", "planning_guards", "planning_exactly", "planning_crowds", "policy")
+)
 PROPERTIES = ("tests.property.test_planning",)
 SETTINGS = "_hypothesis_internal_use_settings"
 """Where `@settings` leaves them; hypothesis has no other way to run a test with fewer examples than it says."""

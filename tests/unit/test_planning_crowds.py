@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from agent.core.actions import ChangeAddresses, ChangeLink, LinkChange, Reason, ReleasePort, RenameVm, StopVm
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
+from agent.core.draft import Plan
 from agent.core.marks import bridge_mark, tap_mark
 from agent.core.observed import AddressState, End, HostState, Intent, LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.planning import plan
@@ -39,6 +41,21 @@ def test_disabled_guests_that_are_too_many_wait_and_are_not_stopped_by_another_w
     assert turned.approval == decided.approval
     restarted = {name: Intent(generation=0, reset_generation=3) for name in specs}
     assert plan(Desired({}, specs), Observed(vms=states, host=HOST, intents=restarted), 0.0).actions == ()
+
+
+def test_guests_that_are_wanted_ask_for_nothing_however_many() -> None:
+    specs, states = crowd(9)
+    wanted = {name: replace(spec, enabled=True) for name, spec in specs.items()}
+    running = {name: replace(state, spec=wanted[name]) for name, state in states.items()}
+    assert plan(Desired({}, wanted), Observed(vms=running, host=HOST), 0.0) == Plan()
+
+
+def test_the_id_of_an_approval_outlives_the_agent() -> None:
+    specs, states = crowd(4)
+    decided = plan(Desired({}, specs), Observed(vms=states, host=HOST), 0.0)
+    assert decided.approval is not None
+    named = b"g0/u0\0g1/u1\0g2/u2\0g3/u3"
+    assert decided.approval.id == hashlib.sha256(named).hexdigest()[:8]
 
 
 def test_approved_stops_ask_no_second_time() -> None:
