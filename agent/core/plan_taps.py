@@ -115,9 +115,7 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
 def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec]) -> None:
     """Delete own taps that belong to no wanted NIC and hang on no running guest."""
     vms = draft.observed.vms
-    used = {
-        nic.link for state in vms.values() for nic in state.nics.values() if nic.backend is NicBackend.ATTACHED
-    }
+    used = {nic.link for state in vms.values() for nic in state.nics.values() if nic.backend is NicBackend.ATTACHED}
     ours = [
         link
         for link in draft.observed.links.values()
