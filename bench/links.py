@@ -14,8 +14,8 @@ from tests.agent_process import AgentProcess
 from tests.netns import ip
 from tests.probe import answers_within
 
-ROUNDS = 40
-BRIDGE_ROUNDS = 15
+ROUNDS = 25
+BRIDGE_ROUNDS = 12
 GUESTS, NICS = 6, 8
 GUEST = "10.77.0.10"
 BOOT_S = 120.0

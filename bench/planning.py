@@ -20,7 +20,7 @@ from bench.netlink import IFLA_MTU, LinkEvents
 from bench.starts import DEBOUNCE_MS
 
 UNITS = 1000
-ROUNDS = 30
+ROUNDS = 12
 PLAN_ROUNDS = 200
 
 

@@ -14,7 +14,7 @@ from bench.qemu import bare_guests, command_line, kill_and_wait, released_at, st
 from tests.agent_process import AgentProcess
 
 DEBOUNCE_MS = 50.0
-ROUNDS = 20
+ROUNDS = 12
 MANY = 200
 REST_S = 40.0
 """More than a full look's 30 s, so that one is always among what is measured."""

@@ -168,7 +168,7 @@ def test_the_run_states_of_a_guest_that_runs() -> None:
 
 def test_a_silent_qemu_is_told_at_its_fifth_second_and_woken_for_then() -> None:
     silent = with_vm(run_state=None, unanswered_s=2.0)
-    assert plan(DESIRED, silent, 100.0) == Plan(wake_at_s=103.0)
+    assert plan(DESIRED, silent, 100.0) == Plan(awaited=frozenset({"vm/web"}), wake_at_s=103.0)
     late = plan(DESIRED, with_vm(run_state=None, unanswered_s=5.0), 100.0)
     message = "QEMU (pid 4711) has not answered for 5 s; left alone until it does"
     assert said(late) == [("vm/web", "Unresponsive", "Unresponsive", message)]
