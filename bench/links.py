@@ -36,6 +36,8 @@ def tap_out_of_its_bridge(rounds: int = ROUNDS) -> Iterator[Figure]:
             with LinkEvents() as events:
                 began = time.perf_counter()
                 take_out_of_bridge("web-lan")
+                # On its way out a port states itself with its old master as well.
+                events.until(lambda index, new: index == tap and IFLA_MASTER not in new)
                 put_back = events.until(lambda index, new: index == tap and new.get(IFLA_MASTER) == bridge)
             back.append((put_back - began) * 1000)
             wait_settled(agent)

@@ -66,7 +66,8 @@ def _new_links(data: bytes) -> Iterator[tuple[int, dict[int, int]]]:
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind = struct.unpack_from("=IH", data, at)
-        if kind == RTM_NEWLINK:
+        # Of a bridge's own family are messages about its port in it, not about the link.
+        if kind == RTM_NEWLINK and data[at + _HEADER.size] == socket.AF_UNSPEC:
             ifindex = struct.unpack_from("=i", data, at + _HEADER.size + 4)[0]
             yield ifindex, _attributes(data[at + _HEADER.size + _IFINFO.size : at + length])
         at += (length + 3) & ~3
