@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -57,8 +58,10 @@ class VmExecutor:
         """Start a guest's QEMU and wait until its monitor answers. One that exits first is told in its own words."""
         spec = action.spec
         await self._keeper.update(lambda memory: _launching(memory, spec))
+        # Not in the thread: a pass may look at the same descriptors at any moment.
+        tap_fds = {nic.id: self._tap_descriptor(spec, nic) for nic in spec.nics}
         with ExitStack() as opened:
-            prepared = await run_to_end(self._prepare, action, opened)
+            prepared = await run_to_end(self._prepare, action, tap_fds, opened)
             try:
                 guest = await self._spawn(prepared, qemu)
             except ActionError:
@@ -71,8 +74,8 @@ class VmExecutor:
             said = last_line(self._launches.log_path(spec.name)) or "it says nothing"
             raise TransientError(f"QEMU of {spec.name} did not start: {said}", reason="LaunchFailed")
 
-    def _prepare(self, action: LaunchVm, opened: ExitStack) -> Prepared:
-        """Lock the guest, open its taps and disks, and write down that it is being launched. Runs in a thread."""
+    def _prepare(self, action: LaunchVm, tap_fds: Mapping[str, int], opened: ExitStack) -> Prepared:
+        """Lock the guest, open its disks, and write down that it is being launched. Runs in a thread."""
         spec = action.spec
         lock = self._launches.lock(spec.name, spec.uid)
         opened.callback(os.close, lock)
@@ -84,7 +87,7 @@ class VmExecutor:
             disk_sets[disk.id] = DiskSet(set_id, open_one.fds, open_one.block_device)
         files = LaunchFiles(
             directory=directory,
-            tap_fds={nic.id: self._tap_descriptor(spec, nic) for nic in spec.nics},
+            tap_fds=tap_fds,
             disk_sets=disk_sets,
             kernel=prepare_boot_file(spec.kernel, directory, spec.uid) if spec.kernel else None,
             initrd=prepare_boot_file(spec.initrd, directory, spec.uid) if spec.initrd else None,
