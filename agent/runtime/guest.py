@@ -114,6 +114,7 @@ class Guest:
             talking = group.create_task(self._keep_talking(), name=f"qmp {self.name}")
             status = await self.process.wait_exit()
             talking.cancel()
+        self.process.close()  # at once, and not when the collector of cycles comes by
         self.alive = False
         self.run_state = None
         self.exit_reason = self._cause or (status.reason if status is not None else "crash")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from agent.cli.client import NoAgentError, RefusedError
 from tests.chaos.scene import BRIDGES, GUESTS, Nic, Scene, flood, make_port, nics, unit
 
-FLOOD_LINES = 12_000
+FLOOD_LINES = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,8 @@ def freeze_agent(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
 
 
 def flood_netlink(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
-    flood(FLOOD_LINES)
+    process = flood(FLOOD_LINES)
+    burst.recoveries.append(lambda: _ignore(process.wait(60)))
     return Hurt("netlink flooded")
 
 

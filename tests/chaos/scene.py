@@ -210,10 +210,14 @@ def agent_answers(scene: Scene) -> bool:
     return True
 
 
-def flood(lines: int) -> None:
-    """Have the kernel send so many link events that their readers may lose some."""
+def flood(lines: int) -> subprocess.Popen[str]:
+    """Have the kernel send link events for a while, more than a reader that sleeps can keep; the one who does it."""
     batch = "".join(f"link set noise0 mtu {1400 + number % 2}\n" for number in range(lines))
-    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True, timeout=60)
+    process = subprocess.Popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write(batch)
+    process.stdin.close()
+    return process
 
 
 def run_folders(folder: Path) -> None:
