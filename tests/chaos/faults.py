@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from agent.cli.client import NoAgentError, RefusedError
 from tests.chaos.scene import BRIDGES, GUESTS, Nic, Scene, flood, make_port, nics, unit
 
+AGENT = "agent"
+"""The agent as a resource: it is well when its socket answers."""
+
 FLOOD_LINES = 3_000
 
 
@@ -134,7 +137,7 @@ def kill_agent(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
     scene.agent.kill()
     burst.agent_down = burst.agent_killed = True
     burst.recoveries.append(scene.start_agent)
-    return Hurt("agent killed")
+    return Hurt("agent killed", frozenset({AGENT}))
 
 
 def freeze_agent(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
@@ -143,7 +146,7 @@ def freeze_agent(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
         return None
     pid, burst.agent_down = scene.agent_pid, True
     burst.recoveries.append(lambda: _ignore(_signal(pid, signal.SIGCONT)))
-    return Hurt("agent stopped and continued")
+    return Hurt("agent stopped and continued", frozenset({AGENT}))
 
 
 def flood_netlink(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
@@ -308,8 +311,8 @@ FAULTS: tuple[tuple[int, Inflict], ...] = (
     (30, lose_port),
     (30, on_port("port out of its bridge", "link set {port} nomaster")),
     (30, on_port("port down", "link set {port} down")),
-    (12, kill_agent),
-    (12, freeze_agent),
+    (6, kill_agent),
+    (8, freeze_agent),
     (3, flood_netlink),
     (25, edit_unit),
     (15, half_write_unit),

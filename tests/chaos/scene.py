@@ -193,9 +193,12 @@ def strangers(world: World) -> dict[str, str]:
 
 
 def leftovers(scene: Scene) -> list[str]:
-    """Files that should not be there any more: of guests that are gone, of writes that were interrupted."""
-    known = {vm for vm in GUESTS if vm not in scene.removed}
-    found = [str(path) for path in (scene.agent.run_dir / "vms").iterdir() if path.name not in known]
+    """Files that should not be there any more: of guests that are gone (but their logs), of interrupted writes."""
+    found = []
+    for folder in (scene.agent.run_dir / "vms").iterdir():
+        kept = {"lock", "qemu.log", "qemu.log.1"} if folder.name in scene.removed else None
+        found += [str(path) for path in folder.iterdir() if kept is not None and path.name not in kept]
+        found += [str(folder)] if folder.name not in GUESTS else []
     state = scene.agent.folder / "state"
     found += [str(path) for path in state.rglob("*") if path.name.endswith(".new") or ".broken-" in path.name]
     return sorted(found)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agent.cli.client import NoAgentError
-from tests.chaos.faults import Burst, Hurt, draw
+from tests.chaos.faults import AGENT, Burst, Hurt, draw
 from tests.chaos.scene import Scene, leftovers, nics, strangers, violations
 from tests.chaos.world import World, descriptors, is_stopped, look, rss_mib
 
 SETTLED_WITHIN_S = 30.0
-BURSTS = (1, 1, 2, 3, 5, 8, 12)
+BURSTS = (1, 2, 4, 8, 12, 16)
 """How many faults a burst may have."""
 
 MORE_DESCRIPTORS = 12
@@ -111,6 +111,8 @@ class Storm:
 
     def _is_back(self, hurt: Hurt, world: World) -> bool:
         """Whether the guests of a hurt run again, as the agent says and as another process where that is due."""
+        if AGENT in hurt.resources and not self._states():
+            return False
         if any(pid in world.pids.get(vm, ()) for vm, pid in hurt.old_pids.items()):
             return False
         names = {resource.removeprefix("vm/") for resource in hurt.resources if resource.startswith("vm/")}
