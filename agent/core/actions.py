@@ -33,6 +33,7 @@ class Reason(StrEnum):
     RENAMED = "renamed"
     UNMARKED = "unmarked"
     SETTINGS = "settings"
+    SPACE = "space"
     EXITED = "exited"
     WANTED = "wanted"
     UNWANTED = "unwanted"
@@ -259,6 +260,16 @@ class ResetVm:
     disruption: Disruption = Disruption.RESTART
 
 
+@dataclass(frozen=True, slots=True)
+class ResumeVm:
+    """Let a guest go on that QEMU paused because its disk's file system was full (`io-error`), now that it is not."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disruption: Disruption = Disruption.NONE
+
+
 Action = (
     CreateBridge
     | ChangeLink
@@ -276,6 +287,7 @@ Action = (
     | EndVm
     | RenameVm
     | ResetVm
+    | ResumeVm
 )
 
 

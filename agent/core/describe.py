@@ -19,10 +19,11 @@ from agent.core.actions import (
     RenameVm,
     ReplugNic,
     ResetVm,
+    ResumeVm,
     StopVm,
 )
 
-VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm
+VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm
 
 
 def describe(action: Action) -> str:
@@ -58,6 +59,8 @@ def _describe_vm(action: VmAction) -> str:
             return f"carry {vm} over to its new name {new_name}"
         case ResetVm(vm=vm):
             return f"reset {vm}"
+        case ResumeVm(vm=vm):
+            return f"let {vm} go on: there is room on its disks again"
 
 
 def _describe_link(

@@ -26,6 +26,7 @@ from agent.core.actions import (
     RenameVm,
     ReplugNic,
     ResetVm,
+    ResumeVm,
     StopVm,
 )
 from agent.core.marks import bridge_mark, is_own_bridge, tap_mark
@@ -182,6 +183,9 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
         case ReleaseVm(vm=name):
             _require(observed.vms[name].run_state == "prelaunch", "only a guest that QEMU holds is released")
             return _with_vm(observed, name, replace(observed.vms[name], run_state="running"))
+        case ResumeVm(vm=name):
+            _require(observed.vms[name].run_state == "io-error", "only a guest that waits for space is let go on")
+            return _with_vm(observed, name, replace(observed.vms[name], run_state="running", resumed_s=now_s))
         case ResetVm(vm=name, reset_generation=generation):
             return _with_vm(observed, name, replace(observed.vms[name], reset_generation=generation))
         case StopVm(vm=name, unit_asked=unit_asked):

@@ -65,6 +65,7 @@ class VmState:
     `shutdown`, `guest-panicked`, `io-error`, `internal-error`, …), None while it does not answer.
     `exit_reason` is why the process ended, once it is no longer `alive`. `unanswered_s`: since it last answered.
     `stopping`: we began to end this launch, and finish that whatever is wanted by now.
+    `resumed_s`: when it was last let go on after a pause for want of space.
     """
 
     spec: VmSpec
@@ -76,17 +77,22 @@ class VmState:
     exit_reason: str | None = None
     unanswered_s: float = 0.0
     stopping: bool = False
+    resumed_s: float | None = None
     nics: Mapping[str, NicState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """A disk's file. `known`: it was seen or made before. `size_bytes`: as a guest sees it, None if unknown."""
+    """A disk's file. `known`: it was seen or made before. `size_bytes`: as a guest sees it, None if unknown.
+
+    `free_bytes`: what its file system has left, looked at only while a guest waits for it, else None.
+    """
 
     exists: bool
     folder_exists: bool
     known: bool
     size_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from agent.core.actions import (
     ReleaseVm,
     RenameVm,
     ResetVm,
+    ResumeVm,
     StopVm,
 )
 from agent.core.desired import DiskSpec, VmSpec
@@ -30,6 +31,13 @@ NO_INTENT = Intent()
 
 LOOK_AGAIN_S = 1.0
 """When to look again for a disk that is missing: nothing rings when a file system is mounted."""
+
+RESUME_FREE_BYTES = 64 << 20
+"""What the file system of each disk must have free before a guest goes on that was paused when there was nothing left:
+well above nothing, or it would be paused again at its next few writes."""
+
+RESUME_AGAIN_S = 10.0
+"""A guest that is paused again soon after (a quota tells of room that it does not give) is left so for this long."""
 
 REMAINS = {"shutdown": "guest_shutdown", "guest-panicked": "panic", "internal-error": "crash"}
 """Run states in which QEMU only holds what is left of a guest, and the exit reason that each means (QEMU, RunState)."""
@@ -116,12 +124,26 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
     elif state.run_state == "prelaunch":
         draft.propose(ReleaseVm(resource, Reason.WANTED, name))
     elif state.run_state == "io-error":
-        draft.tell(resource, "PausedOnIoError", "QEMU paused the guest after an I/O error; make room or mend the disk")
+        _plan_resume(draft, name, state)
     elif state.run_state == "paused":
         draft.tell(resource, "Paused", "somebody paused the guest over its monitor; `cont` there lets it run again")
     elif state.reset_generation < intent.reset_generation:
         draft.propose(ResetVm(resource, Reason.RESET, name, intent.reset_generation))
     plan_running_taps(draft, name, state)
+
+
+def _plan_resume(draft: Draft, name: str, state: VmState) -> None:
+    """QEMU pauses a guest whose write found no space and does that write again when told to go on (qemu(1), werror)."""
+    resource, room_mib = vm_resource(name), RESUME_FREE_BYTES >> 20
+    written = [disk.path for disk in state.spec.disks if not disk.read_only]
+    message = f"paused: no space was left for a write to {' or '.join(written) or 'a disk'}"
+    draft.tell(resource, "PausedOnIoError", f"{message}; it goes on by itself once there are {room_mib} MiB free")
+    draft.wake_at(draft.now_s + LOOK_AGAIN_S)
+    states = [draft.observed.disks.get(path) for path in written]
+    has_room = all(disk is not None and (disk.free_bytes or 0) >= RESUME_FREE_BYTES for disk in states)
+    just_resumed = state.resumed_s is not None and draft.now_s < state.resumed_s + RESUME_AGAIN_S
+    if written and has_room and not just_resumed:
+        draft.propose(ResumeVm(resource, Reason.SPACE, name))
 
 
 def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:

@@ -16,7 +16,7 @@ import stat
 import struct
 import subprocess
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.core.desired import DiskSpec
@@ -41,18 +41,34 @@ class OpenDisk:
 
 @dataclass(frozen=True, slots=True)
 class DiskLook:
-    """What a look at a disk found; `size_bytes` is what a guest sees of it, None where that cannot be told."""
+    """What a look at a disk found; `size_bytes` is what a guest sees of it, None where that cannot be told.
+
+    `free_bytes` is what its file system has left; None for a block device. It changes all the time, so two looks that
+    differ in nothing else are equal.
+    """
 
     exists: bool
     folder_exists: bool
     size_bytes: int | None = None
+    free_bytes: int | None = field(default=None, compare=False)
 
 
 def look_at_disk(path: str, image_format: str) -> DiskLook:
     """Look at a disk; what cannot be looked at does not exist."""
     if not os.path.exists(path):
         return DiskLook(False, os.path.isdir(os.path.dirname(path)))
-    return DiskLook(True, True, _size_in_guest(path, image_format))
+    return DiskLook(True, True, _size_in_guest(path, image_format), _free_beneath(path))
+
+
+def _free_beneath(path: str) -> int | None:
+    """What unprivileged users, as QEMU is one, may still write to a regular file's file system (statvfs(3))."""
+    try:
+        if not os.path.isfile(path):
+            return None
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def _size_in_guest(path: str, image_format: str) -> int | None:

@@ -29,6 +29,7 @@ from agent.core.actions import (
     RenameVm,
     ReplugNic,
     ResetVm,
+    ResumeVm,
     StopVm,
 )
 from agent.core.approval import still_asked
@@ -51,7 +52,7 @@ from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
-from agent.runtime.observe import DiskLooks, sized_disks, unstarted_disks
+from agent.runtime.observe import DiskLooks, full_disks, sized_disks, unstarted_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.rebuild import rebuilt_record
@@ -239,6 +240,7 @@ class Agent:
         memory, vms = self._keeper.memory, self._guests.states()
         desired = replace(self._units.desired, complete=self._units.loaded)
         self._disks.look(unstarted_disks(desired, vms))
+        self._disks.look_for_space(full_disks(vms))
         return desired, Observed(
             links=self._links.snapshot,
             vms=vms,
@@ -265,6 +267,8 @@ class Agent:
                 await vms.stop(action)
             case EndVm():
                 await vms.end(action)
+            case ResumeVm():
+                await vms.resume(action.vm)
             case ResetVm():
                 await vms.reset(action)
             case RenameVm():

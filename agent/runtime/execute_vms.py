@@ -125,6 +125,10 @@ class VmExecutor:
         """Let a guest run that QEMU holds."""
         await self._guests.get(name).release()
 
+    async def resume(self, name: str) -> None:
+        """Let a guest go on that waited for space."""
+        await self._guests.get(name).resume()
+
     async def stop(self, action: StopVm) -> None:
         """End a guest, however long it takes, and forget its launch."""
         guest = self._guest(action.vm, action.uuid)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from agent.core.desired import Desired, DiskSpec
-from agent.core.observed import DiskState
+from agent.core.observed import DiskState, VmState
 from agent.host.disks import DiskLook, look_at_disk
 from agent.runtime.keeper import Keeper
 
@@ -22,6 +22,8 @@ class DiskLooks:
         self._seen: dict[str, DiskLook] = {}
         self._looking: set[str] = set()
         self._overtaken: set[str] = set()
+        self._space: dict[str, int | None] = {}
+        self._awaited: frozenset[str] = frozenset()
 
     def look_in(self, group: asyncio.TaskGroup) -> None:
         """Look in tasks of this group from now on."""
@@ -34,6 +36,13 @@ class DiskLooks:
             self._looking |= formats.keys()
             self._group.create_task(self._look(formats), name="disks")
 
+    def look_for_space(self, disks: Iterable[DiskSpec]) -> None:
+        """Look at what the file systems of these disks have left, and forget it of all others: it is old at once."""
+        awaited = {disk.path: disk for disk in disks}
+        self._awaited = frozenset(awaited)
+        self._space = {path: free for path, free in self._space.items() if path in awaited}
+        self.look(awaited.values())
+
     async def _look(self, formats: Mapping[str, str]) -> None:
         seen = await asyncio.to_thread(lambda: {path: look_at_disk(path, form) for path, form in formats.items()})
         seen = {path: found for path, found in seen.items() if path not in self._overtaken}
@@ -41,6 +50,7 @@ class DiskLooks:
         self._overtaken -= formats.keys()
         changed = any(self._seen.get(path) != found for path, found in seen.items())
         self._seen.update(seen)
+        self._space.update({path: seen[path].free_bytes for path in self._awaited & seen.keys()})
         existing = frozenset(path for path, found in seen.items() if found.exists)
         if not existing <= self._keeper.memory.known_disks:
             await self._keeper.update(lambda memory: replace(memory, known_disks=memory.known_disks | existing))
@@ -50,7 +60,7 @@ class DiskLooks:
     def states(self, known: frozenset[str]) -> Mapping[str, DiskState]:
         """What was seen of each disk that was looked at."""
         return {
-            path: DiskState(seen.exists, seen.folder_exists, path in known, seen.size_bytes)
+            path: DiskState(seen.exists, seen.folder_exists, path in known, seen.size_bytes, self._space.get(path))
             for path, seen in self._seen.items()
         }
 
@@ -64,6 +74,12 @@ def unstarted_disks(desired: Desired, running: Iterable[str]) -> list[DiskSpec]:
     """The disks of guests that are wanted and not launched: a launch depends on them."""
     launched = frozenset(running)
     return [disk for name, spec in desired.vms.items() if spec.enabled and name not in launched for disk in spec.disks]
+
+
+def full_disks(running: Mapping[str, VmState]) -> list[DiskSpec]:
+    """The disks that guests could not write to, and wait for."""
+    paused = [state.spec for state in running.values() if state.run_state == "io-error"]
+    return [disk for spec in paused for disk in spec.disks if not disk.read_only]
 
 
 def sized_disks(desired: Desired) -> list[DiskSpec]:

@@ -1,0 +1,160 @@
+"""Faults of the second kind: not what the agent keeps breaks, but what it stands on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent_process import AgentProcess
+from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
+from tests.integration.test_edits import conditions, pids
+from tests.integration.waiting import ip_links, wait_for
+from tests.netns import ip
+from tests.probe import answers_within, run_in_guest
+
+PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None, use_errno=True)
+
+FOUND_WITHIN_S = 30.0
+NIC = '[vm.{0}.nic.lan]\nbridge = "br-test"'
+
+
+@contextlib.contextmanager
+def small_storage(path: Path, mib: int) -> Iterator[Path]:
+    """A file system of a few MiB at a path."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "tmpfs", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def shut_connections(agent: AgentProcess, peer: Path) -> int:
+    """Break the agent's own connections to a path by copies of their descriptors (pidfd_getfd(2)); how many."""
+    assert agent.process is not None
+    pidfd, shut = os.pidfd_open(agent.process.pid), 0
+    for entry in Path(f"/proc/{agent.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(entry).startswith("socket:"):
+                with socket.socket(fileno=_libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)) as copy:
+                    if copy.family == socket.AF_UNIX and copy.getpeername() == str(peer):
+                        copy.shutdown(socket.SHUT_RDWR)
+                        shut += 1
+    os.close(pidfd)
+    return shut
+
+
+@pytest.fixture
+def two(agent: AgentProcess) -> AgentProcess:
+    """An agent with two guests."""
+    agent.drop("net.toml", BRIDGE)
+    for name in ("web", "db"):
+        agent.drop(f"{name}.toml", bare_vm(name, NIC.format(name)))
+    agent.start()
+    return agent
+
+
+def test_a_hanging_qemu_is_told_within_half_a_minute_and_delays_nobody(two: AgentProcess) -> None:
+    before = pids(two)
+    web, db = before["web"], before["db"]
+    assert web is not None
+    assert db is not None
+    os.kill(web, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        ip("link del web-lan", "link del db-lan")
+        wait_for(lambda: {"web-lan", "db-lan"} <= ip_links(), 2.0)
+        os.kill(db, signal.SIGKILL)
+        wait_for(lambda: pids(two)["db"] not in {db, None}, 5.0)
+        wait_for(lambda: "Unresponsive" in conditions(two, "vms", "web"), FOUND_WITHIN_S)
+        assert time.monotonic() - began < FOUND_WITHIN_S
+        assert two.vm("web")["state"] == "unresponsive"
+    finally:
+        os.kill(web, signal.SIGCONT)
+    wait_for(lambda: conditions(two, "vms", "web") == {}, 5.0)
+    assert two.vm("web")["state"] == "running"
+    assert pids(two)["web"] == web
+
+
+def test_a_monitor_connection_that_breaks_is_made_anew(two: AgentProcess) -> None:
+    before = pids(two)
+    for _ in range(3):
+        assert shut_connections(two, two.run_dir / "vms" / "web" / "qmp.sock") == 1
+        two.vmhost("reset", "web")  # over the monitor
+    assert pids(two) == before
+    two.vmhost("stop", "web")
+    assert pids(two)["db"] == before["db"]
+
+
+def test_lost_link_events_are_made_up_for(two: AgentProcess) -> None:
+    assert two.process is not None
+    ip("link add noise0 type veth peer name noise1")
+    two.process.send_signal(signal.SIGSTOP)
+    try:
+        ip(*(f"link set noise0 mtu {1300 + number % 2}" for number in range(20_000)))
+        ip("link del web-lan", "link set br-test down")
+    finally:
+        two.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: "web-lan" in ip_links(), 10.0)
+    two.vmhost("wait", "in-sync", "--timeout", "20")
+    wait_for(lambda: float(re.findall(r"(?m)^vmhost_netlink_overflows_total\S* (\S+)", two.metrics())[0]) > 0, 5.0)
+
+
+def test_a_unit_directory_whose_watch_is_lost_is_still_read(two: AgentProcess) -> None:
+    """The kernel takes a watch away without a word when its file system goes; here its number is removed."""
+    assert two.process is not None
+    pid = two.process.pid
+    pidfd = os.pidfd_open(pid)
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(entry) == "anon_inode:inotify":
+            told = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+            copy = _libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)
+            for number in re.findall(r"inotify wd:([0-9a-f]+)", told):
+                assert _libc.inotify_rm_watch(copy, int(number, 16)) == 0
+            os.close(copy)
+    os.close(pidfd)
+    two.drop("more.toml", bare_vm("more"))
+    wait_for(lambda: pids(two).get("more"), FOUND_WITHIN_S)
+
+
+def test_a_guest_that_fills_its_storage_waits_and_goes_on_when_there_is_room(
+    agent: AgentProcess, boot_files: str
+) -> None:
+    with small_storage(agent.folder / "storage", 160) as storage:
+        (storage / "ballast").write_bytes(b"\1" * (80 << 20))
+        agent.drop("net.toml", BRIDGE)
+        disk = f'[vm.web.disk.data]\npath = "{storage}/web.raw"\nsize = "128M"\n'
+        agent.drop(
+            "web.toml",
+            f'[vm.web]\nmemory = "128M"\naccel = "tcg"\nstop-timeout = "1s"\n{boot_files}{NIC.format("web")}\n{disk}',
+        )
+        agent.start()
+        answers_within(GUEST, 90.0, BRIDGE_LINK)
+        before = agent.vm("web")["pid"]
+        run_in_guest(
+            GUEST,
+            "(tr '\\0' x </dev/zero | dd of=/dev/vda bs=1M count=120 iflag=fullblock conv=fsync; echo $? >/done) >/dev/null 2>&1 &",
+        )
+        wait_for(lambda: "PausedOnIoError" in conditions(agent, "vms", "web"), 60.0)
+        assert agent.vm("web")["state"] == "paused"
+        (storage / "ballast").write_bytes(b"\1" * (60 << 20))
+        time.sleep(3.0)  # three looks find some room, and not enough of it
+        assert agent.vm("web")["state"] == "paused"
+        (storage / "ballast").unlink()
+        wait_for(lambda: agent.vm("web")["state"] == "running", 10.0)
+        wait_for(lambda: run_in_guest(GUEST, "cat /done").strip() == "0", 60.0)
+        assert agent.vm("web")["pid"] == before
+        assert "PausedOnIoError" not in conditions(agent, "vms", "web")
+        agent.vmhost("stop", "web")
+        agent.end()
