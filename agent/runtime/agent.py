@@ -209,6 +209,8 @@ class Agent:
                 continue
             qemu = await look_for_qemu()
             self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem)
+            if self._units.unsaved:
+                await self._units.take_latest(self._directory.reread)
             await run_to_end(self._cap_logs)
             self._disks.look(sized_disks(self._units.desired))
             await self._keeper.update(self._without_what_is_over)

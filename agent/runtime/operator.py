@@ -75,12 +75,15 @@ class Operator:
 
     def _own_conditions(self) -> list[tuple[Condition, str]]:
         """What ails the agent itself: it belongs to no guest and no bridge."""
-        found = {"UnitsUnavailable": self._units.problem, "StateNotSaved": self._keeper.problem, **self._problems}
+        found = {"UnitsUnavailable": self._units.problem, "StateNotSaved": self._unsaved(), **self._problems}
         return [
             (Condition("agent", type_, type_, problem), self._facts.started)
             for type_, problem in found.items()
             if problem
         ]
+
+    def _unsaved(self) -> str:
+        return self._keeper.problem or self._units.unsaved
 
     async def events(self, since: int, *, follow: bool) -> AsyncIterator[Event]:
         """The kept events after number `since`, with `follow` also those to come."""

@@ -24,7 +24,8 @@ from agent.unitfile.resolve import FileStatus, Resolution, ResolveContext, UnitS
 class Units:
     """Holds the present resolution of the unit directory.
 
-    `problem` says why the directory cannot be read, or why last good versions cannot be kept; empty when all is well.
+    `problem` says why the directory cannot be read, `unsaved` why last good versions cannot be kept (which is tried
+    again with each view); empty when all is well.
     """
 
     def __init__(self, directory: Path, state: StateDirectory, keeper: Keeper, machine_id: str) -> None:
@@ -38,6 +39,7 @@ class Units:
         self.desired = Desired()
         self.files: tuple[FileStatus, ...] = ()
         self.problem = ""
+        self.unsaved = ""
         self.loaded = False
         self._taking = asyncio.Lock()
 
@@ -150,9 +152,10 @@ class Units:
                 await asyncio.to_thread(self._state.save_good_units, changed, gone)
             except OSError as error:
                 where = error.filename or "state directory"
-                self.problem = f"{where}: {error.strerror}: last good versions cannot be kept; make room or mend it"
+                self.unsaved = f"{where}: {error.strerror}: last good versions cannot be kept; make room or mend it"
                 return
             self._kept = good
+        self.unsaved = ""
 
 
 def _is_version(unit: ParsedUnit, data: bytes) -> bool:

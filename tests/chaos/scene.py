@@ -1,4 +1,4 @@
-"""The host that the storm rages over: ten guests on two bridges with host ports, strangers' links, and what must hold."""
+"""The host that the storm rages over: ten guests on two bridges with ports, strangers' links, and what must hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.cli.client import AgentClient, NoAgentError
+from agent.cli.client import AgentClient
 from tests.agent_process import AgentProcess
 from tests.chaos.world import World, qemu_pids
 from tests.netns import ip
@@ -202,15 +202,6 @@ def leftovers(scene: Scene) -> list[str]:
     state = scene.agent.folder / "state"
     found += [str(path) for path in state.rglob("*") if path.name.endswith(".new") or ".broken-" in path.name]
     return sorted(found)
-
-
-def agent_answers(scene: Scene) -> bool:
-    """Whether the agent's socket answers."""
-    try:
-        scene.client.status(1.0)
-    except NoAgentError:
-        return False
-    return True
 
 
 def flood(lines: int) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""A short storm with each run of the tests. `VMHOST_CHAOS_FAULTS` and `VMHOST_CHAOS_SEED` change its length and seed."""
+"""A short storm with each run of the tests; `VMHOST_CHAOS_FAULTS` and `VMHOST_CHAOS_SEED` change length and seed."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +145,8 @@ def test_a_guest_that_fills_its_storage_waits_and_goes_on_when_there_is_room(
         before = agent.vm("web")["pid"]
         run_in_guest(
             GUEST,
-            "(tr '\\0' x </dev/zero | dd of=/dev/vda bs=1M count=120 iflag=fullblock conv=fsync; echo $? >/done) >/dev/null 2>&1 &",
+            "(tr '\\0' x </dev/zero | dd of=/dev/vda bs=1M count=120 iflag=fullblock conv=fsync;"
+            " echo $? >/done) >/dev/null 2>&1 &",
         )
         wait_for(lambda: "PausedOnIoError" in conditions(agent, "vms", "web"), 60.0)
         assert agent.vm("web")["state"] == "paused"
@@ -158,3 +160,95 @@ def test_a_guest_that_fills_its_storage_waits_and_goes_on_when_there_is_room(
         assert "PausedOnIoError" not in conditions(agent, "vms", "web")
         agent.vmhost("stop", "web")
         agent.end()
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_a_state_directory_that_takes_nothing_is_told_and_nothing_is_lost(agent: AgentProcess, how: str) -> None:
+    with small_storage(agent.folder / "state", 1) as state:
+        agent.drop("net.toml", BRIDGE)
+        agent.drop("web.toml", bare_vm("web", NIC.format("web")))
+        agent.start()
+        before = pids(agent)
+        if how == "read-only":
+            agent.kill()  # the kernel refuses to change a file system in which a file is open for writing
+        set_writable(state, how, writable=False)
+        if how == "read-only":
+            agent.start()
+        agent.drop("db.toml", bare_vm("db", NIC.format("db")))
+        wait_for(lambda: pids(agent).get("db"))
+        wait_for(lambda: "StateNotSaved" in own_conditions(agent))
+        ip("link del web-lan")
+        wait_for(lambda: "web-lan" in ip_links(), 5.0)
+        agent.kill()
+        agent.start()
+        assert pids(agent)["web"] == before["web"]
+        both = pids(agent)
+        assert both["db"] is not None
+        wait_for(lambda: "StateNotSaved" in own_conditions(agent))
+        set_writable(state, how, writable=True)
+        agent.vmhost("wait", "settled")
+        assert own_conditions(agent) == set()
+        assert (state / "units" / "db.toml").read_text() == bare_vm("db", NIC.format("db"))
+        agent.kill()
+        agent.start()
+        assert pids(agent) == both
+        agent.end()
+
+
+def own_conditions(agent: AgentProcess) -> set[str]:
+    return {condition["type"] for condition in agent.status()["agent"]["conditions"]}
+
+
+def set_writable(state: Path, how: str, *, writable: bool) -> None:
+    """Fill a file system, or make it read-only, and the other way round."""
+    if how == "read-only":
+        subprocess.run(["mount", "-o", f"remount,{'rw' if writable else 'ro'}", str(state)], check=True)
+    elif writable:
+        (state / "filler").unlink()
+    else:
+        with contextlib.suppress(OSError), open(state / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(b"x" * 4096)
+
+
+JUMPING_CLOCK = """
+import signal, sys, time
+real, jumped = time.time, [0.0]
+def jump(number, frame): jumped[0] += 1e9 if number == signal.SIGUSR1 else -2e9
+time.time = lambda: real() + jumped[0]
+signal.signal(signal.SIGUSR1, jump)
+signal.signal(signal.SIGUSR2, jump)
+from agent.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_wall_clock_that_jumps_by_decades_changes_nothing(agent: AgentProcess) -> None:
+    """Decisions go by CLOCK_BOOTTIME. The process, not the machine, gets the clock that jumps; its readers are real."""
+    agent.drop("net.toml", BRIDGE)
+    agent.drop("web.toml", bare_vm("web", NIC.format("web")))
+    with open(agent.folder / "agent.log", "ab") as log:
+        command = [sys.executable, "-c", JUMPING_CLOCK, *agent.flags, "--listen", "127.0.0.1:9177"]
+        agent.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    agent.vmhost("wait", "settled", "--timeout", "60")
+    go_on_after_jump(agent, signal.SIGUSR1, "more")
+    go_on_after_jump(agent, signal.SIGUSR2, "most")
+
+
+def go_on_after_jump(agent: AgentProcess, jump: signal.Signals, new: str) -> None:
+    """Have the clock jump; then links are healed, files are read, guests come and come back as ever."""
+    assert agent.process is not None
+    before = pids(agent)["web"]
+    assert before is not None
+    agent.process.send_signal(jump)
+    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    assert pids(agent)["web"] == before
+    ip("link del web-lan")
+    wait_for(lambda: "web-lan" in ip_links(), 5.0)
+    agent.drop("web.toml", bare_vm("web", f'description = "{new}"\n' + NIC.format("web")))
+    wait_for(lambda: agent.vm("web")["description"] == new, 5.0)
+    agent.drop(f"{new}.toml", bare_vm(new))
+    wait_for(lambda: pids(agent).get(new), 10.0)
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: pids(agent)["web"] not in {before, None}, 10.0)
+    agent.vmhost("wait", "running", "web", "--timeout", "10")

@@ -28,7 +28,11 @@ async def test_two_views_that_are_taken_at_once_are_kept_one_after_the_other(tmp
     names: list[str] = []
     for number in range(20):
         names.append(f"g{number}")
-        await asyncio.gather(*(units.take_latest(lambda view=view: read(view)) for _ in range(4)))
-        assert units.problem == ""
+
+        async def read() -> DirectoryView:
+            return view_of(tmp_path, *names)
+
+        await asyncio.gather(*(units.take_latest(read) for _ in range(4)))
+        assert units.unsaved == ""
     assert state.good_units().keys() == {f"{name}.toml" for name in names}
     state.close()

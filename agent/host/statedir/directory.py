@@ -7,6 +7,7 @@ the old version or the new one. A file that cannot be understood is kept aside, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import tomllib
@@ -111,7 +112,7 @@ class StateDirectory:
 
 def lock_directory(path: Path) -> int:
     """Lock a directory for this agent until the descriptor is closed; `StateRefusedError` names who holds it."""
-    descriptor = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_lock(path / "agent.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -120,9 +121,20 @@ def lock_directory(path: Path) -> int:
         raise StateRefusedError(
             f"{path}: another vmhost-agent (pid {holder}) serves it; stop that one first"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    with contextlib.suppress(OSError):  # a full disk keeps nobody from healing; the lock holds without the pid
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
+
+
+def _open_lock(path: Path) -> int:
+    """A lock file for flock(2), which takes one that can only be read: a file system that went bad is read-only."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def keep_aside(path: Path) -> Path:
