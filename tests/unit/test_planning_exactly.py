@@ -156,8 +156,9 @@ def test_each_conflict_of_a_bridge_is_in_words() -> None:
 def test_the_run_states_of_a_guest_that_runs() -> None:
     release = ReleaseVm("vm/web", Reason.WANTED, "web")
     assert plan(DESIRED, with_vm(run_state="prelaunch"), 0.0).actions == (release,)
+    full = "paused: no space was left for a write to a disk; it goes on by itself once there are 64 MiB free"
     for run_state, type_, message in (
-        ("io-error", "PausedOnIoError", "QEMU paused the guest after an I/O error; make room or mend the disk"),
+        ("io-error", "PausedOnIoError", full),
         ("paused", "Paused", "somebody paused the guest over its monitor; `cont` there lets it run again"),
     ):
         decided = plan(DESIRED, with_vm(run_state=run_state), 0.0)
