@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 
 import structlog
@@ -35,15 +33,16 @@ from agent.core.actions import (
 from agent.core.approval import still_asked
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
-from agent.core.memory import Memory, with_boot, with_launch, without_guests
+from agent.core.memory import Memory, without_guests
 from agent.core.observed import HostState, Observed
 from agent.core.status import AgentFacts
 from agent.host.disks import grow_disk
-from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
+from agent.host.launches import Launches
 from agent.host.netlink import Links
 from agent.host.processes import cap_log, find_qemu
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import UnitDirectory
+from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import boot_id, machine_id
 from agent.runtime.descriptors import Descriptors
@@ -55,7 +54,6 @@ from agent.runtime.keeper import Keeper
 from agent.runtime.observe import DiskLooks, full_disks, sized_disks, unstarted_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
-from agent.runtime.rebuild import rebuilt_record
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.replug import negotiated_settings, replug
 from agent.runtime.threads import run_to_end
@@ -125,11 +123,14 @@ class Agent:
 
     async def run(self) -> None:
         """Adopt what runs, then watch, plan and heal. Raises what a bug outside one resource's work raises."""
+        adoption = Adoption(
+            self._launches, self._guests, self._units, self._keeper, self._links, self._chronicle.journal
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 self._guests.serve_in(group)
                 self._disks.look_in(group)
-                await self._adopt()
+                await adoption.take_over(self._host.boot_id)
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
@@ -139,47 +140,6 @@ class Agent:
         finally:
             await self._guests.close()
             self._descriptors.close()
-
-    async def _adopt(self) -> None:
-        """Take over what an earlier agent launched, then what it wanted: identities come from what runs."""
-        self._launches.open()
-        found = await run_to_end(self._launches.read)
-        running = await self._adopt_records([one for one in found if isinstance(one, LaunchRecord)])
-        is_new = not self._keeper.memory.boot_id
-        await self._units.load_last_good()
-        if is_new:
-            # Never written before, or lost: a disk that a unit names may have existed, so none of them is made anew.
-            known = frozenset(disk.path for disk in sized_disks(self._units.desired))
-            await self._keeper.update(lambda memory: replace(memory, known_disks=memory.known_disks | known))
-        await self._keeper.update(lambda memory: with_boot(memory, self._host.boot_id))
-        rebuilt = [self._rebuild(one) for one in found if isinstance(one, BrokenLaunch)]
-        running += await self._adopt_records([record for record in rebuilt if record is not None])
-        if running:
-            self._chronicle.journal.record("agent", "adopted", f"adopted {running} running guests")
-
-    async def _adopt_records(self, records: Sequence[LaunchRecord]) -> int:
-        running = self._guests.adopt(records)
-        states = [guest.state() for guest in self._guests]
-
-        def with_launches(memory: Memory) -> Memory:
-            return reduce(with_launch, states, memory)
-
-        await self._keeper.update(with_launches)
-        return running
-
-    def _rebuild(self, launch: BrokenLaunch) -> LaunchRecord | None:
-        """Make the record of a guest that runs again, which cannot be read."""
-        record = None
-        if launch.running:
-            unit = self._units.desired.vms.get(launch.name)
-            record = rebuilt_record(launch.name, unit, self._links.snapshot, self._launches)
-        if record is not None:
-            self._launches.save(record)
-        what = "made again from what runs" if record is not None else "nothing of it runs"
-        kept = f", kept as {launch.kept_as}" if launch.kept_as else ""
-        message = f"the launch record of {launch.name} cannot be read ({launch.why}){kept}; {what}"
-        self._chronicle.journal.record(f"vm/{launch.name}", "launch-broken", message, level="warning")
-        return record
 
     async def _follow_units(self) -> None:
         async for _ in self._directory.watch():
