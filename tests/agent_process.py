@@ -53,7 +53,7 @@ class AgentProcess:
             self.kill()
         for record in self.run_dir.glob("vms/*/launch.toml"):
             with contextlib.suppress(OSError, KeyError, tomllib.TOMLDecodeError):
-                kill_qemu(int(tomllib.loads(record.read_text())["pid"]), record.parent)
+                kill_qemu(int(tomllib.loads(record.read_text())["pid"]), self.run_dir)
 
     def command(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Run `vmhost`; whatever it exits with."""
@@ -91,7 +91,7 @@ class AgentProcess:
 
 
 def kill_qemu(pid: int, directory: Path) -> None:
-    """Kill a QEMU, if the pid is still that of the one with this run directory, and wait until it is gone."""
+    """Kill a QEMU, if the pid is still that of one below this run directory, and wait until it is gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if str(directory).encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
             return
