@@ -28,14 +28,6 @@ def first_free(taken: frozenset[int], start: int) -> int:
     return number
 
 
-def with_uid(allocations: Allocations, uuid: str) -> tuple[int, Allocations]:
-    """The uid of a guest, assigned now if it has none."""
-    if uuid in allocations.uids:
-        return allocations.uids[uuid], allocations
-    uid = first_free(frozenset(allocations.uids.values()), UID_BASE)
-    return uid, Allocations(allocations.uuids, {**allocations.uids, uuid: uid}, allocations.slots)
-
-
 def with_slots(allocations: Allocations, uuid: str, devices: tuple[str, ...]) -> tuple[Mapping[str, int], Allocations]:
     """The slots of a guest's devices, new ones at the lowest free places; a device that left keeps its own."""
     slots = dict(allocations.slots.get(uuid, {}))
