@@ -52,9 +52,9 @@ class ParsedUnit:
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     def error_at(self, where: KeyPath, problem: str, hint: str = "") -> UnitError:
-        """A mistake at a key path of this file."""
+        """A mistake at a key path of this file, on one line whatever names the file holds."""
         line, column = position_of(self.data, where)
-        return UnitError(printable(self.path), line, column, problem, hint)
+        return UnitError(printable(self.path), line, column, printable(problem), printable(hint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def parse_unit(path: str, data: bytes) -> ParsedUnit:
     if isinstance(outcome, tuple):
         line, column, problem, hint = outcome
         names = extract_names(data.decode(errors="replace")) if len(data) <= values.MAX_FILE_BYTES else Extract()
-        error = UnitError(printable(path), line, column, problem, hint)
+        error = UnitError(printable(path), line, column, printable(problem), printable(hint))
         return ParsedUnit(path, data, (error,), claims=names.claims)
     bridges: dict[str, BridgeTable] = {}
     vms: dict[str, VmTable] = {}

@@ -369,6 +369,12 @@ def as_toml(value: object) -> str:
             return str(value)
 
 
+def test_a_name_with_a_newline_stays_on_the_line_of_its_error() -> None:
+    errors = [str(error) for error in parse_unit("u.toml", b'[vm.w.disk]\n"a\\nb" = false\n').errors]
+    assert errors[-1] == "u.toml:2:1: error: a\\nb must be a table, not false"
+    assert not any("\n" in error for error in errors)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["bridge.b", "vm.w", "vm.w.disk.d", "vm.w.nic.n"]), st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_values_of_any_type_are_taken(header: str, values: dict[str, object]) -> None:
