@@ -148,7 +148,7 @@ class Launches:
         directory = self.directory(record.spec.name)
         plain = _RECORD.dump_python(record, mode="json", exclude_none=True)
         try:
-            _write_durably(directory / RECORD, tomli_w.dumps(plain).encode())
+            _replace(directory / RECORD, tomli_w.dumps(plain).encode())
         except OSError as error:
             raise TransientError(f"{directory / RECORD}: {error.strerror}", reason="RunDirectoryUnusable") from error
 
@@ -235,21 +235,17 @@ def _keep_aside(path: Path) -> Path:
     return aside
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that a crash leaves the old or the new one; its temporary is nobody else's (O_EXCL)."""
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a file at once; its temporary is nobody else's (O_EXCL).
+
+    Without fsync: what it tells of are processes, of which none is left after a crash of the host.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(descriptor)
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

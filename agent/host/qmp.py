@@ -2,7 +2,8 @@
 
 Wraps qemu.qmp, of which these traits are kept away from everybody else: a monitor serves one client at a time, so a
 second one connects and waits for ever; `disconnect()` raises what broke the connection; event listeners keep every
-event for ever, and are not woken by a disconnect; refusals are logged before they are raised.
+event for ever, and are not woken by a disconnect; refusals are logged before they are raised; each message is laid out
+for its log, whether anybody logs or not.
 """
 
 from __future__ import annotations
@@ -56,6 +57,16 @@ class _Forwarder(EventListener):
         asyncio.get_running_loop().call_soon(self._on_event, str(event["event"]), arguments)
 
 
+class _Client(QMPClient):
+    """Its hooks for messages, without their log."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+
 class Monitor:
     """One connection to one QEMU; made by `connect`, and of no use any more once `closed` returned."""
 
@@ -77,7 +88,7 @@ class Monitor:
         the path is longer than a socket's may be, or somebody else listens.
         """
         connection = _open_socket(os.fspath(path), peer_uid)
-        client = QMPClient()
+        client = _Client()
         monitor = cls(client, on_event)
         try:
             async with asyncio.timeout(timeout_s):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class Agent:
         self._guests = Guests(self._launches, self._descriptors, self._doorbell.ring, chronicle)
         self._host = HostState(boot_id(), qemu.path, qemu.problem, start_slots())
         self._keeper = Keeper(state, memory)
-        self._units = Units(units, state, self._keeper, machine_id())
+        self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
         self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper)
@@ -142,18 +143,21 @@ class Agent:
             self._descriptors.close()
 
     async def _follow_units(self) -> None:
-        async for _ in self._directory.watch():
-            before = self._units.desired
-            readable = await self._units.take_latest(self._directory.reread)
-            if readable:
+        async for view in self._directory.watch():
+            first = not self._units.loaded
+            if await self._units.take(view):
+                if first:
+                    gc.freeze()  # a thousand units stay; each full collection would walk them, for 100 ms
                 valid = all(file.state == "valid" for file in self._units.files)
                 self._chronicle.metrics.units_reloaded(success=valid, at_s=time.time())
-            if self._units.desired != before:
-                self._chronicle.edited()
-                await self._keeper.update(self._without_answered_approvals)
-            self._disks.look(sized_disks(self._units.desired))
+            await self._keeper.update(self._without_answered_approvals)
             self._tell_unit_errors()
             self._doorbell.ring("units")
+
+    def _units_changed(self) -> None:
+        self._chronicle.edited()
+        self._disks.look(sized_disks(self._units.desired))
+        self._doorbell.ring("units")
 
     def _tell_unit_errors(self) -> None:
         self._chronicle.tell_unit_errors([error for file in self._units.files for error in file.errors])
@@ -170,7 +174,7 @@ class Agent:
             qemu = await look_for_qemu()
             self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem)
             if self._units.unsaved:
-                await self._units.take_latest(self._directory.reread)
+                await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
             self._disks.look(sized_disks(self._units.desired))
             await self._keeper.update(self._without_what_is_over)
@@ -182,6 +186,8 @@ class Agent:
 
     def _without_answered_approvals(self, memory: Memory) -> Memory:
         """An approval is for what was asked at its time: of a guest that is wanted again, none is left."""
+        if not memory.approved:
+            return memory
         desired, observed = self._observe()
         approved = still_asked(memory.approved, desired, observed)
         return memory if approved == memory.approved else replace(memory, approved=approved)
@@ -193,7 +199,7 @@ class Agent:
 
     async def _look_at_all(self) -> None:
         """Read units and links anew."""
-        await self._units.take_latest(self._directory.reread)
+        await self._units.take(await self._directory.reread())
         await self._links.full_look()
 
     def _observe(self) -> tuple[Desired, Observed]:

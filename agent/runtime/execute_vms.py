@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -57,7 +58,15 @@ class VmExecutor:
     async def launch(self, action: LaunchVm, qemu: str) -> None:
         """Start a guest's QEMU and wait until its monitor answers. One that exits first is told in its own words."""
         spec = action.spec
-        await self._keeper.update(lambda memory: _launching(memory, spec))
+        # Beside the start, not before it: nothing of this has to be on the disk for a guest to run.
+        remembered = asyncio.ensure_future(self._keeper.update(lambda memory: _launching(memory, spec)))
+        try:
+            await self._launch(action, qemu)
+        finally:
+            await remembered
+
+    async def _launch(self, action: LaunchVm, qemu: str) -> None:
+        spec = action.spec
         # Not in the thread: a pass may look at the same descriptors at any moment.
         tap_fds = {nic.id: self._tap_descriptor(spec, nic) for nic in spec.nics}
         with ExitStack() as opened:

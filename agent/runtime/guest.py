@@ -145,30 +145,27 @@ class Guest:
             await asyncio.sleep(CONNECT_EVERY_S)
 
     async def _ask_until_closed(self, monitor: Monitor) -> None:
-        while True:
-            self._stale.clear()
-            await self._ask(monitor)
-            stale = asyncio.ensure_future(self._stale.wait())
-            closed = asyncio.ensure_future(monitor.closed())
-            try:
-                await asyncio.wait({stale, closed}, timeout=QUERY_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                stale.cancel()
-                closed.cancel()
-            if closed.done() and not stale.done():
-                return
+        """Query the run state when an event makes it stale, and from time to time: thousands of times a day."""
+        closed = asyncio.ensure_future(monitor.closed())
+        closed.add_done_callback(lambda _: self._stale.set())
+        try:
+            while not closed.done():
+                self._stale.clear()
+                await self._ask(monitor)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(QUERY_EVERY_S):
+                        await self._stale.wait()
+        finally:
+            closed.cancel()
 
     async def _ask(self, monitor: Monitor) -> None:
         """Query the run state; a QEMU that is silent is waited for, and shown as silent meanwhile."""
         self._asked_s = now_s()
-        query = asyncio.ensure_future(self._timed(monitor, "query-status", {}, None))
+        silent = asyncio.get_running_loop().call_later(SILENT_AFTER_S, self._set_run_state, None)
         try:
-            done, _ = await asyncio.wait({query}, timeout=SILENT_AFTER_S)
-            if not done:
-                self._set_run_state(None)
-            answer = await query
+            answer = await self._timed(monitor, "query-status", {}, None)
         finally:
-            query.cancel()
+            silent.cancel()
         self._asked_s = None
         if isinstance(answer, dict):
             self._set_run_state(str(answer["status"]))

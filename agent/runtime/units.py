@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +26,18 @@ class Units:
     """Holds the present resolution of the unit directory.
 
     `problem` says why the directory cannot be read, `unsaved` why last good versions cannot be kept (which is tried
-    again with each view); empty when all is well.
+    again with each view); empty when all is well. `changed` is called as soon as something else is wanted.
     """
 
-    def __init__(self, directory: Path, state: StateDirectory, keeper: Keeper, machine_id: str) -> None:
+    def __init__(
+        self, directory: Path, state: StateDirectory, keeper: Keeper, machine_id: str, changed: Callable[[], None]
+    ) -> None:
         self._directory = directory
         self._state = state
         self._keeper = keeper
         self._machine_id = machine_id
+        self._changed = changed
+        self._number = 0
         self._parsed: dict[str, ParsedUnit] = {}
         self._good: dict[str, ParsedUnit] = {}
         self._kept: Mapping[str, bytes] = {}
@@ -49,28 +54,30 @@ class Units:
         self._kept = await asyncio.to_thread(self._state.good_units)
         self._good = {self.path(name): parse_unit(self.path(name), data) for name, data in self._kept.items()}
         if self._good:
-            await self._take([UnitSource(parsed, parsed) for parsed in self._good.values()])
+            await self._take([UnitSource(parsed, parsed) for parsed in self._good.values()], from_directory=False)
 
-    async def take_latest(self, read: Callable[[], Awaitable[DirectoryView]]) -> bool:
-        """Read the directory and resolve what it shows, one at a time: an older reading never follows a newer one.
+    async def take(self, view: DirectoryView) -> bool:
+        """Resolve what the directory shows, one view at a time; one that is older than the last one is passed over.
 
-        A directory that cannot be read changes nothing. Whether it could be read.
+        A directory that cannot be read changes nothing. Whether it could be read. Returns when last good versions are
+        kept, or `unsaved` says why not.
         """
         async with self._taking:
-            return await self._take_view(await read())
+            if view.number >= self._number:
+                self._number = view.number
+                await self._take_view(view)
+        return view.available
 
-    async def _take_view(self, view: DirectoryView) -> bool:
+    async def _take_view(self, view: DirectoryView) -> None:
         self.problem = "" if view.available else view.problem
         if not view.available:
-            return False
+            return
         parsed = {
             content.path: self._parse(content.path, content.data, content.problem) for content in view.files.values()
         }
         self._parsed = parsed
         sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
-        await self._take(sources)
-        self.loaded = True
-        return True
+        await self._take(sources, from_directory=True)
 
     def path(self, name: str) -> str:
         """Where the unit file of a name lies."""
@@ -114,18 +121,26 @@ class Units:
         return [*self._parsed.values(), *(good for path, good in self._good.items() if path in self._parsed)]
 
     def _parse(self, path: str, data: bytes | None, problem: str) -> ParsedUnit:
-        known = self._parsed.get(path)
+        known = self._parsed.get(path) or self._good.get(path)
         if data is None:
             return ParsedUnit(path=path, data=b"", errors=(UnitError(printable(path), 1, 1, problem),))
         if known is not None and known.data == data and not (data == b"" and known.errors):
             return known
         return parse_unit(path, data)
 
-    async def _take(self, sources: list[UnitSource]) -> None:
+    async def _take(self, sources: list[UnitSource], *, from_directory: bool) -> None:
+        """What is remembered is on the disk before anybody acts on it; a last good version need not be, because as long
+        as it is not, the file itself is there to be read again."""
         resolution = resolve(sources, self._context())
-        await self._keep(sources, resolution)
+        await self._keeper.update(_remembering(resolution))
+        is_new = self.desired != resolution.desired or self.loaded != from_directory
         self.desired = resolution.desired
         self.files = resolution.files
+        self.loaded = from_directory
+        if is_new:
+            self._changed()
+            await asyncio.sleep(0)  # whoever was told goes first
+        await self._keep_good(sources, resolution)
 
     def _context(self) -> ResolveContext:
         memory = self._keeper.memory
@@ -137,14 +152,13 @@ class Units:
             retained=memory.retained,
         )
 
-    async def _keep(self, sources: list[UnitSource], resolution: Resolution) -> None:
-        await self._keeper.update(_remembering(resolution))
+    async def _keep_good(self, sources: list[UnitSource], resolution: Resolution) -> None:
         by_path = {source.parsed.path: source.parsed for source in sources}
         self._good = {
             path: by_path[path] if _is_version(by_path[path], data) else self._good[path]
             for path, data in resolution.good.items()
         }
-        good = {Path(path).name: data for path, data in resolution.good.items()}
+        good = {os.path.basename(path): data for path, data in resolution.good.items()}
         changed = {name: data for name, data in good.items() if self._kept.get(name) != data}
         gone = frozenset(self._kept.keys() - good.keys())
         if changed or gone:

@@ -164,7 +164,7 @@ class Links:
             try:
                 self.catch_up()
                 self._cache.begin_look()
-                async for part in dump(said.RTM_GETLINK, said.link_query()):
+                async for part in dump(said.RTM_GETLINK, said.LinkQuery()):
                     links += [link for m in part if (link := said.link_state(m)) is not None]
                 async for part in dump(said.RTM_GETADDR, said.address_query()):
                     addresses += [stated for m in part if (stated := said.address_state(m)) is not None]
@@ -199,11 +199,10 @@ class Links:
         """
         with self._doing(f"change {link}", ifindex):
             self._look_again(link, ifindex, expect_alias)
-            if change.master:
-                self._require_master(change.master)
             try:
                 self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
             except KernelRefusedError as e:
+                self._require_master(change.master)
                 if e.number != errno.EBUSY or change.name is None:
                     raise
                 was_up = self._get(ifindex).up
@@ -221,11 +220,14 @@ class Links:
             port = self._get(port_ifindex)
             if port.master not in {None, bridge_ifindex}:
                 raise TransientError(f"{port.name} is in another bridge or bond", reason="Conflict")
-            self._require_master(bridge_ifindex)
             if port.master is None and (why := self._reached_through(port_ifindex)):
                 raise PermanentError(f"{port.name} {why}: enslaving it would cut them off", reason="PortAddressed")
             change = LinkChange(master=bridge_ifindex, mtu=mtu, up=True)
-            self._ask(said.RTM_NEWLINK, said.link_setting(port_ifindex, change))
+            try:
+                self._ask(said.RTM_NEWLINK, said.link_setting(port_ifindex, change))
+            except KernelRefusedError:
+                self._require_master(bridge_ifindex)
+                raise
 
     async def release(self, port_ifindex: int, bridge_ifindex: int) -> None:
         """Take a host link out of this bridge; gone, or not in it any more: nothing to do."""
@@ -301,7 +303,7 @@ class Links:
     def _find(self, ifindex: int) -> LinkState | None:
         """Look at one link in the kernel, past the cache; None when there is none."""
         with Ignoring(errno.ENODEV):
-            for message in self._ask(said.RTM_GETLINK, said.link_query(ifindex)):
+            for message in self._ask(said.RTM_GETLINK, said.LinkQuery(ifindex)):
                 return said.link_state(message)
         return None
 
@@ -319,9 +321,9 @@ class Links:
                 reason="LinkChanged",
             )
 
-    def _require_master(self, ifindex: int) -> None:
-        """The kernel calls a master that is gone an invalid argument, which would look permanent."""
-        if self._find(ifindex) is None:
+    def _require_master(self, ifindex: int | None) -> None:
+        """Of a refusal: the kernel calls a master that is gone an invalid argument, which would look permanent."""
+        if ifindex and self._find(ifindex) is None:
             raise TransientError(f"the bridge of ifindex {ifindex} is gone", reason="LinkGone")
 
     def _reached_through(self, ifindex: int) -> str:

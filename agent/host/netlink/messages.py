@@ -40,7 +40,7 @@ RTN_UNICAST = 1
 RTEXT_FILTER_SKIP_STATS = 8
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
-_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 18, 20, 27
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 5, 23
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
@@ -144,12 +144,28 @@ def normal_address(address: str) -> str:
     return ipaddress.ip_interface(address).with_prefixlen
 
 
-def link_query(ifindex: int = 0) -> Writable:
-    """The body of RTM_GETLINK, for one link or for all."""
-    message = ifinfmsg()
-    message["index"] = ifindex
-    message["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
-    return cast("Writable", message)
+class LinkQuery:
+    """The body of RTM_GETLINK, for one link or for all (struct ifinfomsg, IFLA_EXT_MASK).
+
+    Written by hand, because a link is looked at before and after each change, and pyroute2 takes 0.1 ms for this.
+    """
+
+    def __init__(self, ifindex: int = 0) -> None:
+        self._ifindex = ifindex
+        self._header: dict[str, int] = {}
+        self.data = bytearray()
+
+    def __getitem__(self, key: str) -> dict[str, int]:
+        return {"header": self._header}[key]
+
+    def encode(self) -> None:
+        """Write the message with its header to `data`."""
+        header = self._header
+        self.data = bytearray(
+            struct.pack("=IHHII", 40, header["type"], header["flags"], header["sequence_number"], 0)
+            + struct.pack("=BxHiII", 0, 0, self._ifindex, 0, 0)
+            + struct.pack("=HHI", 8, _IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        )
 
 
 def link_setting(ifindex: int, change: LinkChange) -> Writable:

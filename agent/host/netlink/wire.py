@@ -42,6 +42,8 @@ EVENT_BUFFER_BYTES = 16 * 1024 * 1024
 
 RECEIVE_BYTES = 64 * 1024
 
+_ATTRIBUTE = struct.Struct("=HH").unpack_from
+
 
 class KernelRefusedError(Exception):
     """The kernel answered a request with an error: its errno, and its own words where it has some."""
@@ -93,7 +95,7 @@ def attributes(data: bytes, start: int) -> Mapping[int, bytes]:
     found: dict[int, bytes] = {}
     end = len(data)
     while start + 4 <= end:
-        length, kind = struct.unpack_from("=HH", data, start)
+        length, kind = _ATTRIBUTE(data, start)
         if length < 4:
             break
         found[kind & 0x3FFF] = data[start + 4 : start + length]

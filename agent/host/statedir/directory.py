@@ -15,12 +15,12 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from agent.core.errors import AgentError
 from agent.core.memory import VERSION, Memory
 from agent.host.statedir.history import UnitHistory
+from agent.host.statedir.layout import StateText
 
 _MEMORY = TypeAdapter(Memory)
 
@@ -36,6 +36,8 @@ class StateDirectory:
         self._path = path
         self._units = path / "units"
         self._history = UnitHistory(path)
+        self._text = StateText()
+        self._on_disk = ""
         self._lock = -1
 
     def open(self) -> None:
@@ -57,11 +59,12 @@ class StateDirectory:
         """
         path = self._path / "state.toml"
         try:
-            raw = tomllib.loads(path.read_text())
+            text = path.read_text()
+            raw = tomllib.loads(text)
             if isinstance(version := raw.get("version"), int) and version > VERSION:
                 message = f"{path}: written by a later vmhost (state version {version}, this one knows {VERSION})"
                 raise StateRefusedError(f"{message}; install that version again")
-            return _MEMORY.validate_python(raw), ""
+            memory = _MEMORY.validate_python(raw)
         except FileNotFoundError:
             return Memory(str(uuid.uuid4())), ""
         except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError, RecursionError) as error:
@@ -70,11 +73,15 @@ class StateDirectory:
             return Memory(
                 str(uuid.uuid4())
             ), f"{path} is torn or not ours ({why}); kept as {aside}, rebuilt from what runs"
+        self._on_disk = text
+        return memory, ""
 
     def save(self, memory: Memory) -> None:
-        """Write the memory; `OSError` if it could not be, with the former version still in place."""
-        plain = _MEMORY.dump_python(memory, mode="json", exclude_none=True)
-        write_durably(self._path / "state.toml", tomli_w.dumps(plain).encode())
+        """Write the memory, unless it is there already; `OSError` if that failed, with the former version in place."""
+        text = self._text.of(_MEMORY.dump_python(memory, mode="json", exclude_none=True))
+        if text != self._on_disk:
+            write_durably(self._path / "state.toml", text.encode())
+            self._on_disk = text
 
     def good_units(self) -> Mapping[str, bytes]:
         """The last good version of each unit file, by the file's name."""

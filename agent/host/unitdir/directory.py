@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from watchfiles import Change, awatch
@@ -20,6 +20,9 @@ from watchfiles.main import FileChange
 from agent.host.unitdir.reading import DirectoryView, Seen, Stamp, UnitContent, directory_problem, read, scan
 
 RESCAN_S = 5.0
+WATCH_STEP_MS = 25
+"""How often the watching thread wakes. It tells of a change after one or two steps, which is within the debounce."""
+WATCH_TIMEOUT_S = 1.0
 BLIND_RESCAN_S = 0.5
 """How often it looks where nothing can wake it: the directory is missing, or inotify is used up."""
 BUSY_S = 2.0
@@ -134,15 +137,21 @@ class UnitDirectory:
             if waiting is None:
                 self._waiting[name] = waiting = _Waiting(seen.stamp, self._still_since_s(seen.stamp, now_s), now_s)
             elif waiting.stamp != seen.stamp:
-                waiting.stamp, waiting.still_since_s = seen.stamp, now_s
+                waiting.stamp, waiting.still_since_s = seen.stamp, self._still_since_s(seen.stamp, now_s)
             if now_s - waiting.still_since_s >= self._debounce_s:
                 still.append(name)
         return still
 
     def _still_since_s(self, stamp: Stamp, now_s: float) -> float:
-        """A file that was last changed long before it was first seen has been still all the time."""
-        age_s = time.time() - stamp.ctime_ns / 1e9  # a wall clock that was set only costs the debounce
-        return now_s - self._debounce_s if self._view is None and age_s > 2 * self._debounce_s else now_s
+        """Since its last change, as its change time tells: what was slow to be noticed need not be awaited once more.
+
+        One that seems old although it was just noticed has a time that is not of this clock: it is watched in full,
+        unless it was there before the first look.
+        """
+        age_s = time.time() - stamp.ctime_ns / 1e9
+        if age_s > 2 * self._debounce_s:
+            return now_s - self._debounce_s if self._view is None else now_s
+        return now_s - max(0.0, age_s)
 
     def _take(self, still: Mapping[str, Seen]) -> None:
         for name, seen in still.items():
@@ -163,7 +172,8 @@ class UnitDirectory:
 
     def _publish(self, view: DirectoryView) -> None:
         if view != self._view:
-            self._view = view
+            number = self._view.number + 1 if self._view is not None else 1
+            self._view = replace(view, number=number)
             self._ring.set()  # it may be a reread that found it
 
     def _next_look_s(self, now_s: float) -> float:
@@ -214,8 +224,8 @@ class UnitDirectory:
             watch_filter=concerns_us,
             recursive=False,
             debounce=100,
-            step=20,
-            rust_timeout=int(BLIND_RESCAN_S * 1000),
+            step=WATCH_STEP_MS,
+            rust_timeout=int(WATCH_TIMEOUT_S * 1000),
             yield_on_timeout=True,
         )
 

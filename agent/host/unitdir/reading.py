@@ -29,12 +29,14 @@ class UnitContent:
 class DirectoryView:
     """The files of the unit directory by path.
 
-    Not `available`: `problem` says why, and `files` are what was last seen, which says nothing about now.
+    Not `available`: `problem` says why, and `files` are what was last seen, which says nothing about now. Of two views
+    the one with the greater `number` is the newer one.
     """
 
     available: bool
     problem: str = ""
     files: Mapping[str, UnitContent] = field(default_factory=dict)
+    number: int = field(default=0, compare=False)
 
 
 class Stamp(NamedTuple):
@@ -63,7 +65,7 @@ def is_unit_name(name: str) -> bool:
 
 def read_unit_file(path: Path) -> UnitContent:
     """A unit file as it is now. Blocks on the disk only, never on a FIFO; what goes wrong is in the `problem`."""
-    seen = look_at(path)
+    seen = look_at(os.fspath(path))
     if seen is None:
         return UnitContent(str(path), None, "cannot be read: it does not exist")
     return read(path, seen)[0]
@@ -82,23 +84,24 @@ def read_directory(path: Path) -> DirectoryView:
 def scan(path: Path) -> dict[str, Seen]:
     """The units among a directory's entries. Raises OSError when it cannot be read."""
     with os.scandir(path) as found:
-        names = [entry.name for entry in found if is_unit_name(entry.name)]
-    entries = {name: look_at(path / name) for name in names}
+        paths = {entry.name: entry.path for entry in found if is_unit_name(entry.name)}
+    entries = {name: look_at(path) for name, path in paths.items()}
     return {name: seen for name, seen in entries.items() if seen is not None}
 
 
-def look_at(path: Path) -> Seen | None:
+def look_at(path: str) -> Seen | None:
     """An entry without opening it; None when there is none (any more)."""
-    if not path.name.isprintable() and "\\udc" in ascii(path.name):
+    name = path.rpartition("/")[2]
+    if not name.isprintable() and "\\udc" in ascii(name):
         return Seen(Stamp(0, 0, 0, 0, 0, 0), "its name is not UTF-8; rename it")
     try:
-        link = path.lstat()
+        link = os.lstat(path)
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
         return Seen(Stamp(0, 0, 0, 0, 0, error.errno or 0), _read_problem(error))
     try:
-        found = path.stat() if stat.S_ISLNK(link.st_mode) else link
+        found = os.stat(path) if stat.S_ISLNK(link.st_mode) else link
     except OSError as error:
         problem = _read_problem(error)
         if error.errno == errno.ENOENT:
@@ -171,7 +174,7 @@ def _same_file(found: os.stat_result, stamp: Stamp) -> bool:
     return _stamp(found, found)[:5] == stamp[:5]
 
 
-def _target(path: Path) -> str:
+def _target(path: str) -> str:
     try:
         return os.readlink(path)
     except OSError:
