@@ -1,4 +1,4 @@
-"""Links of the host: a cache that follows the kernel's events, and what the agent does to links.
+"""What the agent does to links.
 
 Every change looks at its link again immediately before, and reads the kernel's events about it immediately afterwards:
 when a method returns, `snapshot` shows what it did, and the next plan does not ask for it twice.
@@ -10,36 +10,28 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from agent.core import marks
 from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec
-from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
+from agent.core.errors import ActionError, OutcomeUnknownError, PermanentError, TransientError
 from agent.core.observed import AddressState, LinkState
 from agent.host.netlink import messages as said
-from agent.host.netlink.cache import LinkCache
+from agent.host.netlink.view import LinkView
 from agent.host.netlink.wire import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
-    EventSocket,
     Ignoring,
     KernelRefusedError,
     Message,
     NoAnswerError,
     RequestSocket,
     Writable,
-    dump,
 )
-
-EVENTS_AT_ONCE = 64
-"""Datagrams that are read before the loop turns again, so that a flood (20 µs each) does not starve it."""
 
 _PASSING = {errno.EBUSY: "Busy", errno.ENODEV: "LinkGone", errno.EEXIST: "Conflict"} | dict.fromkeys(
     (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS), "ActionFailed"
@@ -47,131 +39,8 @@ _PASSING = {errno.EBUSY: "Busy", errno.ENODEV: "LinkGone", errno.EEXIST: "Confli
 _NO_ROUTES = {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 
 
-def _nobody(_: str) -> None:
-    """Nobody listens yet."""
-
-
-class Links:
-    """The links of the network namespace that it is entered in. Use as an async context manager.
-
-    `events` counts by message type, `errors` by errno name, `overflows` the times that events were lost.
-    """
-
-    def __init__(self) -> None:
-        self.overflows = 0
-        self.errors: Counter[str] = Counter()
-        self._cache = LinkCache()
-        self._looking = asyncio.Lock()
-        self._overflowed = asyncio.Event()
-        self._ring: Callable[[str], None] = _nobody
-
-    async def __aenter__(self) -> Self:
-        """Open the sockets, events first, and look at everything. Raises ObservationError."""
-        with contextlib.ExitStack() as opened:
-            try:
-                self._events = EventSocket(said.EVENT_GROUPS)
-                opened.callback(self._events.close)
-                self._requests = opened.enter_context(RequestSocket())
-            except OSError as e:
-                raise ObservationError("netlink", f"cannot open a socket: {e}") from e
-            await self.full_look()
-            opened.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._events.close()
-        self._requests.close()
-
-    @property
-    def snapshot(self) -> Mapping[str, LinkState]:
-        """All links by name as the kernel last stated them; the same object until something changes."""
-        return self._cache.snapshot
-
-    def take_stated(self) -> frozenset[str]:
-        """The links that the kernel stated anew since the last call; a tap's offloads change with such a statement."""
-        return self._cache.take_stated()
-
-    @property
-    def events(self) -> Counter[str]:
-        """How many events were read, by message type."""
-        return self._cache.events
-
-    async def watch(self, ring: Callable[[str], None]) -> None:
-        """Follow the events for ever and call `ring("netlink")` after each batch of them.
-
-        After lost events it opens a new socket and looks at everything. Raises ObservationError if that fails.
-        """
-        self._ring = ring
-        loop = asyncio.get_running_loop()
-        reading = -1
-        try:
-            while True:
-                reading = self._events.fileno()
-                loop.add_reader(reading, self.catch_up, EVENTS_AT_ONCE)
-                await self._overflowed.wait()
-                self._overflowed.clear()
-                loop.remove_reader(reading)
-                self._reopen_events()
-                await self.full_look()
-                ring("netlink")
-        finally:
-            self._ring = _nobody
-            loop.remove_reader(reading)
-
-    def catch_up(self, limit: int = 1_000_000) -> None:
-        """Read the events that the kernel has queued by now, at most `limit` datagrams; rings if there were any."""
-        heard = False
-        for _ in range(limit):
-            try:
-                batch = self._events.read()
-            except OSError as e:
-                self._lost(e)
-                break
-            if batch is None:
-                break
-            heard = True
-            for message in batch:
-                self._cache.apply(message)
-        if heard:
-            self._ring("netlink")
-
-    def _lost(self, error: OSError) -> None:
-        """Count lost events and wake `watch`, which looks at everything."""
-        if not self._overflowed.is_set():
-            self.overflows += 1
-            self._count(error.errno or 0)
-        self._overflowed.set()
-
-    def _reopen_events(self) -> None:
-        """A new socket is subscribed before the old one goes, which is full of what a look shows sooner."""
-        try:
-            fresh = EventSocket(said.EVENT_GROUPS)
-        except OSError as e:
-            raise ObservationError("netlink", f"cannot reopen the event socket: {e}") from e
-        self._events.close()
-        self._events = fresh
-
-    async def full_look(self) -> None:
-        """Look at all links and addresses and correct the cache; what events say meanwhile is newer and stays.
-
-        Raises ObservationError; the cache is then as the events left it.
-        """
-        async with self._looking:
-            links: list[LinkState] = []
-            addresses: list[tuple[int, AddressState]] = []
-            try:
-                self.catch_up()
-                self._cache.begin_look()
-                async for part in dump(said.RTM_GETLINK, said.LinkQuery()):
-                    links += [link for m in part if (link := said.link_state(m)) is not None]
-                async for part in dump(said.RTM_GETADDR, said.address_query()):
-                    addresses += [stated for m in part if (stated := said.address_state(m)) is not None]
-            except (OSError, KernelRefusedError, NoAnswerError) as e:
-                raise ObservationError("netlink", str(e)) from e
-            self.catch_up()
-            self._cache.end_look(links, addresses)
+class Links(LinkView):
+    """The links of the network namespace that it is entered in, and every change of them."""
 
     async def create_bridge(self, spec: BridgeSpec) -> None:
         """Make a bridge, mark it, set it up, give it its addresses.
@@ -269,20 +138,6 @@ class Links:
             self._look_again(link, ifindex, expect_alias)
             with Ignoring(errno.ENODEV):
                 await self._elsewhere(said.RTM_DELLINK, said.link_setting(ifindex, LinkChange()))
-
-    async def statistics(self) -> Mapping[str, said.LinkStatistics]:
-        """The counters of all links by name. Raises ObservationError."""
-        found: dict[str, said.LinkStatistics] = {}
-        try:
-            async for part in dump(said.RTM_GETSTATS, said.statistics_query()):
-                for message in part:
-                    stated = said.statistics(message)
-                    link = None if stated is None else self._cache.get(stated[0])
-                    if stated is not None and link is not None:
-                        found[link.name] = stated[1]
-        except (OSError, KernelRefusedError, NoAnswerError) as e:
-            raise ObservationError("netlink", str(e)) from e
-        return found
 
     def _ask(self, kind: int, message: Writable, flags: int = NLM_F_ACK) -> list[Message]:
         return self._requests.ask(kind, message, flags)
@@ -385,9 +240,6 @@ class Links:
             link = self._find(ifindex)
             if link is not None:
                 self._cache.put(link)
-
-    def _count(self, number: int) -> None:
-        self.errors[errno.errorcode.get(number, str(number))] += 1
 
 
 def _translated(error: KernelRefusedError, what: str) -> ActionError:

@@ -1,0 +1,164 @@
+"""The links of the host as the kernel states them: a cache that follows its events, corrected by looks at the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from agent.core.errors import ObservationError
+from agent.core.observed import AddressState, LinkState
+from agent.host.netlink import messages as said
+from agent.host.netlink.cache import LinkCache
+from agent.host.netlink.wire import EventSocket, KernelRefusedError, NoAnswerError, RequestSocket, dump
+
+EVENTS_AT_ONCE = 64
+"""Datagrams that are read before the loop turns again, so that a flood (20 µs each) does not starve it."""
+
+
+def _nobody(_: str) -> None:
+    """Nobody listens yet."""
+
+
+class LinkView:
+    """The links of the network namespace that it is entered in. Use as an async context manager.
+
+    `events` counts by message type, `errors` by errno name, `overflows` the times that events were lost.
+    """
+
+    def __init__(self) -> None:
+        self.overflows = 0
+        self.errors: Counter[str] = Counter()
+        self._cache = LinkCache()
+        self._looking = asyncio.Lock()
+        self._overflowed = asyncio.Event()
+        self._ring: Callable[[str], None] = _nobody
+
+    async def __aenter__(self) -> Self:
+        """Open the sockets, events first, and look at everything. Raises ObservationError."""
+        with contextlib.ExitStack() as opened:
+            try:
+                self._events = EventSocket(said.EVENT_GROUPS)
+                opened.callback(self._events.close)
+                self._requests = opened.enter_context(RequestSocket())
+            except OSError as e:
+                raise ObservationError("netlink", f"cannot open a socket: {e}") from e
+            await self.full_look()
+            opened.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+        self._requests.close()
+
+    @property
+    def snapshot(self) -> Mapping[str, LinkState]:
+        """All links by name as the kernel last stated them; the same object until something changes."""
+        return self._cache.snapshot
+
+    def take_stated(self) -> frozenset[str]:
+        """The links that the kernel stated anew since the last call; a tap's offloads change with such a statement."""
+        return self._cache.take_stated()
+
+    @property
+    def events(self) -> Counter[str]:
+        """How many events were read, by message type."""
+        return self._cache.events
+
+    async def watch(self, ring: Callable[[str], None]) -> None:
+        """Follow the events for ever and call `ring("netlink")` after each batch of them.
+
+        After lost events it opens a new socket and looks at everything. Raises ObservationError if that fails.
+        """
+        self._ring = ring
+        loop = asyncio.get_running_loop()
+        reading = -1
+        try:
+            while True:
+                reading = self._events.fileno()
+                loop.add_reader(reading, self.catch_up, EVENTS_AT_ONCE)
+                await self._overflowed.wait()
+                self._overflowed.clear()
+                loop.remove_reader(reading)
+                self._reopen_events()
+                await self.full_look()
+                ring("netlink")
+        finally:
+            self._ring = _nobody
+            loop.remove_reader(reading)
+
+    def catch_up(self, limit: int = 1_000_000) -> None:
+        """Read the events that the kernel has queued by now, at most `limit` datagrams; rings if there were any."""
+        heard = False
+        for _ in range(limit):
+            try:
+                batch = self._events.read()
+            except OSError as e:
+                self._lost(e)
+                break
+            if batch is None:
+                break
+            heard = True
+            for message in batch:
+                self._cache.apply(message)
+        if heard:
+            self._ring("netlink")
+
+    def _lost(self, error: OSError) -> None:
+        """Count lost events and wake `watch`, which looks at everything."""
+        if not self._overflowed.is_set():
+            self.overflows += 1
+            self._count(error.errno or 0)
+        self._overflowed.set()
+
+    def _reopen_events(self) -> None:
+        """A new socket is subscribed before the old one goes, which is full of what a look shows sooner."""
+        try:
+            fresh = EventSocket(said.EVENT_GROUPS)
+        except OSError as e:
+            raise ObservationError("netlink", f"cannot reopen the event socket: {e}") from e
+        self._events.close()
+        self._events = fresh
+
+    async def full_look(self) -> None:
+        """Look at all links and addresses and correct the cache; what events say meanwhile is newer and stays.
+
+        Raises ObservationError; the cache is then as the events left it.
+        """
+        async with self._looking:
+            links: list[LinkState] = []
+            addresses: list[tuple[int, AddressState]] = []
+            try:
+                self.catch_up()
+                self._cache.begin_look()
+                async for part in dump(said.RTM_GETLINK, said.LinkQuery()):
+                    links += [link for m in part if (link := said.link_state(m)) is not None]
+                async for part in dump(said.RTM_GETADDR, said.address_query()):
+                    addresses += [stated for m in part if (stated := said.address_state(m)) is not None]
+            except (OSError, KernelRefusedError, NoAnswerError) as e:
+                raise ObservationError("netlink", str(e)) from e
+            self.catch_up()
+            self._cache.end_look(links, addresses)
+
+    async def statistics(self) -> Mapping[str, said.LinkStatistics]:
+        """The counters of all links by name. Raises ObservationError."""
+        found: dict[str, said.LinkStatistics] = {}
+        try:
+            async for part in dump(said.RTM_GETSTATS, said.statistics_query()):
+                for message in part:
+                    stated = said.statistics(message)
+                    link = None if stated is None else self._cache.get(stated[0])
+                    if stated is not None and link is not None:
+                        found[link.name] = stated[1]
+        except (OSError, KernelRefusedError, NoAnswerError) as e:
+            raise ObservationError("netlink", str(e)) from e
+        return found
+
+    def _count(self, number: int) -> None:
+        self.errors[errno.errorcode.get(number, str(number))] += 1
