@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import select
 import socket
 import struct
@@ -18,7 +17,6 @@ KNOCKS_AT_ONCE = 64
 
 UPTIME_PORT = 7777
 SHELL_PORT = 7778
-SIOCGIFADDR = 0x8915
 ETHERTYPE_ARP = 0x0806
 
 
@@ -38,10 +36,11 @@ def answers_within(host: str, timeout_s: float, via: str, port: int = UPTIME_POR
     """
     began = time.perf_counter()
     knocking: list[socket.socket] = []
+    neighbour = _Neighbour(host, via)
     try:
         while (spent := time.perf_counter() - began) < timeout_s:
             knocking.append(_knock(host, port))
-            _ask_for_mac(host, via)
+            neighbour.ask()
             _, opened, _ = select.select([], knocking, [], KNOCK_EVERY_S)
             for knock in opened:
                 if knock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
@@ -51,6 +50,7 @@ def answers_within(host: str, timeout_s: float, via: str, port: int = UPTIME_POR
             while len(knocking) > KNOCKS_AT_ONCE:
                 knocking.pop(0).close()
     finally:
+        neighbour.close()
         for knock in knocking:
             knock.close()
     raise TimeoutError(f"{host}:{port} took no connection within {spent:.1f} s")
@@ -63,7 +63,7 @@ class Outage:
     """
 
     def __init__(self, host: str, via: str) -> None:
-        self._host, self._via = host, via
+        self._neighbour = _Neighbour(host, via)
         self._answers_s: list[float] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="outage")
@@ -85,37 +85,71 @@ class Outage:
 
     def _ask(self) -> None:
         while not self._over.is_set():
-            # The bridge may be deleted beneath a socket, so each round of questions has its own.
-            with contextlib.suppress(OSError), _arp_socket(self._via) as raw:
-                while not self._over.is_set():
-                    raw.send(_question(raw, self._host, self._via))
-                    while select.select([raw], [], [], 0.001)[0]:
-                        if raw.recv(64)[28:32] == socket.inet_aton(self._host):
-                            self._answers_s.append(time.perf_counter())
-            time.sleep(0.0005)
+            self._neighbour.ask()
+            if self._neighbour.answers(0.001):
+                self._answers_s.append(time.perf_counter())
+        self._neighbour.close()
 
 
-def _ask_for_mac(host: str, via: str) -> None:
-    """Broadcast an ARP request (RFC 826) in this host's name; its answer completes the kernel's own question too."""
-    with contextlib.suppress(OSError), _arp_socket(via) as raw:
-        raw.send(_question(raw, host, via))
+class _Neighbour:
+    """Broadcasts ARP requests (RFC 826) in this host's name; an answer completes the kernel's own question too.
+
+    One socket, and nothing else that asks the kernel about links: to close a packet socket, and to ask for an address,
+    takes as long as the deletion of a link that is under way (RCU, rtnl_lock), which would be measured as an outage.
+    """
+
+    def __init__(self, host: str, via: str) -> None:
+        self._host, self._via = host, via
+        self._raw: socket.socket | None = None
+        self._question = b""
+
+    def ask(self) -> None:
+        """Ask once; where there is no such link, or no more, nothing is asked."""
+        try:
+            if self._raw is None:
+                self._open()
+            if self._raw is not None:
+                self._raw.send(self._question)
+        except OSError:  # the bridge was deleted beneath the socket
+            self.close()
+
+    def answers(self, within_s: float) -> bool:
+        """Whether an answer came meanwhile; it is waited for no longer than this."""
+        if self._raw is None:
+            time.sleep(within_s)
+            return False
+        heard = False
+        with contextlib.suppress(OSError):
+            while select.select([self._raw], [], [], 0 if heard else within_s)[0]:
+                heard = self._raw.recv(64)[28:32] == socket.inet_aton(self._host) or heard
+        return heard
+
+    def close(self) -> None:
+        """Let go of the socket; the next question opens another."""
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
+
+    def _open(self) -> None:
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        try:
+            raw.bind((self._via, ETHERTYPE_ARP))
+            mac: bytes = raw.getsockname()[4]
+            own = _source_address(self._host)
+        except OSError:
+            raw.close()
+            raise
+        header = b"\xff" * 6 + mac + struct.pack("!H", ETHERTYPE_ARP)
+        sender = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + own
+        self._raw, self._question = raw, header + sender + bytes(6) + socket.inet_aton(self._host)
 
 
-def _arp_socket(via: str) -> socket.socket:
-    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    try:
-        raw.bind((via, ETHERTYPE_ARP))
-    except OSError:
-        raw.close()
-        raise
-    return raw
-
-
-def _question(raw: socket.socket, host: str, via: str) -> bytes:
-    mac: bytes = raw.getsockname()[4]
-    own = fcntl.ioctl(raw, SIOCGIFADDR, struct.pack("16s24x", via.encode()))[20:24]
-    header = b"\xff" * 6 + mac + struct.pack("!H", ETHERTYPE_ARP)
-    return header + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + own + bytes(6) + socket.inet_aton(host)
+def _source_address(host: str) -> bytes:
+    """The address that this host speaks to another one from, by its routes; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as routed:
+        routed.connect((host, UPTIME_PORT))
+        address: str = routed.getsockname()[0]
+    return socket.inet_aton(address)
 
 
 def _knock(host: str, port: int) -> socket.socket:
