@@ -82,7 +82,7 @@ async def launched(
         lock = launches.lock(spec.name, spec.uid)
         stack.callback(os.close, lock)
         directory = launches.directory(spec.name)
-        opened = {disk.id: open_disk(disk) for disk in spec.disks}
+        opened = {disk.id: open_disk(disk) for disk in spec.disks if disk.path}
         for disk in opened.values():
             stack.callback(disk.close)
         files = LaunchFiles(

@@ -75,7 +75,7 @@ def _connected(run_dir: Path, name: str) -> Iterator[socket.socket]:
         try:
             line.connect(str(path))
         except FileNotFoundError:
-            raise RefusedError(_not_there(run_dir, name)) from None
+            raise RefusedError(why_not_there(run_dir, name)) from None
         except ConnectionRefusedError:
             raise RefusedError(f"vm {name} does not run; `vmhost status {name}` says why") from None
         except (TimeoutError, BlockingIOError):
@@ -87,7 +87,8 @@ def _connected(run_dir: Path, name: str) -> Iterator[socket.socket]:
         yield line
 
 
-def _not_there(run_dir: Path, name: str) -> str:
+def why_not_there(run_dir: Path, name: str) -> str:
+    """Why a guest has no sockets, in words."""
     try:
         known = [entry.name for entry in (run_dir / "vms").iterdir()]
     except FileNotFoundError:

@@ -34,7 +34,7 @@ def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
             parsed[path] = parse_unit(path, data)
     context = ResolveContext("", uuid.UUID(int=0), Allocations(), {}, {})
     resolution = resolve([UnitSource(unit) for unit in parsed.values()], context)
-    disks = {disk.path: disk.format for spec in resolution.desired.vms.values() for disk in spec.disks}
+    disks = {disk.path: disk.format for spec in resolution.desired.vms.values() for disk in spec.disks if disk.path}
     looks = {path: look_at_disk(path, image_format) for path, image_format in disks.items()}
     observed = Observed(
         disks={p: DiskState(one.exists, one.folder_exists, one.exists, one.size_bytes) for p, one in looks.items()},

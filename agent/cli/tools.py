@@ -42,6 +42,16 @@ def add_commands(add: Add) -> None:
         help="in a pipe: end when the input has and the guest wrote nothing for S seconds (default 1; inf: never)",
     )
     console_command.set_defaults(run=console)
+    vnc_command = add("vnc", "say where a guest's screen is, or bring a viewer to it")
+    vnc_command.add_argument("name", metavar="NAME", help="the guest")
+    vnc_command.add_argument(
+        "--listen",
+        metavar="[HOST:]PORT",
+        type=_listen,
+        help="pass a TCP port of this host on to the screen until Ctrl-C; every user of the host can use it",
+    )
+    vnc_command.add_argument("--open", action="store_true", help="run the first viewer that is installed")
+    vnc_command.set_defaults(run=vnc)
     report_command = add("report", "pack what a bug report needs, without secrets")
     report_command.add_argument("-o", "--output", metavar="FILE", help="default: vmhost-report-TIME.tar.gz here")
     report_command.set_defaults(run=report)
@@ -75,6 +85,15 @@ def _seconds(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f'"{text}" is no number of seconds')
     return value
+
+
+def _listen(text: str) -> tuple[str, int]:
+    from agent.cli.vnc import parse_listen  # noqa: PLC0415 - only this command needs it
+
+    try:
+        return parse_listen(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def init(arguments: argparse.Namespace) -> int:
@@ -185,6 +204,30 @@ def console(arguments: argparse.Namespace) -> int:
     if why:
         complain(why)
     return FALSE if why else TRUE
+
+
+def vnc(arguments: argparse.Namespace) -> int:
+    """`vmhost vnc NAME [--listen [HOST:]PORT] [--open]`: 0 also when Ctrl-C ends it, 1 when the viewer fails."""
+    import asyncio  # noqa: PLC0415 - only this command needs it
+
+    from agent.cli import vnc as screens  # noqa: PLC0415 - only this command needs it
+
+    screen = screens.find_screen(Path(arguments.run_dir), arguments.name)
+    viewer = screens.find_viewer() if arguments.open else None
+    if arguments.listen is None and viewer is None:
+        if arguments.json:
+            path, address = screen.path, screen.address
+            place = {"socket": str(path) if path else None, "address": screens.written(address) if address else None}
+            print(json.dumps({"name": screen.name, **place}))
+        else:
+            screens.describe(screen)
+        return TRUE
+    if viewer is not None and arguments.listen is None and screen.address is not None:
+        return FALSE if screens.open_viewer(viewer, screen.address) else TRUE
+    try:
+        return FALSE if asyncio.run(screens.forward(screen, arguments.listen or ("127.0.0.1", 0), viewer)) else TRUE
+    except KeyboardInterrupt:
+        return TRUE
 
 
 def report(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOTICES = frozenset({"Unsupported"})
+"""Types that tell what is worth knowing and stand in nothing's way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:

@@ -48,7 +48,10 @@ class NicSpec:
 
 @dataclass(frozen=True, slots=True)
 class DiskSpec:
-    """A guest's disk. `size_bytes` None: the file must exist. `slot` as for a NIC."""
+    """A guest's disk, or a CD-ROM drive (`media` "cdrom"). `size_bytes` None: the file must exist. `slot` as for a NIC.
+
+    `path` is empty for a drive without medium. `bus`: how a drive is attached, "sata" or "virtio"; a disk is on virtio.
+    """
 
     id: str
     path: str
@@ -58,11 +61,17 @@ class DiskSpec:
     cache: str = "writeback"
     read_only: bool = False
     discard: bool = True
+    media: str = "disk"
+    bus: str = "virtio"
 
 
 @dataclass(frozen=True, slots=True)
 class VmSpec:
-    """A wanted guest. `uid` is the user and group that its QEMU runs as, allocated once per uuid."""
+    """A wanted guest. `uid` is the user and group that its QEMU runs as, allocated once per uuid.
+
+    `extra_args` go onto QEMU's command line as they are. `vnc`: no display, one on a Unix socket (True), or one on
+    `HOST:DISPLAY`.
+    """
 
     name: str
     uuid: str
@@ -76,6 +85,8 @@ class VmSpec:
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
+    extra_args: tuple[str, ...] = ()
+    vnc: bool | str = False
     restart: Restart = Restart.ON_FAILURE
     stop_timeout_s: float = 60.0
     after: tuple[str, ...] = ()

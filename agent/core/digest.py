@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
@@ -55,7 +56,7 @@ def launched_values(spec: VmSpec) -> Mapping[str, str]:
     """A spec as flat keys of its unit, so that `[vm.web.disk.root] cache = "none"` is `disk.root.cache`."""
     found = dict(_values(spec, _NOT_LAUNCHED))
     for disk in spec.disks:
-        found[f"disk.{disk.id}"] = disk.path
+        found[f"disk.{disk.id}"] = disk.path or "an empty drive"
         found |= {f"disk.{disk.id}.{key}": value for key, value in _values(disk, _DISK_NOT_LAUNCHED)}
     for nic in spec.nics:
         found[f"nic.{nic.id}"] = nic.mac
@@ -75,6 +76,8 @@ def _written(name: str, value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return json.dumps(value, ensure_ascii=False) if value else ""
     if isinstance(value, int) and name in _UNITS:
         return _size(value * _UNITS[name])
     return str(value)

@@ -108,7 +108,7 @@ def with_launch(memory: Memory, state: VmState) -> Memory:
         memory,
         allocations=allocations,
         intents={**memory.intents, spec.name: intent},
-        known_disks=memory.known_disks | {disk.path for disk in spec.disks},
+        known_disks=memory.known_disks | {disk.path for disk in spec.disks if disk.path},
     )
 
 

@@ -225,7 +225,7 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
     for nic in spec.nics:
         link = observed.links.get(nic.tap)
         _require(link is not None and link.alias == tap_mark(spec.name, nic.id) and link.up, f"{nic.tap} is ready")
-    _require(all(observed.disks[disk.path].exists for disk in spec.disks), "all disks are there")
+    _require(all(observed.disks[disk.path].exists for disk in spec.disks if disk.path), "all disks are there")
     nics: Mapping[str, NicState] = {nic.id: NicState(NicBackend.ATTACHED, nic.tap) for nic in spec.nics}
     pid = 1000 + len(observed.vms)
     state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)

@@ -26,6 +26,11 @@ from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 UNRESPONSIVE_S = 5.0
 """A monitor that is silent for longer than this is a condition; a loaded host is slow now and then."""
 
+UNSUPPORTED = (
+    "extra-args goes to QEMU unchecked: that it starts, where its devices are, and that repairs and upgrades leave "
+    "what it asks for alone is not promised any more"
+)
+
 NO_INTENT = Intent()
 """What an operator who said nothing wants."""
 
@@ -48,6 +53,7 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     observed = draft.observed
     state = observed.vms.get(spec.name)
     intent = observed.intents.get(spec.name, NO_INTENT)
+    _tell_unsupported(draft, spec if state is None else state.spec)
     if state is None:
         if _should_run(draft, spec, intent):
             _plan_launch(draft, spec, intent)
@@ -67,6 +73,11 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     else:
         _plan_running(draft, spec.name, state, intent)
         _tell_sizes_of_running(draft, spec)
+
+
+def _tell_unsupported(draft: Draft, spec: VmSpec) -> None:
+    if spec.extra_args:
+        draft.tell(vm_resource(spec.name), "Unsupported", UNSUPPORTED, deviates=False)
 
 
 def _should_run(draft: Draft, spec: VmSpec, intent: Intent) -> bool:
@@ -107,6 +118,7 @@ def plan_rename(draft: Draft, name: str, state: VmState, new_name: str) -> None:
 def plan_kept(draft: Draft, name: str, state: VmState) -> None:
     """Keep a guest running that is deliberately left as it is: its links are healed, a hold of QEMU's is released."""
     if state.alive:
+        _tell_unsupported(draft, state.spec)
         _plan_running(draft, name, state, Intent(generation=state.generation, reset_generation=state.reset_generation))
 
 
@@ -193,6 +205,8 @@ def _missing_bridges(draft: Draft, spec: VmSpec) -> Sequence[str]:
 
 def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
     """Whether a disk's file is there; one that never existed is created, one that did is only waited for."""
+    if not disk.path:
+        return True
     resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
     state = draft.observed.disks.get(disk.path)
     if state is None:
@@ -211,6 +225,10 @@ def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
     elif not state.folder_exists:
         draft.tell(
             resource, "DiskMissing", f"{disk.path}: its folder does not exist; make it, or mount what belongs there"
+        )
+    elif disk.media == "cdrom":
+        draft.tell(
+            resource, "DiskMissing", f"{disk.path} does not exist; it is waited for, without path = there is none"
         )
     elif disk.size_bytes is None:
         draft.tell(resource, "DiskMissing", f"{disk.path} does not exist, and without size = it is not created")

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.qemu_cdrom import cdrom_devices
+from agent.core.qemu_display import display_devices, vnc_server
 
 Json = Mapping[str, object]
 
@@ -79,6 +81,8 @@ def qemu_argv(spec: VmSpec, qemu: str, files: LaunchFiles, kvm: bool) -> tuple[s
         *_platform_devices(spec),
         *_disks(spec, files),
         *_nics(spec, files),
+        *_display(spec, files.directory),
+        *spec.extra_args,
     )
 
 
@@ -134,6 +138,13 @@ def _platform_devices(spec: VmSpec) -> Iterable[str]:
     return ("-object", _json(entropy), *_arguments("-device", devices))
 
 
+def _display(spec: VmSpec, directory: str) -> Iterable[str]:
+    if spec.vnc is False:
+        return ()
+    devices = display_devices("pci.0" if _family(spec.machine) == "pc" else "pcie.0")
+    return (*_arguments("-device", devices), *vnc_server(spec.vnc, directory))
+
+
 def number_of_root_ports(spec: VmSpec) -> int:
     """How many root ports a guest has: whole PCI devices of eight, so that at least two are free for hot-plugging.
 
@@ -170,14 +181,27 @@ def _place(machine: str, slot: int) -> Json:
 
 
 def _disks(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
-    first = min((disk.slot for disk in spec.disks), default=-1)
+    boot_order = _boot_order(spec)
     for disk in spec.disks:
-        descriptors = files.disk_sets[disk.id]
-        for fd in descriptors.fds:
-            yield from ("-add-fd", f"set={descriptors.set_id},fd={fd}")
-        yield from ("-blockdev", _json(disk_blockdev(disk, descriptors)))
-        bootable = spec.kernel is None and disk.slot == first
-        yield from ("-device", _json(disk_device(spec.machine, disk, bootable)))
+        if disk.path:
+            descriptors = files.disk_sets[disk.id]
+            for fd in descriptors.fds:
+                yield from ("-add-fd", f"set={descriptors.set_id},fd={fd}")
+            yield from ("-blockdev", _json(disk_blockdev(disk, descriptors)))
+        if disk.media == "cdrom":
+            place = _place(spec.machine, disk.slot)
+            yield from _arguments("-device", cdrom_devices(disk, place, boot_order.get(disk.id)))
+        else:
+            yield from ("-device", _json(disk_device(spec.machine, disk, disk.id in boot_order)))
+
+
+def _boot_order(spec: VmSpec) -> Mapping[str, int]:
+    """The first disk, then the first CD-ROM drive: while nothing is installed on the disk, firmware goes on to it."""
+    if spec.kernel is not None:
+        return {}
+    by_slot = sorted(spec.disks, key=lambda disk: disk.slot)
+    firsts = {media: next((one.id for one in by_slot if one.media == media), None) for media in ("disk", "cdrom")}
+    return {id_: index for index, id_ in enumerate(firsts.values(), 1) if id_ is not None}
 
 
 def disk_node(disk_id: str) -> str:

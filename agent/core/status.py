@@ -224,7 +224,8 @@ def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
 def _disk_status(disk: DiskSpec) -> Json:
     return {
         "name": disk.id,
-        "path": disk.path,
+        "path": disk.path or None,
+        "media": disk.media,
         "format": disk.format,
         "size_bytes": disk.size_bytes,
         "read_only": disk.read_only,

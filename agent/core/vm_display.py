@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 
+from agent.core.conditions import NOTICES
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.marks import vm_resource
 from agent.core.observed import Attempt, End, Intent, LinkState, NicBackend, NicState, Observed, VmState
@@ -86,7 +87,7 @@ def _absent_state(
         return DisplayState.CRASH_LOOP
     if _is_failed(observed.attempts.get(f"launch-vm {vm_resource(spec.name)}")):
         return DisplayState.FAILED
-    return DisplayState.WAITING if conditions else DisplayState.STARTING
+    return DisplayState.WAITING if set(conditions) - NOTICES else DisplayState.STARTING
 
 
 def _is_failed(attempt: Attempt | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.core.conditions import Condition
+from agent.core.conditions import NOTICES, Condition
 from agent.core.desired import VmSpec
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Attempt, Intent, VmState
@@ -217,7 +217,7 @@ class _Story:
         planned = [action for action in self._inputs.status.plan.actions if self._own(action.resource)]
         if planned:
             return "what was planned just now begins"
-        ours = [c for c, _ in self._conditions]
+        ours = [c for c, _ in self._conditions if c.type not in NOTICES]
         return f"it goes on by itself as soon as this is mended: {ours[0].message}" if ours else ""
 
     def _next_edit(self) -> str:

@@ -28,7 +28,7 @@ from agent.core.desired import VmSpec
 from agent.core.errors import PermanentError, TransientError
 
 RECORD, LOCK, LOG = "launch.toml", "lock", "qemu.log"
-SOCKETS = ("qmp.sock", "operator.sock", "console.sock")
+SOCKETS = ("qmp.sock", "operator.sock", "console.sock", "vnc.sock")
 MAX_PATH_BYTES = 107
 """sun_path less its terminating NUL (unix(7))."""
 

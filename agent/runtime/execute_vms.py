@@ -90,7 +90,7 @@ class VmExecutor:
         opened.callback(os.close, lock)
         directory = str(self._launches.directory(spec.name))
         disk_sets: dict[str, DiskSet] = {}
-        for set_id, disk in enumerate(spec.disks, FIRST_DISK_SET):
+        for set_id, disk in enumerate((disk for disk in spec.disks if disk.path), FIRST_DISK_SET):
             open_one = open_disk(disk)
             opened.callback(open_one.close)
             disk_sets[disk.id] = DiskSet(set_id, open_one.fds, open_one.block_device)
@@ -193,7 +193,7 @@ def ran_s(guest: Guest) -> float:
 
 
 def _launching(memory: Memory, spec: VmSpec) -> Memory:
-    memory = _with_disks(memory, frozenset(disk.path for disk in spec.disks))
+    memory = _with_disks(memory, frozenset(disk.path for disk in spec.disks if disk.path))
     return with_restart(memory, spec.name) if spec.name in memory.ends else memory
 
 

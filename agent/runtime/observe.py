@@ -73,7 +73,8 @@ class DiskLooks:
 def unstarted_disks(desired: Desired, running: Iterable[str]) -> list[DiskSpec]:
     """The disks of guests that are wanted and not launched: a launch depends on them."""
     launched = frozenset(running)
-    return [disk for name, spec in desired.vms.items() if spec.enabled and name not in launched for disk in spec.disks]
+    specs = [spec for name, spec in desired.vms.items() if spec.enabled and name not in launched]
+    return [disk for spec in specs for disk in spec.disks if disk.path]
 
 
 def full_disks(running: Mapping[str, VmState]) -> list[DiskSpec]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from agent.core.marks import bridge_resource, vm_resource
 from agent.unitfile import values
+from agent.unitfile.escapes import parse_display
 from agent.unitfile.schema import KINDS
 from agent.unitfile.values import BadValueError
 
@@ -24,8 +25,9 @@ _HEADER = re.compile(r"""^[ \t]*\[[ \t]*(bridge|vm)[ \t]*\.[ \t]*["']?([^\s."'\[
 class Claim(NamedTuple):
     """Something that only one may have. `resource` and `device` say for whom, `where` is its key path in the file.
 
-    `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel). `key` None: the default, which
-    depends on more than the file. `role` is what a link is to be (`bridge`, `port`, `tap`), or `read-only` for a disk.
+    `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel), `display` (of VNC).
+    `key` None: the default, which depends on more than the file. `role` is what a link is to be (`bridge`, `port`,
+    `tap`), or `read-only` for a disk.
     """
 
     kind: str
@@ -135,8 +137,11 @@ def _vm_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
         path = _valid(values.parse_path, disk.get("path"))
         if path is not None:
             where = (*owner.where, "disk", id_, "path")
-            role = "read-only" if disk.get("read-only") is True else ""
+            role = "read-only" if disk.get("read-only") is True or disk.get("media") == "cdrom" else ""
             yield Claim("disk", values.normalised_path(path), owner.resource, f"disk/{id_}", where, role)
+    display = _valid(parse_display, table.get("vnc"))
+    if display is not None:
+        yield Claim("display", display, owner.resource, "", (*owner.where, "vnc"))
     for id_, nic in _tables(table, "nic"):
         if _valid(values.parse_device_name, id_) is not None:
             yield from _optional("mac", values.parse_mac, nic, "mac", owner, f"nic/{id_}")

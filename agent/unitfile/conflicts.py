@@ -1,4 +1,4 @@
-"""What two resources cannot both have: names, uuids, MAC addresses, disks that are written to, and links of the kernel.
+"""What two resources cannot both have: names, uuids, MAC addresses, written disks, VNC displays, links of the kernel.
 
 Whoever held something before keeps it; where nobody did, nobody gets it, so that the outcome depends on no order.
 """
@@ -194,11 +194,16 @@ def _link_words(claim: Claim, rival: Claim) -> tuple[str, str]:
     return f"{claim.role} {quoted(claim.key or '')} is also {whose} {owner}", _default_hint(claim, "tap")
 
 
+def _display_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    return f"display {claim.key} is also that of {_owner(rival)}", "take another number, or vnc = true for a socket"
+
+
 _SENTENCES: Mapping[str, Callable[[Claim, Claim], tuple[str, str]]] = {
     "disk": _disk_words,
     "mac": _mac_words,
     "uuid": _uuid_words,
     "link": _link_words,
+    "display": _display_words,
 }
 
 

@@ -36,6 +36,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "kernel": "kernel to boot directly; without one the guest boots from its first disk",
         "initrd": "initial ramdisk for the kernel",
         "append": "the kernel's command line",
+        "extra-args": "arguments for QEMU as they are, one in each string; the guest is marked Unsupported",
+        "vnc": 'a screen: true (a Unix socket, see `vmhost vnc`), or a display on a loopback address, "127.0.0.1:1"',
         "restart": "after which ends it is started again; on-failure: not after it switched itself off",
         "stop-timeout": "how long the guest may take to shut down before its QEMU is ended",
         "after": 'guests that are started before this one, each as "vm:NAME"',
@@ -46,7 +48,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "nic": "network cards, each as [vm.NAME.nic.ID]",
     },
     "DiskTable": {
-        "path": "the image, or a block device",
+        "media": "cdrom: a drive that is only read from; booted from when nothing is on the first disk",
+        "path": "the image, or a block device; a cdrom without one is empty",
+        "bus": "of a cdrom: sata (every installer knows it), or virtio (for kernels that know nothing else)",
         "size": "created when missing, grown when larger, never shrunk",
         "format": "told by the suffix (.qcow2, .raw, .img) unless given; never probed",
         "cache": "how the host caches writes, by the names of qemu(1)",
@@ -90,7 +94,7 @@ def _tidied(value: MutableMapping[str, Any], text: str | None) -> dict[str, Any]
         plain["additionalProperties"] = False
         del plain["propertyNames"]  # the patterns say the same, and taplo knows only them
     if plain.get("type") == "array":
-        plain["uniqueItems"] = True
+        plain.setdefault("uniqueItems", True)
     return plain
 
 

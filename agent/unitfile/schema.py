@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from agent.unitfile import values
+from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.values import BadValueError
 
 MAX_DEVICES = 24
@@ -65,6 +66,17 @@ DeviceName = Annotated[
 Address = Annotated[
     str, _checked(values.parse_address), _text('address such as "192.168.0.1/24"', pattern="/[0-9]{1,3}$")
 ]
+ExtraArg = Annotated[str, _checked(parse_extra_arg)]
+ExtraArgs = Annotated[
+    tuple[ExtraArg, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "uniqueItems": False}),
+]
+Vnc = Annotated[
+    bool | str,
+    _checked(parse_vnc),
+    WithJsonSchema({"type": ["boolean", "string"], "pattern": r"^(127\.[0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"}),
+]
 After = Annotated[str, _checked(values.parse_after), _text('guest as "vm:NAME"', pattern="^vm:")]
 Mtu = Annotated[int, Field(ge=68, le=65535)]
 
@@ -95,7 +107,9 @@ class BridgeTable(Table):
 class DiskTable(Table):
     """`[vm.NAME.disk.ID]`; `size` in bytes."""
 
-    path: Path
+    media: Literal["disk", "cdrom"] = "disk"
+    path: Path | None = None
+    bus: Literal["sata", "virtio"] | None = None
     size: Size | None = None
     format: Literal["qcow2", "raw"] | None = None
     cache: Literal["writeback", "none", "writethrough", "directsync", "unsafe"] = "writeback"
@@ -124,6 +138,8 @@ class VmTable(Table):
     kernel: Path | None = None
     initrd: Path | None = None
     append: Append = ""
+    extra_args: ExtraArgs = ()
+    vnc: Vnc = False
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: Duration = 60.0
     after: Annotated[tuple[After, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
@@ -182,7 +198,33 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
         yield (), f"a guest has at most {MAX_DEVICES} disks and NICs, not {count}", ""
     disks = table.get("disk")
     for name, disk in disks.items() if isinstance(disks, dict) else ():
+        if isinstance(disk, dict):
+            yield from _drive_mistakes(str(name), disk)
+        if isinstance(disk, dict) and disk.get("media") == "cdrom":
+            continue
         path = disk.get("path") if isinstance(disk, dict) else None
         if isinstance(path, str) and path.startswith("/") and "format" not in disk and not disk_format(path, None):
             keys = ("disk", str(name), "path")
-            yield keys, f"path {values.quoted(path)} does not tell the format", 'add format = "raw" or "qcow2"'
+            yield keys, f"path {values.quoted(path)} does not tell the format", _format_hint(path)
+
+
+def _drive_mistakes(name: str, disk: Mapping[str, object]) -> Iterator[Mistake]:
+    """What fits a disk only, or a CD-ROM drive only."""
+    where = ("disk", name)
+    if disk.get("media", "disk") == "disk":
+        if "path" not in disk:
+            yield where, "a disk needs path", 'only a drive with media = "cdrom" may be empty'
+        if "bus" in disk:
+            yield (*where, "bus"), 'bus is for media = "cdrom": a disk is always on virtio', ""
+        return
+    if disk.get("media") != "cdrom":
+        return
+    for key in ("size", "format", "cache", "discard"):
+        if key in disk:
+            yield (*where, key), f'{key} is for disks: what media = "cdrom" reads is never written', ""
+    if disk.get("read-only") is False:
+        yield (*where, "read-only"), 'media = "cdrom" is always read-only', ""
+
+
+def _format_hint(path: str) -> str:
+    return 'add media = "cdrom"' if path.endswith(".iso") else 'add format = "raw" or "qcow2"'

@@ -66,6 +66,8 @@ def vm_spec(
         kernel=table.kernel,
         initrd=table.initrd,
         append=table.append,
+        extra_args=table.extra_args,
+        vnc=table.vnc,
         restart=Restart(table.restart),
         stop_timeout_s=table.stop_timeout,
         after=after,
@@ -80,13 +82,15 @@ def _disks(table: VmTable, slots: Mapping[str, int]) -> tuple[DiskSpec, ...]:
     return tuple(
         DiskSpec(
             id=name,
-            path=disk.path,
-            format=disk_format(disk.path, disk.format) or "raw",
+            path=disk.path or "",
+            format=disk_format(disk.path or "", disk.format) or "raw",
             slot=slots[f"disk/{name}"],
             size_bytes=disk.size,
             cache=disk.cache,
-            read_only=disk.read_only,
+            read_only=disk.read_only or disk.media == "cdrom",
             discard=disk.discard,
+            media=disk.media,
+            bus=disk.bus or ("sata" if disk.media == "cdrom" else "virtio"),
         )
         for name, disk in table.disk.items()
     )

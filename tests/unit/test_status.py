@@ -115,7 +115,14 @@ def test_status_has_the_promised_shape() -> None:
                     }
                 ],
                 "disks": [
-                    {"name": "root", "path": "/d/web.qcow2", "format": "qcow2", "size_bytes": None, "read_only": False}
+                    {
+                        "name": "root",
+                        "path": "/d/web.qcow2",
+                        "media": "disk",
+                        "format": "qcow2",
+                        "size_bytes": None,
+                        "read_only": False,
+                    }
                 ],
                 "file": "/u/web.toml",
                 "description": "",

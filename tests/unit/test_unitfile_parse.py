@@ -27,6 +27,8 @@ accel = "tcg"
 kernel = "/srv/vm/vmlinuz"
 initrd = "/srv/vm/initrd"
 append = "root=/dev/vda"
+extra-args = ["-device", "a,b=c", "-device", "a"]
+vnc = "127.0.0.1:01"
 restart = "always"
 stop-timeout = "5m"
 after = ["vm:db"]
@@ -40,6 +42,11 @@ format = "qcow2"
 cache = "none"
 read-only = false
 discard = true
+[vm.web.disk.cd]
+media = "cdrom"
+path = "/srv/a.iso"
+bus = "virtio"
+read-only = true
 [vm.web.nic.lan]
 bridge = "br-lan"
 mac = "DE:ad:be:ef:32:10"
@@ -59,6 +66,7 @@ def test_every_key_is_taken() -> None:
     assert unit.errors == ()
     web, bridge = unit.vms["web"], unit.bridges["br-lan"]
     assert (web.memory, web.stop_timeout, web.after) == (1024, 300.0, ("db",))
+    assert (web.extra_args, web.vnc) == (("-device", "a,b=c", "-device", "a"), "127.0.0.1:1")
     assert web.uuid == "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11"
     assert (web.disk["root"].size, web.nic["lan"].mac) == (32 << 30, "de:ad:be:ef:32:10")
     assert (bridge.ports, bridge.addresses) == (("eth1",), ("192.168.0.1/24", "fd00::1/64"))
@@ -111,7 +119,7 @@ VM_MISTAKES = {
     '(did you mean "90s"?)',
     'stop-timeout = "25h"': 'stop-timeout must be at most "24h", not "25h"',
     'stop_timeout = "1s"': 'unknown key "stop_timeout" in [vm.web] (did you mean "stop-timeout"?)',
-    "vnc = true": 'unknown key "vnc" in [vm.web]',
+    "nat = true": 'unknown key "nat" in [vm.web]',
     'after = "vm:db"': 'after must be an array of strings, not "vm:db" (write ["vm:db"])',
     "after = []\nnic = 3": "nic must be a table, not 3",
     'uuid = "web"': 'uuid must be a uuid such as "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11", not "web"',
@@ -205,7 +213,7 @@ DEVICES = {
     'and -, beginning with a letter or digit, not "Root"',
     '[vm.web.nic."l n"]\nbridge = "b"': "1:13: error: the name of a NIC must be 1 to 15 lower-case letters, digits "
     'and -, beginning with a letter or digit, not "l n"',
-    '[vm.web.disk.a]\nsize = "1G"': "1:14: error: [vm.web.disk.a] needs path",
+    '[vm.web.disk.a]\nsize = "1G"': '1:14: error: a disk needs path (only a drive with media = "cdrom" may be empty)',
     "[vm.web.nic.lan]": "1:13: error: [vm.web.nic.lan] needs bridge",
     '[vm.web.disk.a]\npath = "/a.vmdk"': '2:1: error: path "/a.vmdk" does not tell the format '
     '(add format = "raw" or "qcow2")',

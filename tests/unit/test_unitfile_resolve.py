@@ -96,6 +96,7 @@ def test_bridge_without_mtu_leaves_its_ports_theirs() -> None:
     assert Directory().save(a=BRIDGE).desired.bridges["br0"].port_mtu is None
 
 
+OTHER_DISPLAY = "take another number, or vnc = true for a socket"
 CONFLICTS = {
     "mac": (
         vm("a", nic='mac = "de:ad:be:ef:00:01"'),
@@ -120,6 +121,12 @@ CONFLICTS = {
             f"y:5:1: error: MAC address {derived_mac('nic', derived_uuid(SEED, 'a'), 'lan')} is also that of "
             "[vm.a.nic.lan] in x"
         ),
+    ),
+    "display": (
+        vm("a", 'vnc = "127.0.0.1:1"\n'),
+        vm("b", 'vnc = "127.0.0.1:01"\n'),
+        f"x:2:1: error: display 127.0.0.1:1 is also that of [vm.b] in y ({OTHER_DISPLAY})",
+        f"y:2:1: error: display 127.0.0.1:1 is also that of [vm.a] in x ({OTHER_DISPLAY})",
     ),
     "disk": (
         vm("a") + '[vm.a.disk.d]\npath = "/srv//x/../d.raw"\n',
