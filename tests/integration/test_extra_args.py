@@ -1,0 +1,53 @@
+"""extra-args: the device is there, the guest is marked, and QEMU's refusal is told in its own words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.agent_process import AgentProcess
+from tests.integration.conftest import bare_vm
+from tests.integration.waiting import wait_for
+
+
+def conditions(agent: AgentProcess, name: str) -> dict[str, dict[str, Any]]:
+    return {condition["type"]: condition for condition in agent.vm(name)["conditions"]}
+
+
+def reasons(agent: AgentProcess, name: str) -> list[tuple[str, str]]:
+    (found,) = json.loads(agent.vmhost("why", name, "--json"))["found"]
+    return [(one["topic"], one["text"]) for one in found["reasons"]]
+
+
+def test_a_guest_with_extra_args_runs_marked_and_in_sync(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web", 'extra-args = ["-device", "edu,id=extra"]'))
+    agent.start()
+    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    web = agent.vm("web")
+    assert (web["state"], web["in_sync"], web["pending"]) == ("running", True, [])
+    assert set(conditions(agent, "web")) == {"Unsupported"}
+    with open(f"/proc/{web['pid']}/cmdline", "rb") as cmdline:
+        assert cmdline.read().endswith(b"\0-device\0edu,id=extra\0")
+    told = reasons(agent, "web")
+    assert ("next", "nothing: it is as its unit says") in told
+    assert any(topic == "condition" and "not promised any more" in text for topic, text in told)
+    agent.kill()
+    agent.start()
+    assert (agent.vm("web")["pid"], set(conditions(agent, "web"))) == (web["pid"], {"Unsupported"})
+    agent.drop("web.toml", bare_vm("web"))
+    wait_for(lambda: agent.vm("web")["pending"])
+    assert agent.vm("web")["pending"] == [{"key": "extra-args", "from": '["-device", "edu,id=extra"]', "to": ""}]
+    agent.vmhost("restart", "web")
+    assert agent.vm("web")["conditions"] == []
+
+
+def test_what_qemu_refuses_is_told_in_its_words(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web", 'extra-args = ["-device", "no-such-thing"]'))
+    agent.drop("db.toml", bare_vm("db"))
+    agent.start(settle=False)
+    agent.vmhost("wait", "running", "db", "--timeout", "30")
+    refusal = "-device no-such-thing: 'no-such-thing' is not a valid device model name"
+    # Between two tries there is nothing to tell but the try itself.
+    wait_for(lambda: any(refusal in text for topic, text in reasons(agent, "web") if topic == "condition"))
+    agent.drop("web.toml", bare_vm("web"))
+    agent.vmhost("wait", "running", "web", "--timeout", "30")
