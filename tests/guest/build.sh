@@ -20,6 +20,11 @@ drivers/virtio/virtio_balloon drivers/char/virtio_console drivers/char/hw_random
 drivers/misc/pvpanic/pvpanic drivers/misc/pvpanic/pvpanic-pci drivers/acpi/button drivers/input/evdev
 "
 
+# Not loaded at boot: each costs time under TCG. `load-drivers cdrom` does, in this order.
+cdrom_modules="
+drivers/scsi/scsi_common drivers/scsi/scsi_mod drivers/cdrom/cdrom drivers/scsi/sr_mod drivers/scsi/virtio_scsi
+"
+
 fetch_kernel() {
 	work=$(mktemp -d "$out/fetch.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
@@ -33,11 +38,15 @@ fetch_kernel() {
 	drivers=$(echo tree/lib/modules/*/kernel)
 	mkdir kernel
 	cp tree/boot/vmlinuz-* kernel/vmlinuz
-	echo "$modules" >kernel/asked
+	echo "$modules" "$cdrom_modules" >kernel/asked
 	for module in $modules; do
 		cp "$drivers/$module.ko" kernel/
 		echo "${module##*/}"
 	done >kernel/order
+	for module in $cdrom_modules; do
+		cp "$drivers/$module.ko" kernel/
+		echo "${module##*/}"
+	done >kernel/cdrom
 	rm -rf "$out/kernel"
 	mv kernel "$out/kernel"
 	cd "$out"
@@ -45,7 +54,7 @@ fetch_kernel() {
 	trap - EXIT
 }
 
-if ! [ "$(cat "$out/kernel/asked" 2>/dev/null || true)" = "$(echo "$modules")" ]; then
+if ! [ "$(cat "$out/kernel/asked" 2>/dev/null || true)" = "$(echo "$modules" "$cdrom_modules")" ]; then
 	if ! (fetch_kernel); then
 		echo "guest: refreshing the package lists"
 		apt-get -q update
@@ -63,7 +72,7 @@ cp "$here"/bin/* "$root/bin/"
 mv "$root/bin/power-button" "$root/etc/acpi/PWRF/00000080" # the name that busybox acpid gives the power key
 cp "$here/init" "$root/init"
 cp "$here/inittab" "$root/etc/inittab"
-cp "$out"/kernel/*.ko "$out/kernel/order" "$root/modules/"
+cp "$out"/kernel/*.ko "$out/kernel/order" "$out/kernel/cdrom" "$root/modules/"
 # Not compressed: under TCG unpacking would cost more than reading. The same input gives the same bytes.
 find "$root" -exec touch -h -d @0 {} +
 (cd "$root" && find . | LC_ALL=C sort | cpio --quiet -o -H newc --reproducible -R 0:0) >"$out/initramfs.new"
