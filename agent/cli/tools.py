@@ -224,8 +224,10 @@ def vnc(arguments: argparse.Namespace) -> int:
         return TRUE
     if viewer is not None and arguments.listen is None and screen.address is not None:
         return FALSE if screens.open_viewer(viewer, screen.address) else TRUE
+    listen = arguments.listen or ("127.0.0.1", 0)
     try:
-        return FALSE if asyncio.run(screens.forward(screen, arguments.listen or ("127.0.0.1", 0), viewer)) else TRUE
+        code = asyncio.run(screens.forward(screen, listen, viewer, as_json=arguments.json))
+        return FALSE if code else TRUE
     except KeyboardInterrupt:
         return TRUE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import json
 import re
 import shutil
 import socket
@@ -138,7 +139,7 @@ def open_viewer(viewer: str, address: tuple[str, int]) -> int:
     return subprocess.run(viewer_command(viewer, address), check=False).returncode
 
 
-async def forward(screen: Screen, listen: tuple[str, int], viewer: str | None) -> int:
+async def forward(screen: Screen, listen: tuple[str, int], viewer: str | None, *, as_json: bool = False) -> int:
     """Pass connections to `listen` on to a screen: while the viewer runs, without one until cancelled.
 
     A guest that is started again meanwhile is reached again. Returns the viewer's exit code. RefusedError if the port
@@ -156,8 +157,13 @@ async def forward(screen: Screen, listen: tuple[str, int], viewer: str | None) -
         host, port = server.sockets[0].getsockname()[:2]
         if viewer is not None:
             return await asyncio.to_thread(open_viewer, viewer, (host, port))
-        command = " ".join(viewer_command("vncviewer", (host, port)))
-        write_line(sys.stdout, f"{command} shows {screen.name} until Ctrl-C ends this; so can every user of this host")
+        if as_json:
+            print(json.dumps({"name": screen.name, "listens": written((host, port))}))
+        else:
+            command = " ".join(viewer_command("vncviewer", (host, port)))
+            write_line(
+                sys.stdout, f"{command} shows {screen.name} until Ctrl-C; every user of this host can do that now"
+            )
         sys.stdout.flush()
         await asyncio.get_running_loop().create_future()
     return 0

@@ -193,6 +193,8 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
         for key in ("initrd", "append"):
             if key in table:
                 yield (key,), f"{key} needs kernel", 'add kernel = "/path/of/vmlinuz"'
+    if table.get("machine") == "microvm" and table.get("vnc", False) is not False:
+        yield ("vnc",), "vnc needs a machine with a screen, which microvm has not", 'machine = "q35"'
     devices = [tables for kind in ("disk", "nic") if isinstance(tables := table.get(kind), dict)]
     if (count := sum(map(len, devices))) > MAX_DEVICES:
         yield (), f"a guest has at most {MAX_DEVICES} disks and NICs, not {count}", ""

@@ -25,6 +25,8 @@ accel = "auto"
 kernel = "/srv/vm/vmlinuz"
 initrd = "/srv/vm/initrd"
 append = "root=/dev/vda quiet"
+extra-args = ["-device", "edu"]
+vnc = "127.0.0.1:1"
 restart = "always"
 stop-timeout = "90s"
 after = ["vm:db"]
@@ -38,6 +40,11 @@ size = "32G"
 format = "qcow2"
 cache = "writeback"
 read-only = false
+
+[vm.web.disk.cd]
+media = "cdrom"
+path = "/srv/a.iso"
+bus = "sata"
 
 [vm.web.nic.lan]
 bridge = "br0"

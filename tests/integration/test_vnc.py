@@ -86,6 +86,10 @@ def test_a_port_that_is_passed_on_to_the_socket(agent: AgentProcess) -> None:
         finally:
             passing.send_signal(signal.SIGINT)
             assert passing.wait(10) == 0
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as passing:
+        assert passing.stdout is not None
+        assert json.loads(passing.stdout.readline())["listens"].startswith("127.0.0.1:")
+        passing.send_signal(signal.SIGINT)
     outside = agent.command("vnc", "web", "--listen", "0.0.0.0:5999")
     assert (outside.returncode, "not on this host alone" in outside.stderr) == (2, True)
 

@@ -55,6 +55,11 @@ def test_mistakes(text: str, message: str) -> None:
     assert [str(error) for error in parse_unit("u", f"[vm.web]\n{text}\n".encode()).errors] == [f"u:{message}"]
 
 
+def test_a_screen_needs_a_machine_that_has_one() -> None:
+    errors = parse_unit("u", b'[vm.web]\nmachine = "microvm"\nkernel = "/k"\nvnc = true').errors
+    assert str(errors[-1]) == 'u:4:1: error: vnc needs a machine with a screen, which microvm has not (machine = "q35")'
+
+
 @pytest.mark.parametrize("option", ["pidfile", "name", "runas", "run-with", "chroot", "sandbox", "action", "preconfig"])
 def test_what_the_agent_stands_on_is_refused_and_the_rest_is_not(option: str) -> None:
     assert parse_unit("u", f'[vm.web]\nextra-args = ["-{option}"]'.encode()).errors
