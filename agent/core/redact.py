@@ -25,6 +25,8 @@ _PATTERNS = (
         rf"(?P<keep>{_NAMED}\\?[\"']?\s{{0,8}}[=:]\s{{0,8}})(?!<redacted>)(?:{_QUOTED}|[^\s\"'\\,;&]+)",
         re.IGNORECASE | re.DOTALL,
     ),
+    # QEMU's secret object, as extra-args may hold one (qemu(1), -object secret).
+    re.compile(r"(?P<keep>\bsecret,(?:[^\s\"',]{1,80},){0,8}data=)(?!<redacted>)[^\s\"',]+"),
     re.compile(r"(?P<keep>\b(?:Bearer|Basic)\s{1,8})[A-Za-z0-9+/=._~-]{8,}"),
     # scheme://user:password@host
     re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"']{0,200}:)[^\s/@\"']+(?=@)", re.IGNORECASE),

@@ -31,7 +31,9 @@ def firmware_screen(address: str | tuple[str, int]) -> Picture:
 
 
 def conditions(agent: AgentProcess, name: str) -> dict[str, dict[str, Any]]:
-    return {condition["type"]: condition for condition in agent.vm(name)["conditions"]}
+    """By type; none as long as the agent has not read its unit."""
+    found = [vm for vm in agent.status()["vms"] if vm["name"] == name]
+    return {condition["type"]: condition for vm in found for condition in vm["conditions"]}
 
 
 def test_a_screen_on_a_socket_and_one_on_an_address(agent: AgentProcess) -> None:

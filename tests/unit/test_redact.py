@@ -20,6 +20,7 @@ from agent.core.redact import MARK, redacted, redacted_json
         ('append = "k3s.token=K10abc::server:x,y"', f'append = "k3s.token={MARK},y"'),
         ('# old API-KEY: "a b\\"c" here', f"# old API-KEY: {MARK} here"),
         ('wifi-psk = """\nline one\nline two"""\ncpus = 1', f"wifi-psk = {MARK}\ncpus = 1"),
+        ('"-object", "secret,id=s0,data=hunter2"', f'"-object", "secret,id=s0,data={MARK}"'),
         ("fetch https://me:hunter2@host/x", f"fetch https://me:{MARK}@host/x"),
         ("Authorization: Bearer abcdefgh1234", f"Authorization: Bearer {MARK}"),
         ("root:$6$salt$abcdefghijklmnop:1", f"root:{MARK}"),
