@@ -27,8 +27,8 @@ UNRESPONSIVE_S = 5.0
 """A monitor that is silent for longer than this is a condition; a loaded host is slow now and then."""
 
 UNSUPPORTED = (
-    "extra-args goes to QEMU unchecked: that it starts, where its devices are, and that repairs and upgrades leave "
-    "what it asks for alone is not promised any more"
+    "extra-args go to QEMU unchecked: that the guest starts, that its devices keep their places, and that repairs and "
+    "upgrades leave it working is not promised any more"
 )
 
 NO_INTENT = Intent()

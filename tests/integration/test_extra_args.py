@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from typing import Any
+
+import tomli_w
 
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import bare_vm
@@ -51,3 +54,19 @@ def test_what_qemu_refuses_is_told_in_its_words(agent: AgentProcess) -> None:
     wait_for(lambda: any(refusal in text for topic, text in reasons(agent, "web") if topic == "condition"))
     agent.drop("web.toml", bare_vm("web"))
     agent.vmhost("wait", "running", "web", "--timeout", "30")
+
+
+def test_a_guest_of_an_agent_that_knew_none_of_these_keys_is_taken_over_in_sync(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web", f'disk.root = {{ path = "{agent.folder}/web.raw", size = "1M" }}'))
+    agent.start()
+    agent.kill()
+    path = agent.run_dir / "vms" / "web" / "launch.toml"
+    record = tomllib.loads(path.read_text())
+    for key in ("extra_args", "vnc"):
+        del record["spec"][key]
+    for key in ("media", "bus"):
+        del record["spec"]["disks"][0][key]
+    path.write_text(tomli_w.dumps(record))
+    agent.start()
+    web = agent.vm("web")
+    assert (web["pid"], web["in_sync"], web["pending"], web["conditions"]) == (record["pid"], True, [], [])

@@ -16,6 +16,7 @@ from agent.core.planning import plan
 from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv
 from agent.core.qemu_display import vnc_port
 from agent.unitfile.parse import parse_unit
+from agent.unitfile.specs import vm_spec
 from tests.unit.planning_world import ABSENT, BRIDGE, DESIRED, NIC, SETTLED, WEB, said, types, with_vm
 
 FILES = LaunchFiles("/r/we,b", {"lan": 7}, {id_: DiskSet(1, (8,)) for id_ in ("root", "boot", "cd", "drivers")})
@@ -138,6 +139,7 @@ OLD_RECORD = {
     "name": "web",
     "uuid": "u",
     "uid": 7,
+    "kernel": "/k",
     "append": "quiet",
     "disks": [{"id": "root", "path": "/srv/web.raw", "format": "raw", "slot": 3, "read_only": True}],
 }
@@ -146,7 +148,9 @@ OLD_RECORD = {
 def test_a_guest_of_an_earlier_agent_is_not_pending() -> None:
     """A launch record that knows none of these keys means what a unit means that has none of them."""
     launched = TypeAdapter(VmSpec).validate_python(OLD_RECORD)
-    wanted = VmSpec("web", "u", 7, append="quiet", disks=(replace(ROOT, read_only=True),))
+    text = '[vm.web]\nkernel = "/k"\nappend = "quiet"\ndisk.root = { path = "/srv/web.raw", read-only = true }'
+    table = parse_unit("u", text.encode()).vms["web"]
+    wanted = vm_spec("web", table, "u", uuid="u", uid=7, slots={"disk/root": 3}, mtus={}, after=())
     assert pending_changes(launched, wanted) == ()
 
 
