@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Mapping
 
 from agent.core.errors import ObservationError
 from agent.host.netlink import Links
@@ -14,7 +16,7 @@ from agent.runtime.execute_vms import ran_s
 from agent.runtime.guests import Guests
 from agent.runtime.operator import Operator
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.snapshot import NetlinkTotals, Readings, snapshot_of
+from agent.telemetry.snapshot import NetlinkTotals, Readings, Snapshot, Traffic, snapshot_of, with_traffic
 
 PUBLISH_EVERY_S = 1.0
 READ_TRAFFIC_EVERY_S = 10.0
@@ -24,27 +26,40 @@ LAG_EVERY_S = 1.0
 async def publish(operator: Operator, links: Links, guests: Guests, chronicle: Chronicle, doorbell: Doorbell) -> None:
     """Hand a snapshot to the metrics, each second in which there was a pass, and every ten seconds with new traffic."""
     kvm = kvm_usable()
-    traffic, traffic_at_s, shown = {}, -READ_TRAFFIC_EVERY_S, -1
+    traffic: Mapping[str, Traffic] = {}
+    traffic_at_s, shown, snapshot = -READ_TRAFFIC_EVERY_S, -1, Snapshot()
     while True:
         now_s = time.monotonic()
-        if now_s - traffic_at_s >= READ_TRAFFIC_EVERY_S:
-            try:
-                traffic, traffic_at_s = dict(await links.statistics()), now_s
-            except ObservationError:
-                traffic_at_s = now_s  # the series stand still; the next reading is due in ten seconds
-            shown = -1
+        is_due = now_s - traffic_at_s >= READ_TRAFFIC_EVERY_S
+        if is_due:
+            traffic_at_s = now_s
+            with contextlib.suppress(
+                ObservationError
+            ):  # the series stand still; the next reading is due in ten seconds
+                traffic = await links.statistics()
         if operator.pass_number != shown:
             shown = operator.pass_number
-            readings = Readings(
-                traffic=traffic,
-                started_s={g.name: time.time() - ran_s(g) for g in guests if g.alive},
-                qmp_connected=frozenset(g.name for g in guests if g.monitor is not None),
-                netlink=NetlinkTotals(dict(links.events), links.overflows, dict(links.errors)),
-                kvm=kvm,
-            )
-            chronicle.metrics.publish(snapshot_of(operator.inputs(), readings))
-            chronicle.rang(doorbell.rings)
+            snapshot = snapshot_of(operator.inputs(), _readings(traffic, links, guests, kvm))
+            chronicle.metrics.publish(snapshot)
+        elif is_due:
+            snapshot = with_traffic(snapshot, traffic, _totals(links))
+            chronicle.metrics.publish(snapshot)
+        chronicle.rang(doorbell.rings)
         await asyncio.sleep(PUBLISH_EVERY_S)
+
+
+def _readings(traffic: Mapping[str, Traffic], links: Links, guests: Guests, kvm: bool) -> Readings:
+    return Readings(
+        traffic=traffic,
+        started_s={g.name: time.time() - ran_s(g) for g in guests if g.alive},
+        qmp_connected=frozenset(g.name for g in guests if g.monitor is not None),
+        netlink=_totals(links),
+        kvm=kvm,
+    )
+
+
+def _totals(links: Links) -> NetlinkTotals:
+    return NetlinkTotals(dict(links.events), links.overflows, dict(links.errors))
 
 
 async def watch_lag(metrics: Metrics) -> None:

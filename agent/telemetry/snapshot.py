@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.core.desired import VmSpec
@@ -58,6 +58,7 @@ class NicSample:
 
     vm: str
     nic: str
+    tap: str
     up: bool
     attached: bool | None
     traffic: Traffic | None
@@ -125,6 +126,12 @@ def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
     )
 
 
+def with_traffic(snapshot: Snapshot, traffic: Mapping[str, Traffic], netlink: NetlinkTotals) -> Snapshot:
+    """A snapshot with newer readings of what needs no pass to change: traffic, and the netlink sockets' totals."""
+    nics = tuple(replace(nic, traffic=traffic.get(nic.tap)) for nic in snapshot.nics)
+    return replace(snapshot, nics=nics, netlink=netlink)
+
+
 def _specs(inputs: StatusInputs) -> Mapping[str, VmSpec]:
     """What each guest is: as it was launched, or as it is wanted where it was not."""
     return {**inputs.desired.vms, **{name: state.spec for name, state in inputs.observed.vms.items()}}
@@ -167,6 +174,7 @@ def _nic_samples(inputs: StatusInputs, readings: Readings) -> tuple[NicSample, .
         NicSample(
             vm=name,
             nic=nic.id,
+            tap=nic.tap,
             up=nic.tap in links and links[nic.tap].up,
             attached=nic_attached(vms.get(name), nic, links),
             traffic=readings.traffic.get(nic.tap),

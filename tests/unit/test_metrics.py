@@ -11,7 +11,7 @@ from agent.core.desired import Desired
 from agent.core.observed import Observed
 from agent.core.status import AgentFacts, StatusInputs
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.snapshot import NetlinkTotals, Readings, Snapshot, snapshot_of
+from agent.telemetry.snapshot import NetlinkTotals, Readings, Snapshot, snapshot_of, with_traffic
 from tests.unit.test_status import BRIDGE, LINKS, RUNNING, WEB, Change, File
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -142,3 +142,14 @@ def test_what_was_not_seen_has_no_series() -> None:
     metrics.publish(snapshot_of(unseen, Readings()))
     names = {name for name, _ in series(metrics)}
     assert not names & {"vmhost_nic_attached", "vmhost_vm_start_time_seconds", "vmhost_nic_receive_bytes_total"}
+
+
+def test_newer_traffic_changes_nothing_else() -> None:
+    metrics, before = busy_metrics(), series(busy_metrics())
+    snapshot = snapshot_of(INPUTS, READINGS)
+    totals = NetlinkTotals({"RTM_NEWLINK": 9}, 1, {"EBUSY": 2})
+    metrics.publish(with_traffic(snapshot, {"web-lan": Counts(tx_bytes=200)}, totals))
+    after = series(metrics)
+    changed = {key for key in before if before[key] != after[key] and "timestamp" not in key[0]}
+    assert {name for name, _ in changed} == {"vmhost_nic_receive_bytes_total"}
+    assert value(after, "nic_receive_bytes_total", vm="web", nic="lan") == 200
