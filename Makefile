@@ -9,9 +9,9 @@ GUEST = build/guest
 GUEST_SOURCES = tests/guest/build.sh tests/guest/init tests/guest/inittab $(wildcard tests/guest/bin/*)
 PYTEST_ARGS ?=
 
-# command:package; a package is installed only where its command is missing.
+# command:package, or /path:package; a package is installed only where that is missing.
 TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables cpio:cpio \
-	unshare:util-linux ps:procps git:git dpkg-deb:dpkg
+	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
 
 .DELETE_ON_ERROR:
 .PHONY: setup tools venv guest demo-files check test demo bench mutants lock clean
@@ -26,7 +26,7 @@ build/tools.stamp: Makefile
 	@mkdir -p build
 	@missing=""; \
 	for tool in $(TOOLS); do \
-		command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool#*:}"; \
+		command -v "$${tool%%:*}" >/dev/null || [ -f "$${tool%%:*}" ] || missing="$$missing $${tool#*:}"; \
 	done; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.core.desired import VmSpec
 from agent.core.errors import TransientError
-from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv
+from agent.core.qemu_argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv
 from agent.host.disks import open_disk, prepare_boot_file
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, kill, spawn
@@ -75,7 +75,11 @@ class Launched:
 
 @contextlib.asynccontextmanager
 async def launched(
-    launches: Launches, spec: VmSpec, tap_fds: dict[str, int] | None = None, extra: Sequence[str] = ()
+    launches: Launches,
+    spec: VmSpec,
+    tap_fds: dict[str, int] | None = None,
+    extra: Sequence[str] = (),
+    firmware: FirmwareSets | None = None,
 ) -> AsyncIterator[Launched]:
     """Start a guest's QEMU as the agent does; it is gone afterwards."""
     with ExitStack() as stack:
@@ -91,6 +95,7 @@ async def launched(
             disk_sets={id_: DiskSet(n, disk.fds, disk.block_device) for n, (id_, disk) in enumerate(opened.items())},
             kernel=prepare_boot_file(spec.kernel, directory, spec.uid) if spec.kernel else None,
             initrd=prepare_boot_file(spec.initrd, directory, spec.uid) if spec.initrd else None,
+            firmware=firmware,
         )
         launches.save(LaunchRecord(spec))
         process = await spawn(

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from agent.cli.client import RefusedError
-from agent.core.text import suggestion
+from agent.core.qemu_serial import serial_socket
+from agent.core.text import printable, suggestion
 
 DETACH = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
@@ -34,14 +35,16 @@ _CONNECTED, _WAITING = "03", "02"
 """Of /proc/net/unix: a connection that was accepted, and one that was not (Linux, af_unix.c: unix_seq_show)."""
 
 
-def attach(run_dir: Path, name: str, quiet_s: float) -> str:
-    """Join the terminal, or standard input and output, to a guest's console; returns why it ended, in words.
+def attach(run_dir: Path, name: str, quiet_s: float, port: str | None = None) -> str:
+    """Join the terminal, or standard input and output, to a guest's console or another serial port of its.
+
+    Returns why it ended, in words.
 
     On a terminal it ends with the detach key, else `quiet_s` seconds after the guest wrote last once the input is at
     its end; in both cases the answer is empty when the operator ended it, else the guest did. Raises RefusedError when
     the console is not to be had. Terminal settings are as before in every case, also after SIGTERM and SIGHUP.
     """
-    with _connected(run_dir, name) as line:
+    with _connected(run_dir, name, port) as line:
         if not os.isatty(0):
             return _Relay(line, typed=False, quiet_s=quiet_s).run()
         with _raw_terminal():
@@ -68,14 +71,14 @@ def _window() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _connected(run_dir: Path, name: str) -> Iterator[socket.socket]:
-    path = run_dir / "vms" / name / "console.sock"
+def _connected(run_dir: Path, name: str, port: str | None) -> Iterator[socket.socket]:
+    path = run_dir / "vms" / name / ("console.sock" if port is None else serial_socket(port))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(ACCEPT_S)
         try:
             line.connect(str(path))
         except FileNotFoundError:
-            raise RefusedError(why_not_there(run_dir, name)) from None
+            raise RefusedError(why_not_there(run_dir, name, port)) from None
         except ConnectionRefusedError:
             raise RefusedError(f"vm {name} does not run; `vmhost status {name}` says why") from None
         except (TimeoutError, BlockingIOError):
@@ -87,8 +90,11 @@ def _connected(run_dir: Path, name: str) -> Iterator[socket.socket]:
         yield line
 
 
-def why_not_there(run_dir: Path, name: str) -> str:
-    """Why a guest has no sockets, in words."""
+def why_not_there(run_dir: Path, name: str, port: str | None = None) -> str:
+    """Why a guest has no sockets, or not this one, in words."""
+    if port is not None and (run_dir / "vms" / name / "console.sock").exists():
+        table = f"[vm.{name}.serial.{printable(port)}]"
+        return f"vm {name} runs without {table} on a socket; a port that its unit names is there after a restart"
     try:
         known = [entry.name for entry in (run_dir / "vms").iterdir()]
     except FileNotFoundError:

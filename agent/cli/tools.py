@@ -34,6 +34,7 @@ def add_commands(add: Add) -> None:
     undo_command.set_defaults(run=undo)
     console_command = add("console", "talk to a guest's serial console; Ctrl-] leaves it")
     console_command.add_argument("name", metavar="NAME", help="the guest")
+    console_command.add_argument("--port", metavar="ID", help="not its console, but [vm.NAME.serial.ID]")
     console_command.add_argument(
         "--quiet-for",
         metavar="S",
@@ -200,7 +201,7 @@ def console(arguments: argparse.Namespace) -> int:
     """`vmhost console NAME`: 0 when the operator left it, 1 when the guest's QEMU ended."""
     from agent.cli.console import attach  # noqa: PLC0415 - only this command needs it
 
-    why = attach(Path(arguments.run_dir), arguments.name, arguments.quiet_for)
+    why = attach(Path(arguments.run_dir), arguments.name, arguments.quiet_for, arguments.port)
     if why:
         complain(why)
     return FALSE if why else TRUE

@@ -66,11 +66,21 @@ class DiskSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SerialSpec:
+    """A further serial port: `port` is `virtio`, or an ISA port by its Linux name; `to` is `socket` or `file`."""
+
+    id: str
+    port: str = "virtio"
+    to: str = "socket"
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
     """A wanted guest. `uid` is the user and group that its QEMU runs as, allocated once per uuid.
 
     `extra_args` go onto QEMU's command line as they are. `vnc`: no display, one on a Unix socket (True), or one on
     `HOST:DISPLAY`.
+    `watchdog` is what follows when its watchdog fires; None: it has none.
     """
 
     name: str
@@ -94,6 +104,11 @@ class VmSpec:
     enabled: bool = True
     disks: tuple[DiskSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
+    rng: bool = True
+    firmware: str = "bios"
+    secure_boot: bool = False
+    watchdog: str | None = None
+    serials: tuple[SerialSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

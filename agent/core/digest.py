@@ -7,15 +7,29 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
-from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.desired import DiskSpec, NicSpec, SerialSpec, VmSpec
 
 _NOT_LAUNCHED = frozenset(
-    {"name", "file", "restart", "stop_timeout_s", "after", "description", "enabled", "disks", "nics"}
+    {"name", "file", "restart", "stop_timeout_s", "after", "description", "enabled", "disks", "nics", "serials"}
 )
-"""What QEMU's start does not depend on; disks and NICs are compared each by its id. A new field counts by default."""
+"""What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""
+
+_SINCE = {
+    "bus": "virtio",
+    "extra-args": "",
+    "firmware": "bios",
+    "media": "disk",
+    "rng": "true",
+    "secure-boot": "false",
+    "vnc": "false",
+    "watchdog": "",
+}
+"""Keys that came later, with what every guest had before them: at that they leave the fingerprint as it was, so that a
+guest that an earlier agent launched keeps its own."""
 
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
 _NIC_NOT_LAUNCHED = frozenset({"id"})
+_SERIAL_NOT_LAUNCHED = frozenset({"id"})
 _UNITS = {"memory_mib": 1 << 20, "size_bytes": 1}
 
 
@@ -30,7 +44,11 @@ class PendingChange:
 
 def digest(spec: VmSpec) -> str:
     """A fingerprint of all that a launch depends on; two specs with the same one need no restart between them."""
-    lines = (f"{key}={value!r}" for key, value in sorted(launched_values(spec).items()))
+    lines = (
+        f"{key}={value!r}"
+        for key, value in sorted(launched_values(spec).items())
+        if _SINCE.get(key.rpartition(".")[2]) != value
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -48,7 +66,7 @@ def pending_changes(launched: VmSpec, wanted: VmSpec) -> tuple[PendingChange, ..
 
 
 def _devices(values: Mapping[str, str]) -> frozenset[str]:
-    """The keys that stand for a whole disk or NIC, as `disk.root`."""
+    """The keys that stand for a whole device, as `disk.root`."""
     return frozenset(key for key in values if key.count(".") == 1)
 
 
@@ -61,10 +79,13 @@ def launched_values(spec: VmSpec) -> Mapping[str, str]:
     for nic in spec.nics:
         found[f"nic.{nic.id}"] = nic.mac
         found |= {f"nic.{nic.id}.{key}": value for key, value in _values(nic, _NIC_NOT_LAUNCHED)}
+    for serial in spec.serials:
+        found[f"serial.{serial.id}"] = serial.port
+        found |= {f"serial.{serial.id}.{key}": value for key, value in _values(serial, _SERIAL_NOT_LAUNCHED)}
     return found
 
 
-def _values(spec: VmSpec | DiskSpec | NicSpec, without: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _values(spec: VmSpec | DiskSpec | NicSpec | SerialSpec, without: frozenset[str]) -> Iterator[tuple[str, str]]:
     for each in fields(spec):
         if each.name not in without:
             key = each.name.removesuffix("_mib").removesuffix("_bytes").replace("_", "-")

@@ -9,6 +9,7 @@ from agent.core.desired import NicSpec, VmSpec
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
+from agent.core.qemu_platform import MICROVM
 
 UNSEEN = NicState(NicBackend.UNKNOWN)
 """A NIC of which nothing is known."""
@@ -38,6 +39,9 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
     elif backend.backend is NicBackend.DEAD:
         bridge = _bridge_ifindex(draft, nic)
         draft.propose(ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, bridge, running=True))
+    elif link is None and state.spec.machine == MICROVM:
+        message = f"{nic.tap} is gone, no descriptor of it can be had, and a microvm cannot replug a NIC"
+        draft.tell(resource, "TapLost", f"{message}; `vmhost restart {name}` brings it back")
     elif link is None:
         bridge = _bridge_ifindex(draft, nic)
         draft.propose(ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, bridge))

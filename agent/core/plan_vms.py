@@ -48,6 +48,16 @@ REMAINS = {"shutdown": "guest_shutdown", "guest-panicked": "panic", "internal-er
 """Run states in which QEMU only holds what is left of a guest, and the exit reason that each means (QEMU, RunState)."""
 
 
+def exit_reason_of_remains(state: VmState) -> str | None:
+    """The exit reason of a guest that has ended while its QEMU is still there, None for one that has not.
+
+    QEMU has one run state for every guest that its watchdog stopped; what was asked for tells whether that is an end.
+    """
+    if state.run_state == "watchdog" and state.spec.watchdog == "poweroff":
+        return "watchdog"
+    return REMAINS.get(state.run_state or "")
+
+
 def plan_vm(draft: Draft, spec: VmSpec) -> None:
     """Plan what makes a guest as its unit, its operator and its restart policy say."""
     observed = draft.observed
@@ -62,10 +72,8 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     elif not state.alive:
         asked = not _should_run(draft, spec, intent) or _is_outdated(state, intent)
         _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=asked)
-    elif state.run_state in REMAINS:
-        _plan_end(
-            draft, spec.name, state, REMAINS[state.run_state], asked=intent.stopped or _is_outdated(state, intent)
-        )
+    elif (remains := exit_reason_of_remains(state)) is not None:
+        _plan_end(draft, spec.name, state, remains, asked=intent.stopped or _is_outdated(state, intent))
     elif not spec.enabled or intent.stopped:
         plan_stop(draft, spec.name, state, Reason.UNWANTED, spec.stop_timeout_s, unit_asked=not intent.stopped)
     elif _is_outdated(state, intent):
@@ -102,7 +110,7 @@ def plan_stop(draft: Draft, name: str, state: VmState, reason: Reason, timeout_s
 
 def plan_leftover(draft: Draft, name: str, state: VmState) -> None:
     """Plan the end of a guest that is not wanted any more; one that has ended already is only put away."""
-    if not state.alive or state.run_state in REMAINS:
+    if not state.alive or exit_reason_of_remains(state) is not None:
         _plan_end(draft, name, state, "host", asked=True)
     else:
         intent = draft.observed.intents.get(name, Intent())
@@ -137,6 +145,11 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
         draft.propose(ReleaseVm(resource, Reason.WANTED, name))
     elif state.run_state == "io-error":
         _plan_resume(draft, name, state)
+    elif state.run_state == "watchdog":
+        message = (
+            f"its watchdog fired and paused it; look at it, then `vmhost restart {name}`, or `cont` on its monitor"
+        )
+        draft.tell(resource, "WatchdogFired", message)
     elif state.run_state == "paused":
         draft.tell(resource, "Paused", "somebody paused the guest over its monitor; `cont` there lets it run again")
     elif state.reset_generation < intent.reset_generation:

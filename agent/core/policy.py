@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from agent.core.desired import Restart, VmSpec
 from agent.core.observed import End, Intent
 
-FAILURES = frozenset({"crash", "killed", "panic", "oom"})
+FAILURES = frozenset({"crash", "killed", "panic", "oom", "watchdog"})
 """The ends that `restart = "on-failure"` answers; a guest's own poweroff is none."""
 
 STABLE_S = 120.0

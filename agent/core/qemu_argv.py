@@ -3,8 +3,7 @@
 Whatever holds a string of the operator's is passed as JSON or as an argument of its own, where nothing can be taken
 for another option; in the few places that know only `key=value` lists, commas are doubled (QEMU, qemu_opts_parse).
 
-PCI addresses never move: a guest's NICs and disks have a slot each. On q35 a slot is a PCIe root port, with spare ones
-for what is plugged later; on other machines it is a place on the root bus.
+What a guest has besides disks and NICs, and where all is plugged: agent.core.qemu_platform.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from dataclasses import dataclass, field
 from agent.core.desired import DiskSpec, NicSpec, VmSpec
 from agent.core.qemu_cdrom import cdrom_devices
 from agent.core.qemu_display import display_devices, vnc_server
-
-Json = Mapping[str, object]
+from agent.core.qemu_platform import (
+    FIRMWARE_CODE,
+    FIRMWARE_VARIABLES,
+    Json,
+    machine_option,
+    place,
+    platform_devices,
+    platform_options,
+    root_bus,
+)
+from agent.core.qemu_serial import serial_options
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-FIRST_SLOT_DEVICE = 0x08
-"""PCI device number of slot 0; the numbers below it are kept for what belongs to the machine."""
-
-PVPANIC_ADDRESS, ENTROPY_ADDRESS = "0x3", "0x4"
-PORTS_PER_DEVICE = 8
-SPARE_SLOTS = 2
-LAST_SLOT_DEVICE = 0x1E
-"""On q35 device 0x1f is the chipset's (ICH9)."""
-
 _CACHE = {
     "writeback": ("on", False, False),
     "none": ("on", True, False),
@@ -49,19 +48,34 @@ class DiskSet:
 
 
 @dataclass(frozen=True, slots=True)
+class FirmwareSets:
+    """The descriptors of a UEFI firmware's code, which all guests share, and of one guest's variables."""
+
+    code: DiskSet
+    variables: DiskSet
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchFiles:
-    """What a launch hands to QEMU: the guest's run directory, descriptors by NIC and disk, paths to boot from."""
+    """What a launch hands to QEMU: the guest's run directory, descriptors by NIC and disk, paths to boot from.
+
+    `log_sets`: set id and descriptor of each log, by serial port.
+    """
 
     directory: str
     tap_fds: Mapping[str, int] = field(default_factory=dict)
     disk_sets: Mapping[str, DiskSet] = field(default_factory=dict)
     kernel: str | None = None
     initrd: str | None = None
+    firmware: FirmwareSets | None = None
+    log_sets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def fds(self) -> tuple[int, ...]:
         """All descriptors that QEMU must inherit for its devices."""
-        return (*self.tap_fds.values(), *(fd for disk in self.disk_sets.values() for fd in disk.fds))
+        flash = (self.firmware.code, self.firmware.variables) if self.firmware else ()
+        logs = (fd for _, fd in self.log_sets.values())
+        return (*self.tap_fds.values(), *logs, *(fd for disk in (*self.disk_sets.values(), *flash) for fd in disk.fds))
 
 
 def qemu_argv(spec: VmSpec, qemu: str, files: LaunchFiles, kvm: bool) -> tuple[str, ...]:
@@ -75,13 +89,15 @@ def qemu_argv(spec: VmSpec, qemu: str, files: LaunchFiles, kvm: bool) -> tuple[s
         *("-S", "-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on"),
         *("-sandbox", SANDBOX),
         *_machine(spec, kvm),
-        *("-action", "reboot=reset,shutdown=pause,panic=pause"),
+        *platform_options(spec),
         *_sockets(files.directory),
         *_boot(spec, files),
-        *_platform_devices(spec),
+        *_firmware(files.firmware),
+        *platform_devices(spec),
         *_disks(spec, files),
         *_nics(spec, files),
         *_display(spec, files.directory),
+        *serial_options(spec, _doubled(files.directory), files.log_sets),
         *spec.extra_args,
     )
 
@@ -90,7 +106,7 @@ def _machine(spec: VmSpec, kvm: bool) -> Iterable[str]:
     accel = resolved_accel(spec, kvm)
     cpu = spec.cpu or ("host" if accel == "kvm" else None)
     return (
-        *("-machine", "microvm,pcie=on" if spec.machine == "microvm" else spec.machine),
+        *("-machine", machine_option(spec)),
         *("-accel", accel),
         *(("-cpu", cpu) if cpu else ()),
         *("-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M"),
@@ -127,57 +143,29 @@ def _boot(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
     )
 
 
-def _platform_devices(spec: VmSpec) -> Iterable[str]:
-    bus = "pci.0" if _family(spec.machine) == "pc" else "pcie.0"
-    entropy = {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}
-    devices: list[Json] = [
-        {"driver": "pvpanic-pci", "id": "pvpanic", "bus": bus, "addr": PVPANIC_ADDRESS},
-        {"driver": "virtio-rng-pci", "id": "rng", "rng": "entropy", "bus": bus, "addr": ENTROPY_ADDRESS},
-        *(root_port(slot) for slot in range(number_of_root_ports(spec))),
-    ]
-    return ("-object", _json(entropy), *_arguments("-device", devices))
-
-
 def _display(spec: VmSpec, directory: str) -> Iterable[str]:
     if spec.vnc is False:
         return ()
-    devices = display_devices("pci.0" if _family(spec.machine) == "pc" else "pcie.0")
-    return (*_arguments("-device", devices), *vnc_server(spec.vnc, directory))
+    devices = display_devices(root_bus(spec.machine))
+    return (
+        *_arguments("-device", devices),
+        *vnc_server(spec.vnc, directory),
+    )
 
 
-def number_of_root_ports(spec: VmSpec) -> int:
-    """How many root ports a guest has: whole PCI devices of eight, so that at least two are free for hot-plugging.
-
-    None but on q35. Where the PCI device numbers end there may be fewer spare ones.
-    """
-    if _family(spec.machine) != "q35":
-        return 0
-    slots = [*(nic.slot for nic in spec.nics), *(disk.slot for disk in spec.disks)]
-    used = 1 + max(slots, default=-1)
-    devices = -(-(used + SPARE_SLOTS) // PORTS_PER_DEVICE)
-    return PORTS_PER_DEVICE * min(devices, LAST_SLOT_DEVICE - FIRST_SLOT_DEVICE + 1)
-
-
-def root_port(slot: int) -> Json:
-    """The root port of a slot; id, chassis and address follow from the slot alone (QEMU, docs/pcie.txt)."""
-    device, function = divmod(slot, PORTS_PER_DEVICE)
-    return {
-        "driver": "pcie-root-port",
-        "id": f"slot-{slot}",
-        "bus": "pcie.0",
-        "chassis": slot + 1,
-        "port": slot,
-        "addr": f"{FIRST_SLOT_DEVICE + device:#x}.{function}",
-        "multifunction": function == 0,
-    }
-
-
-def _place(machine: str, slot: int) -> Json:
-    """Where a slot's device is plugged."""
-    family = _family(machine)
-    if family == "q35":
-        return {"bus": f"slot-{slot}", "addr": "0x0"}
-    return {"bus": "pci.0" if family == "pc" else "pcie.0", "addr": f"{FIRST_SLOT_DEVICE + slot:#x}"}
+def _firmware(sets: FirmwareSets | None) -> Iterable[str]:
+    """The two flash chips of a guest with UEFI; the machine option names them (QEMU, docs/interop/firmware.json)."""
+    if sets is None:
+        return
+    for node, descriptors, read_only in (
+        (FIRMWARE_CODE, sets.code, True),
+        (FIRMWARE_VARIABLES, sets.variables, False),
+    ):
+        for fd in descriptors.fds:
+            yield from ("-add-fd", f"set={descriptors.set_id},fd={fd}")
+        file = {"driver": "file", "node-name": f"{node}-file", "filename": f"/dev/fdset/{descriptors.set_id}"}
+        only = {"read-only": read_only}
+        yield from ("-blockdev", _json({"driver": "raw", "node-name": node, **only, "file": {**file, **only}}))
 
 
 def _disks(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
@@ -189,8 +177,8 @@ def _disks(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
                 yield from ("-add-fd", f"set={descriptors.set_id},fd={fd}")
             yield from ("-blockdev", _json(disk_blockdev(disk, descriptors)))
         if disk.media == "cdrom":
-            place = _place(spec.machine, disk.slot)
-            yield from _arguments("-device", cdrom_devices(disk, place, boot_order.get(disk.id)))
+            where = place(spec.machine, disk.slot)
+            yield from _arguments("-device", cdrom_devices(disk, where, boot_order.get(disk.id)))
         else:
             yield from ("-device", _json(disk_device(spec.machine, disk, disk.id in boot_order)))
 
@@ -230,14 +218,13 @@ def disk_device(machine: str, disk: DiskSpec, bootable: bool) -> Json:
     """A disk's device, for `-device` and `device_add`; the guest finds it as `/dev/disk/by-id/virtio-ID`."""
     write_cache, _, _ = _CACHE[disk.cache]
     node = disk_node(disk.id)
-    place = _place(machine, disk.slot)
     device = {
         "driver": "virtio-blk-pci",
         "id": node,
         "drive": node,
         "serial": disk.id,
         "write-cache": write_cache,
-        **place,
+        **place(machine, disk.slot),
     }
     return {**device, "bootindex": 1} if bootable else device
 
@@ -267,14 +254,7 @@ def nic_device(machine: str, nic: NicSpec) -> Json:
     """A NIC's device, for `-device` and `device_add`. Its option ROM is left out: it costs seconds of each boot."""
     ids = {"id": nic_id(nic.id), "netdev": netdev_id(nic.id), "mac": nic.mac, "romfile": ""}
     mtu = {"host_mtu": nic.mtu} if nic.model.startswith("virtio-net") else {}
-    return {"driver": nic.model, **ids, **mtu, **_place(machine, nic.slot)}
-
-
-def _family(machine: str) -> str:
-    """The kind of a machine type, also of a versioned one: `q35` and `pc-q35-7.2`, `pc` and `pc-i440fx-7.2`."""
-    if "q35" in machine:
-        return "q35"
-    return "pc" if machine == "pc" or machine.startswith("pc-i440fx") else machine
+    return {"driver": nic.model, **ids, **mtu, **place(machine, nic.slot)}
 
 
 def _doubled(value: str) -> str:

@@ -33,6 +33,7 @@ _BY_RUN_STATE = {
     "running": DisplayState.RUNNING,
     "paused": DisplayState.PAUSED,
     "io-error": DisplayState.PAUSED,
+    "watchdog": DisplayState.PAUSED,
     "suspended": DisplayState.PAUSED,
     "debug": DisplayState.PAUSED,
     "guest-panicked": DisplayState.PANICKED,

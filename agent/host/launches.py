@@ -92,15 +92,16 @@ class Launches:
         """The file that a guest's QEMU writes its complaints to."""
         return self.directory(name) / LOG
 
-    def lock(self, name: str, uid: int) -> int:
+    def lock(self, name: str, uid: int, sockets: Sequence[str] = ()) -> int:
         """Take the right to start a guest: the descriptor that QEMU must inherit; the caller closes its own.
 
-        The directory is there afterwards, without what an earlier launch left but the log and the record.
+        The directory is there afterwards, without what an earlier launch left but its logs and its record. `sockets`
+        are the names of those that QEMU is to make there beside the usual ones.
         PermanentError `AlreadyRunning` if somebody holds the lock, which is then still theirs, and `PathTooLong` if the
         run directory's path is too long for sockets; TransientError if the directory cannot be had.
         """
         directory = self.directory(name)
-        longest = max(len(os.fsencode(directory / socket)) for socket in SOCKETS)
+        longest = max(len(os.fsencode(directory / socket)) for socket in (*SOCKETS, *sockets))
         if longest > MAX_PATH_BYTES:
             message = f"{directory}: its sockets' paths have {longest} bytes, {MAX_PATH_BYTES} are possible"
             raise PermanentError(f"{message}; shorten the run directory or the name", reason="PathTooLong")
@@ -209,12 +210,20 @@ class Launches:
     def _clear(directory: Path, keep: frozenset[str]) -> None:
         with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
             for entry in entries:
-                if entry.name in keep or ".broken-" in entry.name:
+                if entry.name in keep or ".broken-" in entry.name or _is_own_serial_log(entry):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path)
                 else:
                     os.unlink(entry.path)
+
+
+def _is_own_serial_log(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a serial port's log that we made; the guest's user may have put something else there."""
+    if not (entry.name.startswith("serial-") and entry.name.endswith((".log", ".log.1"))):
+        return False
+    status = entry.stat(follow_symlinks=False)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _read_own(path: Path) -> str:

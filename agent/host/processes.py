@@ -24,6 +24,9 @@ QEMU = "qemu-system-x86_64"
 OLDEST_QEMU = (7, 1)
 """The first QEMU that takes `-netdev` as JSON (its 7.1 change log)."""
 
+_OWN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""A guest's user may write to the folder of its logs: no link of its is followed, no pipe waited for."""
+
 KVM_DEVICE = "/dev/kvm"
 LOG_MAX_BYTES = 1 << 20
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -179,14 +182,17 @@ def open_log(path: Path) -> int:
 
 
 def cap_log(path: Path) -> None:
-    """Empty a log that has outgrown `LOG_MAX_BYTES` while its program runs, keeping a copy of it as `.1`.
+    """Empty a log that has outgrown `LOG_MAX_BYTES` while its program runs, keeping its beginning as `.1`.
 
     The program appends (O_APPEND), so it goes on at the new end. What cannot be done now is done at the next call.
     """
-    with contextlib.suppress(OSError):
-        if path.stat().st_size > LOG_MAX_BYTES:
-            shutil.copyfile(path, path.with_name(f"{path.name}.1"), follow_symlinks=False)
-            os.truncate(path, 0)
+    with contextlib.suppress(OSError), open(os.open(path, os.O_RDWR | _OWN_FILE), "rb") as log:
+        if os.fstat(log.fileno()).st_size > LOG_MAX_BYTES:
+            former = path.with_name(f"{path.name}.1")
+            former.unlink(missing_ok=True)
+            with open(os.open(former, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OWN_FILE, 0o600), "wb") as copy:
+                copy.write(log.read(LOG_MAX_BYTES))
+            os.truncate(log.fileno(), 0)
 
 
 def last_line(log: Path) -> str:

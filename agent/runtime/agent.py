@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
 from agent.core.memory import Memory, without_guests
 from agent.core.observed import HostState, Observed
+from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
 from agent.host.disks import grow_disk
 from agent.host.launches import Launches
@@ -63,6 +65,7 @@ from agent.runtime.units import Units
 log = structlog.get_logger("vmhost.agent")
 
 FULL_LOOK_EVERY_S = 30.0
+CAP_SERIAL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,12 @@ async def look_for_qemu() -> QemuFound:
     except ActionError as error:
         return QemuFound(problem=str(error))
     return QemuFound(qemu.path, qemu.version)
+
+
+def cap_all(logs: Sequence[Path]) -> None:
+    """Empty those logs that have outgrown their bound."""
+    for path in logs:
+        cap_log(path)
 
 
 def start_slots() -> int:
@@ -116,7 +125,7 @@ class Agent:
         self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
-        self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper)
+        self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state.firmware)
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
         self.operator = Operator(
             facts, self._reconciler, self._units, self._keeper, chronicle, look_at_all=self._look_at_all
@@ -135,6 +144,7 @@ class Agent:
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
+                group.create_task(self._cap_serial_logs(), name="serial logs")
                 group.create_task(publish(self.operator, self._links, self._guests, self._chronicle, self._doorbell))
                 group.create_task(watch_lag(self._chronicle.metrics), name="lag")
                 group.create_task(self._reconciler.run(), name="reconciler")
@@ -183,6 +193,14 @@ class Agent:
     def _cap_logs(self) -> None:
         for guest in self._guests:
             cap_log(self._launches.log_path(guest.name))
+
+    async def _cap_serial_logs(self) -> None:
+        """A guest writes to its own logs as fast as it likes, so they are looked at more often."""
+        while True:
+            await asyncio.sleep(CAP_SERIAL_EVERY_S)
+            logs = [guest.directory / name for guest in self._guests for name in serial_logs(guest.record.spec)]
+            if logs:
+                await run_to_end(cap_all, logs)
 
     def _without_answered_approvals(self, memory: Memory) -> Memory:
         """An approval is for what was asked at its time: of a guest that is wanted again, none is left."""

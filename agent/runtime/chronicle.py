@@ -111,6 +111,8 @@ class Chronicle:
     def heard(self, vm: str, event: str, data: Mapping[str, Any]) -> None:
         """Count a QMP event; a guest that resets itself has ended nothing, and is told all the same."""
         self.metrics.qmp_event_seen(event)
+        if event == "WATCHDOG":
+            self.journal.record(f"vm/{vm}", "watchdog", f"the watchdog of {vm} fired", level="warning")
         if event == "RESET" and data.get("reason") == "guest-reset":
             if now_s() - self._reset_s.get(vm, -RESET_ECHO_S) >= RESET_ECHO_S:
                 self.metrics.vm_exited(vm, "guest_reset")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from agent.core.actions import CreateDisk, EndVm, LaunchVm, RenameVm, ResetVm, StopVm
 from agent.core.desired import NicSpec, VmSpec
@@ -14,10 +15,12 @@ from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.memory import Memory, with_end, with_restart, with_stop
 from agent.core.observed import End
-from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv, resolved_accel
+from agent.core.qemu_argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv, resolved_accel
+from agent.core.qemu_serial import serial_log, serial_sockets
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
+from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
-from agent.host.processes import kvm_groups, kvm_usable, last_line, spawn
+from agent.host.processes import kvm_groups, kvm_usable, last_line, open_log, spawn
 from agent.host.tap import attached_link, open_tap
 from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
@@ -29,7 +32,7 @@ from agent.runtime.threads import run_to_end
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 """The unit of a process's start time (proc_pid_stat(5), field 22), which counts from the boot as our clock does."""
 
-FIRST_DISK_SET = 1
+FIRST_DISK_SET, CODE_SET, VARIABLES_SET, FIRST_LOG_SET = 1, 1001, 1002, 1101
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,14 @@ class Prepared:
 class VmExecutor:
     """Each method does one action and returns when the guest's state shows it, or raises an ActionError."""
 
-    def __init__(self, launches: Launches, guests: Guests, descriptors: Descriptors, keeper: Keeper) -> None:
+    def __init__(
+        self, launches: Launches, guests: Guests, descriptors: Descriptors, keeper: Keeper, firmware: Path
+    ) -> None:
         self._launches = launches
         self._guests = guests
         self._descriptors = descriptors
         self._keeper = keeper
+        self._firmware = firmware
 
     async def create_disk(self, action: CreateDisk) -> None:
         """Create a disk; it counts as known from now on, so that it is never created again."""
@@ -86,7 +92,7 @@ class VmExecutor:
     def _prepare(self, action: LaunchVm, tap_fds: Mapping[str, int], opened: ExitStack) -> Prepared:
         """Lock the guest, open its disks, and write down that it is being launched. Runs in a thread."""
         spec = action.spec
-        lock = self._launches.lock(spec.name, spec.uid)
+        lock = self._launches.lock(spec.name, spec.uid, serial_sockets(spec))
         opened.callback(os.close, lock)
         directory = str(self._launches.directory(spec.name))
         disk_sets: dict[str, DiskSet] = {}
@@ -94,16 +100,32 @@ class VmExecutor:
             open_one = open_disk(disk)
             opened.callback(open_one.close)
             disk_sets[disk.id] = DiskSet(set_id, open_one.fds, open_one.block_device)
+        firmware = open_flash(spec, self._firmware, opened) if spec.firmware == "uefi" else None
         files = LaunchFiles(
             directory=directory,
             tap_fds=tap_fds,
             disk_sets=disk_sets,
             kernel=prepare_boot_file(spec.kernel, directory, spec.uid) if spec.kernel else None,
             initrd=prepare_boot_file(spec.initrd, directory, spec.uid) if spec.initrd else None,
+            firmware=firmware,
+            log_sets=self._open_serial_logs(spec, opened),
         )
         record = LaunchRecord(spec, action.generation, action.reset_generation, digest(spec), files.tap_fds)
         self._launches.save(record)
         return Prepared(files, record, lock)
+
+    def _open_serial_logs(self, spec: VmSpec, opened: ExitStack) -> dict[str, tuple[int, int]]:
+        """Open the logs of a guest's serial ports: ours, so that its user can only append to them."""
+        sets: dict[str, tuple[int, int]] = {}
+        for set_id, serial in enumerate(spec.serials, FIRST_LOG_SET):
+            if serial.to == "file":
+                path = self._launches.directory(spec.name) / serial_log(serial.id)
+                try:
+                    sets[serial.id] = set_id, open_log(path)
+                except OSError as error:
+                    raise TransientError(f"{path}: {error.strerror}", reason="LogUnwritable") from error
+                opened.callback(os.close, sets[serial.id][1])
+        return sets
 
     def _tap_descriptor(self, spec: VmSpec, nic: NicSpec) -> int:
         """The descriptor of a NIC's tap: the one that made it, or a new one where an earlier agent did."""
@@ -184,6 +206,14 @@ class VmExecutor:
         if guest.record.spec.uuid != uuid:
             raise TransientError(f"{name} is another guest by now", reason="Gone")
         return guest
+
+
+def open_flash(spec: VmSpec, folder: Path, opened: ExitStack) -> FirmwareSets:
+    """Open the firmware of a guest with UEFI; `opened` closes it. Runs in a thread."""
+    firmware = find_firmware(spec.machine, secure_boot=spec.secure_boot)
+    flash = open_firmware(firmware, folder, spec.uuid, secure_boot=spec.secure_boot)
+    opened.callback(flash.close)
+    return FirmwareSets(DiskSet(CODE_SET, flash.code_fds), DiskSet(VARIABLES_SET, flash.variable_fds))
 
 
 def ran_s(guest: Guest) -> float:

@@ -34,7 +34,7 @@ POWER_BUTTON_EVERY_S = 10.0
 """A guest that is still booting does not hear the power button; so it is pressed again."""
 
 STATE_EVENTS = frozenset(
-    {"STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP"}
+    {"STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR", "SUSPEND", "WAKEUP", "WATCHDOG"}
 )
 SHUTDOWN_CAUSES = {"host-signal": "killed", "host-qmp-quit": "host", "guest-panic": "panic"}
 """QMP SHUTDOWN reasons that tell more than the run state does (QEMU, ShutdownCause)."""
@@ -253,7 +253,13 @@ class Guest:
 
     def _is_ending_itself(self) -> bool:
         """Whether a guest may still obey its power button: one that QEMU holds, or that has ended, will not."""
-        return self.alive and self.run_state not in {"prelaunch", "shutdown", "guest-panicked", "internal-error"}
+        return self.alive and self.run_state not in {
+            "prelaunch",
+            "shutdown",
+            "guest-panicked",
+            "internal-error",
+            "watchdog",
+        }
 
     async def quit(self) -> None:
         """Have QEMU quit, and kill it if it does not. Returns when the process is gone."""

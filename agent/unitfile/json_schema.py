@@ -31,6 +31,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "cpus": "number of virtual CPUs",
         "memory": 'memory, such as "512M" or "4G"',
         "machine": "the kind of machine that the guest sees",
+        "firmware": "uefi: Debian's package ovmf; the guest's variables are kept by its uuid",
+        "secure-boot": "the firmware runs only what is signed, by Microsoft's keys; needs uefi on q35",
+        "rng": "the guest has a source of random numbers from the host (virtio-rng)",
+        "watchdog": "what follows when the guest's watchdog (i6300esb) fires; without the key it has none",
         "cpu": 'QEMU\'s CPU model, such as "host"',
         "accel": "kvm, tcg (slow, everywhere), or kvm where the host has it",
         "kernel": "kernel to boot directly; without one the guest boots from its first disk",
@@ -46,6 +50,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "uuid": "the guest's identity; made once and kept unless given. Give it to rename a guest",
         "disk": "disks, each as [vm.NAME.disk.ID]",
         "nic": "network cards, each as [vm.NAME.nic.ID]",
+        "serial": "serial ports beside the console, each as [vm.NAME.serial.ID]",
     },
     "DiskTable": {
         "media": "cdrom: a drive that is only read from; booted from when nothing is on the first disk",
@@ -56,6 +61,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "cache": "how the host caches writes, by the names of qemu(1)",
         "read-only": "the guest cannot write to it",
         "discard": "what the guest trims is given back to the host",
+    },
+    "SerialTable": {
+        "port": "virtio: the guest finds it as /dev/virtio-ports/ID; or an ISA port by its Linux name",
+        "to": "a socket for `vmhost console NAME --port ID`, or a log, both in the guest's run directory",
     },
     "NicTable": {
         "bridge": "the bridge that it is plugged into",

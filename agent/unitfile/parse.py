@@ -16,6 +16,7 @@ from agent.core.errors import UnitError
 from agent.core.text import printable
 from agent.unitfile import schema, values
 from agent.unitfile.claims import Claim, Extract, KeyPath, Reference, extract, extract_names
+from agent.unitfile.machines import Mistake
 from agent.unitfile.positions import position_of
 from agent.unitfile.schema import BridgeTable, Table, VmTable
 from agent.unitfile.syntax import read_toml
@@ -121,7 +122,7 @@ def _read_tables(
     kind: str,
     check_name: Callable[[object], str],
     model: type[T],
-    between: Callable[[str, Mapping[str, object]], Iterator[schema.Mistake]],
+    between: Callable[[str, Mapping[str, object]], Iterator[Mistake]],
     valid: dict[str, T],
 ) -> Iterator[_Found]:
     """Validates each table of a kind by itself; puts the good ones into `valid`, gives the mistakes of the others."""
@@ -165,7 +166,7 @@ def _translated(prefix: tuple[str, ...], detail: ErrorDetails) -> _Found:
     if where[-1] == "[key]":
         where = where[:-1]
         bad = detail.get("ctx", {}).get("error")
-        what = "NIC" if where[-2] == "nic" else "disk"
+        what = {"nic": "NIC", "serial": "serial port"}.get(str(where[-2]), "disk")
         return _Found(where, f"the name of a {what} {bad.problem if isinstance(bad, BadValueError) else 'is wrong'}")
     keys = [part for part in where if isinstance(part, str)]
     problem, hint = _in_words(detail, keys)

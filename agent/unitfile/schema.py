@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
+from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.values import BadValueError
 
 MAX_DEVICES = 24
@@ -61,7 +62,7 @@ VmName = Annotated[
     str, _checked(values.parse_vm_name), _text("name of a guest", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
 ]
 DeviceName = Annotated[
-    str, _checked(values.parse_device_name), _text("name of a NIC or disk", pattern="^[a-z0-9][a-z0-9-]{0,14}$")
+    str, _checked(values.parse_device_name), _text("name of a device", pattern="^[a-z0-9][a-z0-9-]{0,14}$")
 ]
 Address = Annotated[
     str, _checked(values.parse_address), _text('address such as "192.168.0.1/24"', pattern="/[0-9]{1,3}$")
@@ -127,12 +128,21 @@ class NicTable(Table):
     mtu: Mtu | None = None
 
 
+class SerialTable(Table):
+    """`[vm.NAME.serial.ID]`."""
+
+    port: Literal["virtio", "ttyS1", "ttyS2", "ttyS3"] = "virtio"
+    to: Literal["socket", "file"] = "socket"
+
+
 class VmTable(Table):
     """`[vm.NAME]`; `memory` in MiB, `stop_timeout` in seconds, `after` as names of guests."""
 
     cpus: Annotated[int, Field(ge=1, le=288)] = 1
     memory: Memory = 512
-    machine: Literal["q35", "pc"] = "q35"
+    machine: Literal["q35", "pc", "microvm"] = "q35"
+    firmware: Literal["bios", "uefi"] = "bios"
+    secure_boot: bool = False
     cpu: Word | None = None
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     kernel: Path | None = None
@@ -140,6 +150,8 @@ class VmTable(Table):
     append: Append = ""
     extra_args: ExtraArgs = ()
     vnc: Vnc = False
+    rng: bool = True
+    watchdog: Literal["reset", "poweroff", "pause", "inject-nmi", "none"] | None = None
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: Duration = 60.0
     after: Annotated[tuple[After, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
@@ -148,6 +160,10 @@ class VmTable(Table):
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)
+    serial: Mapping[DeviceName, SerialTable] = Field(default_factory=dict)
+
+
+DEVICE_TABLES: Mapping[str, type[Table]] = {"disk": DiskTable, "nic": NicTable, "serial": SerialTable}
 
 
 class UnitFile(Table):
@@ -172,12 +188,8 @@ def table_at(path: tuple[str, ...]) -> type[Table]:
     if path[:1] == ("bridge",):
         return BridgeTable
     if len(path) > 3:
-        return DiskTable if path[2] == "disk" else NicTable
+        return DEVICE_TABLES.get(path[2], NicTable)
     return VmTable
-
-
-Mistake = tuple[tuple[str | int, ...], str, str]
-"""Keys inside the table, problem, hint."""
 
 
 def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]:
@@ -189,6 +201,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
 
 def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     """What is wrong between the keys of a guest's table, also of one that has other mistakes."""
+    yield from platform_mistakes(table)
     if "kernel" not in table:
         for key in ("initrd", "append"):
             if key in table:

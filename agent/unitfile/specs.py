@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.desired import BridgeSpec, DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.desired import BridgeSpec, DiskSpec, NicSpec, Restart, SerialSpec, VmSpec
 from agent.core.marks import derived_mac, derived_tap
 from agent.unitfile.schema import NIC_MODELS, BridgeTable, VmTable, disk_format
 
@@ -68,6 +68,10 @@ def vm_spec(
         append=table.append,
         extra_args=table.extra_args,
         vnc=table.vnc,
+        rng=table.rng,
+        firmware=table.firmware,
+        secure_boot=table.secure_boot,
+        watchdog=table.watchdog,
         restart=Restart(table.restart),
         stop_timeout_s=table.stop_timeout,
         after=after,
@@ -75,6 +79,7 @@ def vm_spec(
         enabled=table.enabled,
         disks=_disks(table, slots),
         nics=_nics(name, uuid, table, slots, mtus),
+        serials=tuple(SerialSpec(id=id_, port=serial.port, to=serial.to) for id_, serial in table.serial.items()),
     )
 
 

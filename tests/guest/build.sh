@@ -24,6 +24,8 @@ drivers/misc/pvpanic/pvpanic drivers/misc/pvpanic/pvpanic-pci drivers/acpi/butto
 cdrom_modules="
 drivers/scsi/scsi_common drivers/scsi/scsi_mod drivers/cdrom/cdrom drivers/scsi/sr_mod drivers/scsi/virtio_scsi
 "
+# Loaded only where the firmware is UEFI, see init.
+efi_modules="fs/efivarfs/efivarfs"
 
 fetch_kernel() {
 	work=$(mktemp -d "$out/fetch.XXXXXX")
@@ -38,7 +40,7 @@ fetch_kernel() {
 	drivers=$(echo tree/lib/modules/*/kernel)
 	mkdir kernel
 	cp tree/boot/vmlinuz-* kernel/vmlinuz
-	echo "$modules" "$cdrom_modules" >kernel/asked
+	echo "$modules" "$cdrom_modules" "$efi_modules" >kernel/asked
 	for module in $modules; do
 		cp "$drivers/$module.ko" kernel/
 		echo "${module##*/}"
@@ -47,6 +49,7 @@ fetch_kernel() {
 		cp "$drivers/$module.ko" kernel/
 		echo "${module##*/}"
 	done >kernel/cdrom
+	for module in $efi_modules; do cp "$drivers/$module.ko" kernel/; done
 	rm -rf "$out/kernel"
 	mv kernel "$out/kernel"
 	cd "$out"
@@ -54,7 +57,7 @@ fetch_kernel() {
 	trap - EXIT
 }
 
-if ! [ "$(cat "$out/kernel/asked" 2>/dev/null || true)" = "$(echo "$modules" "$cdrom_modules")" ]; then
+if ! [ "$(cat "$out/kernel/asked" 2>/dev/null || true)" = "$(echo "$modules" "$cdrom_modules" "$efi_modules")" ]; then
 	if ! (fetch_kernel); then
 		echo "guest: refreshing the package lists"
 		apt-get -q update

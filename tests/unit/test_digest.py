@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+from pydantic import TypeAdapter
 
-from agent.core.desired import DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.desired import DiskSpec, NicSpec, Restart, SerialSpec, VmSpec
 from agent.core.digest import PendingChange, digest, pending_changes
 
 LAN = NicSpec(id="lan", bridge="br-lan", mac="02:00:00:00:00:01", tap="web-lan", slot=0)
@@ -23,6 +24,10 @@ WEB = VmSpec(name="web", uuid="u", uid=7, nics=(LAN,), disks=(ROOT,))
         (replace(WEB, disks=(replace(ROOT, cache="none"),)), [("disk.root.cache", "writeback", "none")]),
         (replace(WEB, disks=(replace(ROOT, read_only=True),)), [("disk.root.read-only", "false", "true")]),
         (replace(WEB, disks=(replace(ROOT, path="/b"),)), [("disk.root.path", "/srv/web.qcow2", "/b")]),
+        (replace(WEB, serials=(SerialSpec("log"),)), [("serial.log", "", "virtio")]),
+        (replace(WEB, rng=False), [("rng", "true", "false")]),
+        (replace(WEB, firmware="uefi"), [("firmware", "bios", "uefi")]),
+        (replace(WEB, watchdog="reset"), [("watchdog", "", "reset")]),
         (replace(WEB, disks=()), [("disk.root", "/srv/web.qcow2", "")]),
         (replace(WEB, nics=(replace(LAN, bridge="br-b"),)), [("nic.lan.bridge", "br-lan", "br-b")]),
         (replace(WEB, nics=(LAN, replace(LAN, id="dmz", mac="m"))), [("nic.dmz", "", "m")]),
@@ -45,3 +50,12 @@ def test_pending(wanted: VmSpec, expected: list[tuple[str, str, str]]) -> None:
 def test_nothing_pending(wanted: VmSpec) -> None:
     assert pending_changes(WEB, wanted) == ()
     assert digest(WEB) == digest(wanted)
+
+
+def test_keys_that_came_later_leave_running_guests_as_they_are() -> None:
+    """An agent of before them launched this guest, and wrote this fingerprint and a record without them."""
+    assert digest(WEB) == "d9f8de1939e87ec8"
+    record = {"name": "web", "uuid": "u", "uid": 7, "nics": [asdict(LAN)], "disks": [asdict(ROOT)]}
+    launched = TypeAdapter(VmSpec).validate_python(record)
+    assert launched == WEB
+    assert pending_changes(launched, WEB) == ()

@@ -167,7 +167,14 @@ def test_defaults_are_written_as_in_a_unit() -> None:
 
 
 def test_every_key_says_what_it_is_for() -> None:
-    tables = (schema.UnitFile, schema.BridgeTable, schema.VmTable, schema.DiskTable, schema.NicTable)
+    tables = (
+        schema.UnitFile,
+        schema.BridgeTable,
+        schema.VmTable,
+        schema.DiskTable,
+        schema.NicTable,
+        schema.SerialTable,
+    )
     assert {table.__name__: set(schema.keys_of(table)) for table in tables} == {
         name: set(texts) for name, texts in TEXTS.items()
     }

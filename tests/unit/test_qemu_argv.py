@@ -8,18 +8,18 @@ from itertools import pairwise
 
 import pytest
 
-from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.desired import DiskSpec, NicSpec, SerialSpec, VmSpec
 from agent.core.qemu_argv import (
     DiskSet,
+    FirmwareSets,
     LaunchFiles,
     disk_blockdev,
     disk_device,
     nic_device,
     nic_netdev,
-    number_of_root_ports,
     qemu_argv,
-    root_port,
 )
+from agent.core.qemu_platform import number_of_root_ports, root_port
 
 UUID = "5f2f2b9c-7f0c-4e35-9a56-0d7b6a3f0f11"
 LAN = NicSpec(id="lan", bridge="br-lan", mac="02:00:00:00:00:01", tap="web-lan", slot=0, mtu=1400)
@@ -168,3 +168,69 @@ def test_what_the_operator_writes_cannot_become_an_option() -> None:
     doubled = nasty.replace(",", ",,")
     assert options(argv, "-chardev")[0] == f"socket,id=qmp,path=/run/{doubled}/qmp.sock,server=on,wait=off"
     assert options(argv, "-pidfile") == [f"/run/{nasty}/qemu.pid"]
+
+
+def test_rng_and_watchdog_come_and_go_and_move_nothing() -> None:
+    plain = devices(qemu_argv(WEB, "qemu", FILES, kvm=False))
+    without = qemu_argv(replace(WEB, rng=False), "qemu", FILES, kvm=False)
+    assert "-object" not in without
+    assert devices(without) == {name: device for name, device in plain.items() if name != "rng"}
+    watched = devices(qemu_argv(replace(WEB, watchdog="reset"), "qemu", FILES, kvm=False))
+    assert watched.pop("watchdog") == {"driver": "i6300esb", "id": "watchdog", "bus": "pcie.0", "addr": "0x5"}
+    assert watched == plain
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "action"),
+    [("reset", "reset"), ("poweroff", "pause"), ("pause", "pause"), ("inject-nmi", "inject-nmi"), ("none", "none")],
+)
+def test_what_qemu_does_when_the_watchdog_fires(watchdog: str, action: str) -> None:
+    argv = qemu_argv(replace(WEB, watchdog=watchdog), "qemu", FILES, kvm=False)
+    assert options(argv, "-action") == [f"reboot=reset,shutdown=pause,panic=pause,watchdog={action}"]
+
+
+def test_golden_uefi() -> None:
+    files = replace(FILES, firmware=FirmwareSets(DiskSet(1001, (20,)), DiskSet(1002, (21, 22))))
+    spec = replace(WEB, firmware="uefi", secure_boot=True, disks=(), nics=())
+    argv = qemu_argv(spec, "qemu", files, kvm=False)
+    assert options(argv, "-machine") == ["q35,smm=on,pflash0=firmware-code,pflash1=firmware-variables"]
+    assert options(argv, "-global") == ["driver=cfi.pflash01,property=secure,value=on"]
+    begin = argv.index("-add-fd")
+    assert " ".join(argv[begin : begin + 10]) == (
+        '-add-fd set=1001,fd=20 -blockdev {"driver": "raw", "node-name": "firmware-code", "read-only": true, "file": '
+        '{"driver": "file", "node-name": "firmware-code-file", "filename": "/dev/fdset/1001", "read-only": true}} '
+        "-add-fd set=1002,fd=21 -add-fd set=1002,fd=22 "
+        '-blockdev {"driver": "raw", "node-name": "firmware-variables", "read-only": false, "file": '
+        '{"driver": "file", "node-name": "firmware-variables-file", "filename": "/dev/fdset/1002", "read-only": false}}'
+    )
+    assert set(files.fds) == {7, 8, 9, 10, 20, 21, 22}
+    plain = qemu_argv(replace(spec, secure_boot=False), "qemu", files, kvm=False)
+    assert options(plain, "-machine") == ["q35,pflash0=firmware-code,pflash1=firmware-variables"]
+    assert "-global" not in plain
+
+
+def test_golden_serial_ports() -> None:
+    serials = (
+        SerialSpec("ctl"),
+        SerialSpec("log", to="file"),
+        SerialSpec("modem", port="ttyS2"),
+        SerialSpec("kernel", port="ttyS1", to="file"),
+    )
+    files = replace(FILES, log_sets={"log": (1101, 30), "kernel": (1103, 31)})
+    argv = qemu_argv(replace(WEB, serials=serials), "qemu", files, kvm=False)
+    plain = qemu_argv(WEB, "qemu", FILES, kvm=False)
+    assert argv[: len(plain)] == plain
+    assert " ".join(argv[len(plain) :]) == (
+        '-device {"driver": "virtio-serial-pci", "id": "serial", "bus": "pcie.0", "addr": "0x6"} '
+        "-chardev socket,id=serial-ctl,path=/run/vmhost/vms/web/serial-ctl.sock,server=on,wait=off "
+        '-device {"driver": "virtserialport", "id": "serial-ctl", "bus": "serial.0", "chardev": "serial-ctl", '
+        '"name": "ctl"} '
+        "-add-fd set=1101,fd=30 -chardev file,id=serial-log,path=/dev/fdset/1101,append=on "
+        '-device {"driver": "virtserialport", "id": "serial-log", "bus": "serial.0", "chardev": "serial-log", '
+        '"name": "log"} '
+        "-chardev socket,id=serial-modem,path=/run/vmhost/vms/web/serial-modem.sock,server=on,wait=off "
+        '-device {"driver": "isa-serial", "id": "serial-modem", "chardev": "serial-modem", "index": 2} '
+        "-add-fd set=1103,fd=31 -chardev file,id=serial-kernel,path=/dev/fdset/1103,append=on "
+        '-device {"driver": "isa-serial", "id": "serial-kernel", "chardev": "serial-kernel", "index": 1}'
+    )
+    assert {30, 31} <= set(files.fds)

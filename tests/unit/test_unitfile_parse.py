@@ -112,7 +112,17 @@ VM_MISTAKES = {
     "cpus = 2.0": "cpus must be a whole number, 1 to 288, not 2.0",
     "cpus = true": "cpus must be a whole number, 1 to 288, not true",
     "cpus = 0x" + "f" * 5000: "cpus must be a whole number, 1 to 288, not a number far too large",
-    'machine = "microvm"': 'machine must be "q35" or "pc", not "microvm"',
+    'machine = "isapc"': 'machine must be "q35", "pc" or "microvm", not "isapc"',
+    'firmware = "efi"': 'firmware must be "bios" or "uefi", not "efi" (did you mean "uefi"?)',
+    "rng = 1": "rng must be true or false, not 1",
+    'watchdog = "reboot"': 'watchdog must be "reset", "poweroff", "pause", "inject-nmi" or "none", not "reboot"',
+    "secure-boot = true": 'secure-boot needs UEFI (add firmware = "uefi")',
+    'firmware = "uefi"\nmachine = "pc"\nsecure-boot = true': 'secure-boot needs machine = "q35"',
+    'machine = "microvm"': 'machine = "microvm" needs kernel: it boots from no disk (add kernel = "/path/of/vmlinuz")',
+    'kernel = "/k"\nmachine = "microvm"\nfirmware = "uefi"': 'there is no UEFI for machine = "microvm" '
+    '(take machine = "q35")',
+    'kernel = "/k"\nmachine = "microvm"\nwatchdog = "reset"': 'machine = "microvm" has no watchdog '
+    '(take machine = "q35")',
     'enabled = "true"': 'enabled must be true or false, not "true" (write true without quotes)',
     "enabled = 1": "enabled must be true or false, not 1",
     'stop-timeout = "90"': 'stop-timeout must be a duration such as "90s", "5m" or "72h", not "90" '
@@ -138,6 +148,31 @@ VM_MISTAKES = {
 def test_a_wrong_key_of_a_guest(line: str, message: str) -> None:
     place = 2 + line.count("\n")
     assert errors_of(f"[vm.web]\n{line}\n") == [f"u.toml:{place}:1: error: {message}"]
+
+
+def test_a_microvm_has_virtio_nics_only() -> None:
+    unit = '[vm.web]\nkernel = "/k"\nmachine = "microvm"\n[vm.web.nic.lan]\nbridge = "b"\nmodel = "e1000"\n'
+    assert errors_of(unit) == ['u.toml:6:1: error: machine = "microvm" has virtio NICs only, not "e1000"']
+
+
+SERIAL_MISTAKES = {
+    '[vm.web.serial.a]\nport = "COM2"': '3:1: error: port must be "virtio", "ttyS1", "ttyS2" or "ttyS3", not "COM2"',
+    '[vm.web.serial.a]\nto = "tcp"': '3:1: error: to must be "socket" or "file", not "tcp"',
+    '[vm.web.serial.a]\npath = "/x"': '3:1: error: unknown key "path" in [vm.web.serial.a]',
+    '[vm.web.serial.a]\nport = "ttyS1"\n[vm.web.serial.b]\nport = "ttyS1"': '5:1: error: port "ttyS1" is taken by "a"',
+    'machine = "microvm"\nkernel = "/k"\n[vm.web.serial.a]\nport = "ttyS1"': '5:1: error: machine = "microvm" has no '
+    'serial port beside its console (take port = "virtio")',
+    "[vm.web.serial.A]": "2:16: error: the name of a serial port must be 1 to 15 lower-case letters, digits and -, "
+    'beginning with a letter or digit, not "A"',
+    "serial = {"
+    + ", ".join(f"p{n} = {{}}" for n in range(31))
+    + "}": "2:1: error: a guest has at most 30 serial ports, not 31",
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), SERIAL_MISTAKES.items(), ids=range(len(SERIAL_MISTAKES)))
+def test_a_wrong_serial_port(lines: str, message: str) -> None:
+    assert errors_of(f"[vm.web]\n{lines}\n") == [f"u.toml:{message}"]
 
 
 BRIDGE_MISTAKES = {

@@ -40,6 +40,11 @@ class StateDirectory:
         self._on_disk = ""
         self._lock = -1
 
+    @property
+    def firmware(self) -> Path:
+        """The folder for what guests with UEFI keep, which is made when the first of them is started."""
+        return self._path / "firmware"
+
     def open(self) -> None:
         """Make and lock the directory; `StateRefusedError` if another agent holds it, `OSError` if it cannot be had."""
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
