@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 GUEST_DIR = Path(__file__).resolve().parent.parent / "build" / "guest"
+
+# A shell ignores it for what it runs in the background; whatever a test starts would inherit that and hear no Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _built(name: str) -> Path:
