@@ -143,6 +143,8 @@ async def spawn(
         child = _popen(command, pass_fds, log, cwd)
     finally:
         os.close(log)
+    with contextlib.suppress(OSError):  # it is gone already
+        os.setpriority(os.PRIO_PROCESS, child.pid, 0)  # the agent's own priority is not the guest's
     pidfd = os.pidfd_open(child.pid)
     stat = _stat(child.pid)
     return Process(child.pid, stat.start_time if stat else 0, pidfd, child)

@@ -80,14 +80,16 @@ def test_three_agents_killed_and_the_guest_never_notices(guest: AgentProcess) ->
 
 
 def test_qemu_is_unprivileged(guest: AgentProcess) -> None:
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{guest.vm('web')['pid']}/status").read_text().splitlines()
-    )
+    pid = int(guest.vm("web")["pid"])
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     uids = {int(uid) for uid in status["Uid"].split() + status["Gid"].split()}
     assert len(uids) == 1
     assert min(uids) >= 1_900_000_000
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"].strip() == "1"
+    assert guest.process is not None
+    priorities = [os.getpriority(os.PRIO_PROCESS, process) for process in (guest.process.pid, pid)]
+    assert priorities == [-10, 0]
     assert status["Seccomp"].strip() == "2"
 
 
