@@ -28,7 +28,7 @@ def tap_out_of_its_bridge(rounds: int = ROUNDS) -> Iterator[Figure]:
     back, bare = [], []
     with fresh_agent() as agent:
         agent.drop("net.toml", BRIDGE)
-        agent.drop("web.toml", bare_unit("web", '[vm.web.nic.lan]\nbridge = "br-bench"'))
+        agent.drop("web.toml", bare_unit(agent, "web", '[vm.web.nic.lan]\nbridge = "br-bench"'))
         start(agent)
         ip("link add br-hand type bridge", "link set br-hand up", "tuntap add by-hand mode tap", "link set by-hand up")
         bridge, tap = socket.if_nametoindex("br-bench"), socket.if_nametoindex("web-lan")
@@ -54,7 +54,7 @@ def bridge_deleted(rounds: int = BRIDGE_ROUNDS) -> Iterator[Figure]:
         agent.drop("net.toml", BRIDGE)
         for guest in range(GUESTS):
             nics = "".join(f'[vm.g{guest}.nic.n{nic}]\nbridge = "br-bench"\n' for nic in range(NICS))
-            agent.drop(f"g{guest}.toml", bare_unit(f"g{guest}", nics))
+            agent.drop(f"g{guest}.toml", bare_unit(agent, f"g{guest}", nics))
         start(agent)
         taps = {socket.if_nametoindex(f"g{guest}-n{nic}") for guest in range(GUESTS) for nic in range(NICS)}
         by_hand = [f"tuntap add hand{n} mode tap" for n in range(number)]

@@ -27,7 +27,7 @@ def one_by_one(rounds: int = ROUNDS) -> Iterator[Figure]:
     bare: list[float] = []
     with fresh_agent() as agent:
         start(agent)
-        agent.drop("model.toml", bare_unit("model"))
+        agent.drop("model.toml", bare_unit(agent, "model"))
         wait_settled(agent)
         argv, directory = command_line(pids(agent)["model"]), guest_directory(agent, "model")
         for number in range(rounds):
@@ -52,7 +52,7 @@ def guest_directory(agent: AgentProcess, name: str) -> Path:
 
 def _drop_ms(agent: AgentProcess, name: str) -> float:
     began = time.time()
-    agent.drop(f"{name}.toml", bare_unit(name))
+    agent.drop(f"{name}.toml", bare_unit(agent, name))
     spent_s = released_at(guest_directory(agent, name)) - began
     wait_settled(agent)
     return spent_s * 1000
@@ -69,16 +69,19 @@ def many_at_once(number: int = MANY, rounds: int = 3) -> Iterator[Figure]:
     """Two hundred guests from nothing, over a restart of the agent, and at rest."""
     with fresh_agent() as agent:
         for guest in range(number):
-            agent.drop(f"g{guest}.toml", bare_unit(f"g{guest}"))
+            agent.drop(f"g{guest}.toml", bare_unit(agent, f"g{guest}"))
         settled_s = start(agent)
         before = pids(agent)
         if len(before) != number:
             raise RuntimeError(f"{len(before)} of {number} guests run")
         restarted = [_restart_s(agent, before) for _ in range(rounds)]
         cpu_percent, resident_mb = _at_rest(agent)
-        argv, directory = command_line(before["g0"]), guest_directory(agent, "g0")
-    with fresh_agent() as other, bare_guests(argv, directory, other.folder, number, start_slots()) as bare_s:
-        pass
+        argv = command_line(before["g0"])
+        first = str(agent.folder)
+    with fresh_agent() as other:
+        moved = [word.replace(first, str(other.folder)) for word in argv]
+        with bare_guests(moved, guest_directory(other, "g0"), other.folder, number, start_slots()) as bare_s:
+            pass
     yield Figure(
         f"{number} guests, nothing → settled",
         "s",
