@@ -263,6 +263,13 @@ def kill(process: Process) -> None:
     process.signal(signal.SIGKILL)
 
 
+def is_stuck(process: Process) -> bool:
+    """Whether a process's main thread is stopped or waits within the kernel for what nothing interrupts, so that it may
+    be silent: a look, at one moment (proc_pid_stat(5), field 3). One that is gone is not."""
+    stat = _stat(process.pid)
+    return stat is not None and stat.state in {"T", "t", "D"}
+
+
 def resident_bytes(pid: int) -> int | None:
     """The memory of a process that is in RAM, None if it is gone (proc_pid_statm(5))."""
     try:
@@ -279,6 +286,7 @@ def cpu_seconds(pid: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Stat:
+    state: str
     start_time: int
     cpu_ticks: int
 
@@ -290,7 +298,7 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # Field 2, the name, may hold blanks and parentheses; what follows the last one begins with field 3.
     values = text.rpartition(")")[2].split()
-    return _Stat(start_time=int(values[19]), cpu_ticks=int(values[11]) + int(values[12]))
+    return _Stat(state=values[0], start_time=int(values[19]), cpu_ticks=int(values[11]) + int(values[12]))
 
 
 def kvm_usable() -> bool:
