@@ -23,11 +23,13 @@ import structlog
 from agent.core.errors import AgentError
 from agent.core.status import AgentFacts
 from agent.host.netlink import Links
+from agent.host.notify import Notifier
 from agent.host.statedir import StateDirectory, StateRefusedError, lock_directory
 from agent.runtime.agent import Agent, look_for_qemu
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
+from agent.runtime.service import Service
 from agent.telemetry.httpd import Health, Listen, ListenError, health_of_passes, serve_metrics
 from agent.telemetry.journal import Journal, set_up_logging
 from agent.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -55,8 +57,9 @@ def run(settings: Settings) -> int:
     problems: list[str] = []
     try:
         with contextlib.ExitStack() as held:
+            notifier = held.enter_context(Notifier.from_environment(os.environ))
             state = _claim(settings, held)
-            asyncio.run(_serve(settings, state))
+            asyncio.run(_serve(settings, state, notifier))
     except* (AgentError, OSError) as errors:
         problems = [str(error) for error in _leaves(errors)]
     for problem in problems:
@@ -97,11 +100,12 @@ def _only_one_in_namespace() -> Iterator[None]:
         yield
 
 
-async def _serve(settings: Settings, state: StateDirectory) -> None:
-    stop = asyncio.Event()
+async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier) -> None:
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     facts = AgentFacts(
         version=importlib.metadata.version("vmhost"),
         pid=os.getpid(),
@@ -118,16 +122,28 @@ async def _serve(settings: Settings, state: StateDirectory) -> None:
         if problem:
             chronicle.journal.record("agent", "state-rebuilt", problem, level="warning")
         agent = Agent(
-            settings.units, settings.run_dir, state, memory, links, chronicle, settings.max_disruption, facts, qemu
+            settings.units,
+            settings.run_dir,
+            state,
+            memory,
+            links,
+            chronicle,
+            settings.max_disruption,
+            facts,
+            qemu,
+            notifier,
         )
         serving = group.create_task(agent.run(), name="agent")
         listening = group.create_task(_serve_metrics(settings.listen, agent, chronicle), name="metrics")
         async with serve_control(settings.run_dir / "agent.sock", agent.operator):
             chronicle.journal.record("agent", "started", f"vmhost-agent {facts.version} serves {settings.units}")
+            reporting = group.create_task(Service(notifier, agent, chronicle.journal).run(reload), name="service")
             await _until_stopped(stop, serving)
+            notifier.stopping()
         chronicle.journal.record("agent", "ended", "vmhost-agent ends; guests run on")
         serving.cancel()
         listening.cancel()
+        reporting.cancel()
 
 
 async def _until_stopped(stop: asyncio.Event, serving: asyncio.Task[None]) -> None:

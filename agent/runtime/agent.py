@@ -42,12 +42,13 @@ from agent.core.status import AgentFacts
 from agent.host.disks import grow_disk
 from agent.host.launches import Launches
 from agent.host.netlink import Links
+from agent.host.notify import Notifier
 from agent.host.processes import cap_log, find_qemu
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
-from agent.runtime.clock import boot_id, machine_id
+from agent.runtime.clock import boot_id, machine_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.doorbell import Doorbell
 from agent.runtime.execute_links import LinkExecutor
@@ -111,16 +112,18 @@ class Agent:
         max_disruption: int,
         facts: AgentFacts,
         qemu: QemuFound,
+        notifier: Notifier,
     ) -> None:
         self._links = links
         self._chronicle = chronicle
         self._max_disruption = max_disruption
         self._launches = Launches(run_dir)
         self._directory = UnitDirectory(units)
-        self._descriptors = Descriptors()
+        self._descriptors = Descriptors(notifier)
         self._doorbell = Doorbell()
         self._guests = Guests(self._launches, self._descriptors, self._doorbell.ring, chronicle)
         self._host = HostState(boot_id(), qemu.path, qemu.problem, start_slots())
+        self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
         self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
@@ -141,6 +144,7 @@ class Agent:
                 self._guests.serve_in(group)
                 self._disks.look_in(group)
                 await adoption.take_over(self._host.boot_id)
+                self._descriptors.drop_rest()
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
@@ -151,6 +155,14 @@ class Agent:
         finally:
             await self._guests.close()
             self._descriptors.close()
+
+    async def next_pass(self) -> float:
+        """Ask for a pass and return when it is over: how old the last full look is then, in seconds.
+
+        Never returns if passes stop.
+        """
+        await self._reconciler.next_pass()
+        return now_s() - self._looked_s
 
     async def _follow_units(self) -> None:
         async for view in self._directory.watch():
@@ -163,6 +175,12 @@ class Agent:
             await self._keeper.update(self._without_answered_approvals)
             self._tell_unit_errors()
             self._doorbell.ring("units")
+
+    async def reread_units(self) -> None:
+        """Read the unit directory now; what follows from it follows in the next pass."""
+        await self._units.take_latest(self._directory.reread)
+        self._tell_unit_errors()
+        self._doorbell.ring("units")
 
     def _units_changed(self) -> None:
         self._chronicle.edited()
@@ -181,6 +199,7 @@ class Agent:
             except ObservationError as error:
                 log.warning("a full look failed; the next one is due", why=str(error))
                 continue
+            self._looked_s = now_s()
             qemu = await look_for_qemu()
             self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem)
             if self._units.unsaved:

@@ -1,16 +1,19 @@
 """The agent's own copies of the tap descriptors that guests hold: with them a deleted tap is healed unnoticed.
 
-A copy refers to the same open file as QEMU's descriptor, so re-arming it re-arms QEMU's (dup(2), tuntap.rst).
+A copy refers to the same open file as QEMU's descriptor, so re-arming it re-arms QEMU's (dup(2), tuntap.rst). The
+service manager, if there is one, keeps another copy for the next agent, which then needs no rights over QEMU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.core.errors import ActionError
 from agent.core.observed import NicBackend, NicState
+from agent.host.notify import Notifier
 from agent.host.tap import TapSettings, attached_link, read_settings
 
 NicKey = tuple[str, str]
@@ -26,9 +29,10 @@ class Held:
 
 
 class Descriptors:
-    """All descriptors by guest and NIC. They are closed when replaced or forgotten."""
+    """All descriptors by guest and NIC. They are closed when replaced or forgotten, also at the service manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
         self._held: dict[NicKey, Held] = {}
 
     def find(self, vm: str, nic: str) -> Held | None:
@@ -37,31 +41,54 @@ class Descriptors:
 
     def put(self, vm: str, nic: str, fd: int) -> None:
         """Take a descriptor over; a former one of this NIC is closed."""
-        self._close(self._held.pop((vm, nic), None))
+        self.forget(vm, nic)
+        self._notifier.keep(_kept_name((vm, nic)), fd)
+        self._hold((vm, nic), fd)
+
+    def take_back(self, vm: str, nic: str) -> bool:
+        """Take over what the service manager kept for a NIC; whether it kept something."""
+        fd = self._notifier.take_kept(_kept_name((vm, nic)))
+        if fd is not None:
+            self._hold((vm, nic), fd)
+        return fd is not None
+
+    def drop_rest(self) -> None:
+        """Close what the service manager kept and no guest took back: it would keep their taps attached."""
+        self._notifier.drop_kept()
+
+    def _hold(self, key: NicKey, fd: int) -> None:
         held = Held(fd)
-        self._held[vm, nic] = held
+        self._held[key] = held
         with contextlib.suppress(ActionError):
             link = attached_link(fd)
             held.settings = read_settings(fd, link) if link else None
 
     def forget(self, vm: str, nic: str) -> None:
         """Close a NIC's descriptor, if there is one."""
-        self._close(self._held.pop((vm, nic), None))
+        self._drop([(vm, nic)] if (vm, nic) in self._held else [])
 
     def forget_guest(self, vm: str) -> None:
         """Close all descriptors of a guest."""
-        for key in [key for key in self._held if key[0] == vm]:
-            self._close(self._held.pop(key))
+        self._drop([key for key in self._held if key[0] == vm])
+
+    def _drop(self, keys: Sequence[NicKey]) -> None:
+        for key in keys:
+            os.close(self._held.pop(key).fd)
+        self._notifier.release(*map(_kept_name, keys))
 
     def rename_guest(self, vm: str, new_name: str) -> None:
         """Carry a guest's descriptors over to its new name."""
-        for key in [key for key in self._held if key[0] == vm]:
-            self._held[new_name, key[1]] = self._held.pop(key)
+        keys = [key for key in self._held if key[0] == vm]
+        for key in keys:
+            held = self._held.pop(key)
+            self._held[new_name, key[1]] = held
+            self._notifier.keep(_kept_name((new_name, key[1])), held.fd)
+        self._notifier.release(*map(_kept_name, keys))
 
     def close(self) -> None:
-        """Close them all; guests have their own."""
+        """Close them all; guests have their own, and the service manager keeps its copies."""
         for held in self._held.values():
-            self._close(held)
+            os.close(held.fd)
         self._held.clear()
 
     def state(self, vm: str, nic: str) -> NicState:
@@ -83,7 +110,7 @@ class Descriptors:
                 if link in stated:
                     held.settings = read_settings(held.fd, link)
 
-    @staticmethod
-    def _close(held: Held | None) -> None:
-        if held is not None:
-            os.close(held.fd)
+
+def _kept_name(key: NicKey) -> str:
+    """What the service manager calls a descriptor; names of guests and NICs have no dot."""
+    return f"tap.{key[0]}.{key[1]}"
