@@ -1,4 +1,4 @@
-# make setup | check | test | demo | bench | mutants | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
+# make setup | check | test | demo | bench | mutants | wheel | deb | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
 # What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
 
 PYTHON ?= python3
@@ -11,10 +11,11 @@ PYTEST_ARGS ?=
 
 # command:package, or /path:package; a package is installed only where that is missing.
 TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables cpio:cpio \
-	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
+	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
+	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container groff:groff man:man-db lintian:lintian
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools venv guest demo-files check test demo bench mutants lock clean
+.PHONY: setup tools venv guest demo-files check test demo bench mutants wheel deb lock clean
 
 setup: tools venv guest
 
@@ -69,7 +70,29 @@ build/lock.stamp: pyproject.toml requirements.lock .ci/check_lock.py | .venv/sta
 	@$(BIN)/python .ci/check_lock.py current
 	@touch $@
 
-test: setup
+# The same checkout gives the same bytes: files have the time of its last commit.
+export SOURCE_DATE_EPOCH = $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+WHEEL = build/dist/vmhost-$(VERSION)-py3-none-any.whl
+DEB = build/vmhost_$(VERSION)_$(shell dpkg --print-architecture).deb
+PACKAGED = pyproject.toml LICENSE $(shell find agent -name '*.py')
+
+wheel: $(WHEEL)
+deb: $(DEB)
+
+# setuptools keeps what was deleted meanwhile in its own build folder, so it has none here.
+$(WHEEL): $(PACKAGED) | .venv/stamp
+	@rm -rf build/wheel && mkdir -p build/wheel build/dist && cp -r pyproject.toml LICENSE agent build/wheel/
+	@find build/wheel -name __pycache__ -prune -exec rm -rf {} +
+	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/dist build/wheel
+	@rm -rf build/wheel
+	@echo "$@"
+
+$(DEB): $(WHEEL) requirements.lock CHANGELOG.md $(shell find debian systemd units docs -type f -not -name '*.pyc') | .venv/stamp
+	@$(BIN)/python -m debian.build $(WHEEL) $(VERSION) $(DEB)
+	@echo "$@"
+
+test: setup deb
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # KEEP=1 leaves it running and says how to look around and how to end it.
