@@ -1,0 +1,61 @@
+"""The installed service, as an operator sees it from a shell of the lab."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.lab.machine import Lab
+
+UNIT = "vmhost-agent.service"
+GUEST_ADDRESS = "192.168.77.10"
+GUEST_TIMEOUT_S = 60.0
+
+
+class Installed:
+    """The package in a lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def install(self, package: Path) -> str:
+        """Install a package, as `apt install ./FILE` does where all dependencies are there; what was said."""
+        self.lab.copy_in(package, "/var/tmp/vmhost.deb")
+        return self.lab.output("DEBIAN_FRONTEND=noninteractive dpkg --install /var/tmp/vmhost.deb 2>&1", timeout_s=120)
+
+    def property(self, name: str) -> str:
+        """What systemd says of the unit."""
+        return self.lab.output(f"systemctl show --property={name} --value {UNIT}").strip()
+
+    def status(self) -> dict[str, Any]:
+        """`vmhost status --json`."""
+        answer: dict[str, Any] = json.loads(self.lab.output("vmhost status --json"))
+        return answer
+
+    def pids(self) -> dict[str, int]:
+        """The pid of each guest's QEMU, as the agent says, which must be that of a QEMU that runs."""
+        found = {vm["name"]: int(vm["pid"]) for vm in self.status()["vms"]}
+        for name, pid in found.items():
+            command = self.lab.output(f"tr '\\0' ' ' </proc/{pid}/cmdline")
+            assert "qemu-system" in command
+            assert f"guest={name}" in command
+        return found
+
+    def guest_boot(self) -> str:
+        """Which boot of the first guest answers over TCP (tests/guest/README.md); empty while none does."""
+        ask = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{GUEST_ADDRESS}/7777 && head -n 1 <&3'"
+        return self.lab.output(ask, check=False).partition("boot=")[2].strip()
+
+    def wait_for_guest(self) -> str:
+        """Wait until the first guest answers; which boot of it does."""
+        self.lab.wait_until(lambda: self.guest_boot() != "", "the guest to answer", GUEST_TIMEOUT_S)
+        return self.guest_boot()
+
+    def wait_settled(self) -> None:
+        """Wait for the agent, also one that is only starting, to have done what there is to do."""
+        self.lab.output("vmhost wait settled --timeout 30", timeout_s=40)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened since the present agent began."""
+        return [json.loads(line) for line in self.lab.output("vmhost events --json").splitlines()]

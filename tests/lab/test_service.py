@@ -1,0 +1,174 @@
+"""The service in a real systemd: whatever happens to the agent, each guest stays in the QEMU that it is in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.lab.service import UNIT, Installed
+
+TAP = "web-lan"
+
+
+def agent_pid(installed: Installed) -> int:
+    return int(installed.property("MainPID"))
+
+
+@contextmanager
+def same_guests(installed: Installed) -> Iterator[None]:
+    """Whatever happens inside: the same QEMU for each guest, the same boot of the one that can be asked."""
+    pids, boot = installed.pids(), installed.wait_for_guest()
+    assert set(pids) == {"db", "web"}
+    yield
+    installed.wait_settled()
+    assert installed.pids() == pids
+    assert installed.wait_for_guest() == boot
+
+
+@contextmanager
+def another_agent(installed: Installed, timeout_s: float = 30.0) -> Iterator[int]:
+    """Inside, what makes systemd start another agent; at the end that one is ready."""
+    before = agent_pid(installed)
+    yield before
+    installed.lab.wait_until(
+        lambda: installed.property("MainPID") not in {"0", str(before)}, "another agent to start", timeout_s
+    )
+    installed.lab.wait_until(lambda: installed.property("SubState") == "running", "it to be ready", timeout_s)
+
+
+@contextmanager
+def drop_in(installed: Installed, text: str) -> Iterator[None]:
+    """Another setting of the unit, for a while."""
+    path = f"/run/systemd/system/{UNIT}.d/test.conf"
+    installed.lab.write(path, text.encode())
+    try:
+        installed.lab.output(f"systemctl daemon-reload && systemctl restart {UNIT}")
+        yield
+    finally:
+        installed.lab.output(f"rm {path} && systemctl daemon-reload && systemctl restart {UNIT}")
+
+
+def restart(installed: Installed) -> None:
+    installed.lab.output(f"systemctl restart {UNIT}")
+
+
+def kill(installed: Installed) -> None:
+    with another_agent(installed) as pid:
+        installed.lab.output(f"kill -9 {pid}")
+
+
+@pytest.fixture
+def newer_package(package: Path, tmp_path: Path) -> Path:
+    """The same package with a higher version."""
+    tree, newer = tmp_path / "tree", tmp_path / "newer.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    control = tree / "DEBIAN/control"
+    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 1:"))
+    build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(newer)]
+    subprocess.run(build, check=True, capture_output=True)
+    return newer
+
+
+def test_installed_it_serves_and_says_how_it_goes(installed: Installed) -> None:
+    installed.wait_settled()
+    assert installed.property("ActiveState") == "active"
+    assert installed.property("Type") == "notify"
+    assert installed.property("UnitFileState") == "enabled"
+    lab = installed.lab
+    lab.wait_until(
+        lambda: installed.property("StatusText") == "2 of 2 guests running, 1 bridge; settled", "the status line"
+    )
+    assert installed.property("NFileDescriptorStore") == "2"  # the taps of both guests
+    modes = lab.output("stat --format=%a:%U:%G /run/vmhost /var/lib/vmhost /etc/vmhost.d").split()
+    assert modes == ["711:root:root", "700:root:root", "755:root:root"]
+    assert lab.output("getent group vmhost").startswith("vmhost:")
+
+
+@pytest.mark.parametrize("end", [restart, kill])
+def test_guests_outlive_their_agent_and_a_tap_deleted_meanwhile_is_armed_again(
+    installed: Installed, end: Callable[[Installed], None]
+) -> None:
+    with same_guests(installed):
+        end(installed)
+        installed.lab.output(f"ip link delete {TAP}")
+    kinds = [event["kind"] for event in installed.events()]
+    assert "arm-tap" in kinds
+    assert "replug-nic" not in kinds
+
+
+def test_an_upgrade_restarts_the_agent_and_no_guest(installed: Installed, newer_package: Path) -> None:
+    with same_guests(installed), another_agent(installed):
+        said = installed.install(newer_package)
+        installed.lab.output(f"ip link delete {TAP}")
+    assert "Setting up vmhost (1:" in said
+    assert "replug-nic" not in [event["kind"] for event in installed.events()]
+
+
+def test_the_watchdog_ends_an_agent_that_stands_still(installed: Installed) -> None:
+    with drop_in(installed, "[Service]\nWatchdogSec=4s\n"), same_guests(installed):
+        restarts = int(installed.property("NRestarts"))
+        pids = {agent_pid(installed)}
+        installed.lab.output("sleep 9", timeout_s=20)  # more than two intervals: an agent that works is fed
+        assert {agent_pid(installed)} == pids
+        with another_agent(installed) as pid:
+            host_pid = installed.lab.host_pid(pid)
+            os.kill(host_pid, signal.SIGSTOP)
+        assert int(installed.property("NRestarts")) == restarts + 1
+        assert installed.property("Result") == "success"
+
+
+def test_kept_descriptors_need_no_rights_over_qemu(installed: Installed) -> None:
+    with (
+        drop_in(installed, "[Service]\nCapabilityBoundingSet=~CAP_SYS_PTRACE\n"),
+        same_guests(installed),
+    ):
+        kill(installed)
+        installed.lab.output(f"ip link delete {TAP}")
+    assert installed.property("NFileDescriptorStore") == "2"
+
+
+def test_a_reload_reads_the_units_and_restarts_nobody(installed: Installed) -> None:
+    with same_guests(installed):
+        agent = agent_pid(installed)
+        seen = len(installed.events())
+        installed.lab.output(f"systemctl reload {UNIT}")
+        installed.lab.wait_until(
+            lambda: "reloaded" in [event["kind"] for event in installed.events()[seen:]], "the reload"
+        )
+        installed.lab.wait_until(lambda: installed.property("SubState") == "running", "the end of the reload")
+        assert agent_pid(installed) == agent
+
+
+def test_a_bad_unit_file_is_told_and_fails_nothing(installed: Installed) -> None:
+    with same_guests(installed):
+        installed.lab.write("/etc/vmhost.d/bad.toml", b"[vm.bad\n")
+        try:
+            restart(installed)
+            installed.lab.wait_until(
+                lambda: "1 unit file with mistakes" in installed.property("StatusText"), "the status line"
+            )
+            assert installed.property("ActiveState") == "active"
+        finally:
+            installed.lab.output("rm /etc/vmhost.d/bad.toml")
+
+
+def test_removed_the_guests_run_on_and_whoever_removes_it_is_told(installed: Installed, package: Path) -> None:
+    with same_guests(installed):
+        said = installed.lab.output("dpkg --remove vmhost 2>&1", timeout_s=60)
+        assert "vmhost: guests run on, without anybody who heals them: db web" in said
+        assert installed.lab.output("test -e /var/lib/vmhost/state.toml; echo $?") == "0\n"
+        installed.install(package)
+
+
+def test_purged_the_memory_goes_and_units_and_guests_stay(installed: Installed, package: Path) -> None:
+    with same_guests(installed):
+        installed.lab.output("dpkg --purge vmhost", timeout_s=60)
+        assert installed.lab.output("ls -d /var/lib/vmhost /opt/vmhost", check=False) == ""
+        assert installed.lab.output("ls /etc/vmhost.d").split() == ["db.toml", "network.toml", "web.toml"]
+        installed.install(package)
