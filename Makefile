@@ -1,4 +1,4 @@
-# make setup | check | test | demo | bench | mutants | wheel | deb | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
+# make setup | check | test | demo | bench | mutants | wheel | deb | lab | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
 # What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-s
 	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container groff:groff man:man-db lintian:lintian
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools venv guest demo-files check test demo bench mutants wheel deb lock clean
+.PHONY: setup tools venv guest demo-files check test demo bench mutants wheel deb lab lock clean
 
 setup: tools venv guest
 
@@ -70,13 +70,13 @@ build/lock.stamp: pyproject.toml requirements.lock .ci/check_lock.py | .venv/sta
 	@$(BIN)/python .ci/check_lock.py current
 	@touch $@
 
-# The same checkout gives the same bytes: files have the time of its last commit.
-export SOURCE_DATE_EPOCH = $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 WHEEL = build/dist/vmhost-$(VERSION)-py3-none-any.whl
 DEB = build/vmhost_$(VERSION)_$(shell dpkg --print-architecture).deb
 PACKAGED = pyproject.toml LICENSE $(shell find agent -name '*.py')
 
+# The same checkout gives the same bytes: files have the time of its last commit.
+$(WHEEL) $(DEB): export SOURCE_DATE_EPOCH = $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 wheel: $(WHEEL)
 deb: $(DEB)
 
@@ -92,7 +92,11 @@ $(DEB): $(WHEEL) requirements.lock CHANGELOG.md $(shell find debian systemd unit
 	@$(BIN)/python -m debian.build $(WHEEL) $(VERSION) $(DEB)
 	@echo "$@"
 
-test: setup deb
+# Kept outside of the checkout: ~/.cache/vmhost-lab, or VMHOST_LAB_CACHE.
+lab: setup
+	@$(BIN)/python -m tests.lab.tree
+
+test: setup deb lab
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # KEEP=1 leaves it running and says how to look around and how to end it.

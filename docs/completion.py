@@ -32,7 +32,7 @@ _vmhost_names() {{
 }}
 
 _vmhost_complete() {{
-	local kind=$1 word=$2 folder=$3
+	local kind=$1 word=$2 folder=${{3-}}
 	case $kind in
 	files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
 	folders) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$word") ;;

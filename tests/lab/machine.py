@@ -16,6 +16,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 BOOT_TIMEOUT_S = 60.0
@@ -38,10 +39,11 @@ class Lab:
         self._folder = folder
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._pid = 0
-        for name in ("upper", "work", "root"):
-            (folder / name).mkdir()
+        for layer in ("upper", "work", "root"):
+            (folder / layer).mkdir()
         layers = f"lowerdir={tree},upperdir={folder / 'upper'},workdir={folder / 'work'}"
-        self._groups = [group / f"vmhost-lab-{uuid.uuid4().hex[:12]}" for group in _own_groups()]
+        name = f"vmhost-lab-{uuid.uuid4().hex[:12]}"
+        self._groups = [group / name for group in _own_groups()]
         enter = " && ".join(f"echo $$ >{shlex.quote(str(group / 'cgroup.procs'))}" for group in self._groups)
         mount = ["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")]
         begin = f"{enter} && {shlex.join(mount)} && exec {shlex.join([*NSPAWN, '--directory', str(folder / 'root')])}"
@@ -71,7 +73,7 @@ class Lab:
         self.output("systemctl is-system-running --wait", check=False)
 
     def _find_init(self) -> int | None:
-        """The pid, as the host sees it, of what is process 1 in the lab: a child of nspawn in a namespace of its own."""
+        """The pid, as the host sees it, of process 1 of the lab: a child of nspawn in a namespace of its own."""
         assert self._nspawn is not None
         if self._nspawn.poll() is not None:
             raise RuntimeError(f"nspawn ended with {self._nspawn.returncode}: {self.console[-2000:]}")
@@ -146,7 +148,7 @@ class Lab:
             self._nspawn.wait()
             self._nspawn = None
         for group in self._groups:
-            _remove_group(group)
+            self.wait_until(partial(_remove_group, group), "the lab's last process to leave its control group")
 
 
 def _own_groups() -> list[Path]:
@@ -166,13 +168,18 @@ def _own_groups() -> list[Path]:
     return found
 
 
-def _remove_group(group: Path) -> None:
-    """Remove a group with those below it, which have no process any more."""
-    if group.exists():
-        for below in [entry for entry in group.iterdir() if entry.is_dir()]:
-            _remove_group(below)
-        with contextlib.suppress(OSError):  # a process that is ending at this moment
-            group.rmdir()
+def _remove_group(group: Path) -> bool:
+    """Remove a group with those below it; False while a process of one of them is still ending (EBUSY)."""
+    if not group.exists():
+        return True
+    try:
+        for entry in group.iterdir():
+            if entry.is_dir() and not _remove_group(entry):
+                return False
+        group.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _kill_and_wait(pid: int) -> None:

@@ -10,6 +10,8 @@ import pytest
 from docs import completion, manual
 from tests.lab.service import UNIT, Installed
 
+pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPLETE = """
 . {script}
@@ -23,6 +25,19 @@ echo "${{COMPREPLY[*]}}"
 def test_systemd_finds_nothing_wrong_with_the_units(installed: Installed) -> None:
     done = installed.lab.try_run(f"systemd-analyze verify {UNIT} vmhost.slice")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_udev_marks_our_links_and_no_others(installed: Installed) -> None:
+    """NetworkManager reads the one property, our file for systemd-networkd matches the other. A lab has no udevd."""
+    lab = installed.lab
+    lab.output("ip link add foreign type bridge")
+    try:
+        for link, properties in {"br-demo": 2, "web-lan": 2, "foreign": 0, "lo": 0}.items():
+            said = lab.output(f"udevadm test --action=add /sys/class/net/{link} 2>&1").splitlines()
+            marks = [line for line in said if line in {"NM_UNMANAGED=1", "VMHOST_LINK=1"}]
+            assert len(marks) == properties, (link, said)
+    finally:
+        lab.output("ip link delete foreign")
 
 
 def test_the_exposure_is_printed(installed: Installed) -> None:

@@ -15,6 +15,8 @@ from tests.lab.service import UNIT, Installed
 
 TAP = "web-lan"
 
+pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+
 
 def agent_pid(installed: Installed) -> int:
     return int(installed.property("MainPID"))
@@ -130,7 +132,9 @@ def test_kept_descriptors_need_no_rights_over_qemu(installed: Installed) -> None
     ):
         kill(installed)
         installed.lab.output(f"ip link delete {TAP}")
-    assert installed.property("NFileDescriptorStore") == "2"
+        installed.wait_settled()
+        assert "replug-nic" not in [event["kind"] for event in installed.events()]
+        assert installed.property("NFileDescriptorStore") == "2"
 
 
 def test_a_reload_reads_the_units_and_restarts_nobody(installed: Installed) -> None:

@@ -37,6 +37,7 @@ def debian_tree() -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tree.exists():
+            print(f"lab: making a Debian tree in {folder} (450 MB), once", flush=True)
             _make(tree)
     return tree
 
@@ -54,3 +55,7 @@ def _make(tree: Path) -> None:
         # A lab asks no network and no person; what it says is read from its journal.
         (made / "etc/machine-id").write_text("")
         made.rename(tree)
+
+
+if __name__ == "__main__":
+    print(f"lab: the tree is {debian_tree()}")
