@@ -2,7 +2,8 @@
 
 Never on the host's own root: a systemd that starts there empties the real /tmp. The tree beneath it is only read; what
 the lab writes goes to an overlay (overlayfs), which a second boot of the same lab finds again. The overlay is mounted
-in a mount namespace that ends with the lab, so nothing is left mounted, whatever becomes of the test.
+in a mount namespace that ends with the lab, and the lab ends with the test, so nothing is left running or mounted,
+whatever becomes of either.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HO
 NSPAWN = (
     *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--private-network"),
     *("--bind=/dev/net/tun", "--capability=all", "--machine=vmhost-lab", "--resolv-conf=off", "--timezone=off"),
+    "--kill-signal=SIGKILL",  # what SIGTERM to nspawn, which a test that is killed leaves behind, does to the lab
 )
 
 
@@ -47,7 +49,8 @@ class Lab:
         enter = " && ".join(f"echo $$ >{shlex.quote(str(group / 'cgroup.procs'))}" for group in self._groups)
         mount = ["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")]
         begin = f"{enter} && {shlex.join(mount)} && exec {shlex.join([*NSPAWN, '--directory', str(folder / 'root')])}"
-        self._command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", begin]
+        unshare = ["unshare", "--mount", "--propagation", "private"]
+        self._command = ["setpriv", "--pdeathsig", "TERM", *unshare, "sh", "-c", begin]
 
     @property
     def console(self) -> str:
