@@ -178,7 +178,7 @@ class Agent:
 
     async def reread_units(self) -> None:
         """Read the unit directory now; what follows from it follows in the next pass."""
-        await self._units.take_latest(self._directory.reread)
+        await self._units.take(await self._directory.reread())
         self._tell_unit_errors()
         self._doorbell.ring("units")
 
