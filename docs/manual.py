@@ -149,7 +149,8 @@ def _shape(value: Mapping[str, Any]) -> str:
         return "array of strings"
     if value["type"] == "integer" and {"minimum", "maximum"} <= value.keys():
         return f"{value['minimum']} to {value['maximum']}"
-    return {"boolean": "true | false"}.get(value["type"], str(value["type"]))
+    types = value["type"] if isinstance(value["type"], list) else [value["type"]]
+    return " | ".join("true | false" if kind == "boolean" else str(kind) for kind in types)
 
 
 def _about(value: Mapping[str, Any], required: bool) -> str:

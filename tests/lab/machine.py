@@ -26,6 +26,7 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HO
 NSPAWN = (
     *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe", "--private-network"),
     *("--bind=/dev/net/tun", "--capability=all", "--machine=vmhost-lab", "--resolv-conf=off", "--timezone=off"),
+    "--system-call-filter=@debug",  # nspawn refuses pidfd_getfd otherwise
     "--kill-signal=SIGKILL",  # what SIGTERM to nspawn, which a test that is killed leaves behind, does to the lab
 )
 
