@@ -1,4 +1,5 @@
-# make setup | check | test | demo | bench | mutants | wheel | deb | lab | lock | clean, on Debian 12 with git, make, python3 >= 3.11 and root.
+# make setup | check | test | demo | bench | mutants | wheel | deb | lab | lock | clean
+# On Debian 12 with git, make, python3 >= 3.11 and root.
 # What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
 
 PYTHON ?= python3

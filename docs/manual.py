@@ -40,6 +40,7 @@ TABLES = {
     "vm.NAME": ("VmTable", "A guest."),
     "vm.NAME.disk.ID": ("DiskTable", "A disk of a guest."),
     "vm.NAME.nic.ID": ("NicTable", "A network card of a guest."),
+    "vm.NAME.serial.ID": ("SerialTable", "A serial port of a guest."),
 }
 
 FILES = {

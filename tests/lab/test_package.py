@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.unitfile.json_schema import json_schema
 from docs import completion, manual
 from tests.lab.service import UNIT, Installed
 
@@ -66,6 +67,11 @@ def test_the_manual_says_what_the_commands_and_the_schema_say(installed: Install
     shown = installed.lab.output("man 1 vmhost | col -b 2>/dev/null || man 1 vmhost")
     for command in ("check", "plan", "undo"):
         assert f"   {command}\n" in shown
+    unit_page = manual.pages()["vmhost.unit.5"]
+    for table, (name, _) in manual.TABLES.items():
+        assert f".SH [{table}]\n" in unit_page
+        assert name in json_schema()["$defs"]
+    assert len(manual.TABLES) == len(json_schema()["$defs"])
     assert "stop-timeout" in installed.lab.output("man 5 vmhost.unit")
     assert "--max-disruption" in installed.lab.output("man 8 vmhost-agent")
 
