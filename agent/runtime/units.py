@@ -17,6 +17,7 @@ from agent.core.text import printable
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import DirectoryView
 from agent.runtime.keeper import Keeper
+from agent.unitfile.heirs import heirs
 from agent.unitfile.parse import ParsedUnit, parse_unit
 from agent.unitfile.positions import position_of
 from agent.unitfile.resolve import FileStatus, Resolution, ResolveContext, UnitSource, resolve
@@ -76,7 +77,10 @@ class Units:
             content.path: self._parse(content.path, content.data, content.problem) for content in view.files.values()
         }
         self._parsed = parsed
-        sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
+        newcomers = [unit for path, unit in parsed.items() if path not in self._good]
+        gone = [unit for path, unit in self._good.items() if path not in parsed]
+        good = {**self._good, **heirs(newcomers, gone)} if newcomers and gone else self._good
+        sources = [UnitSource(unit, good.get(path)) for path, unit in sorted(parsed.items())]
         await self._take(sources, from_directory=True)
 
     def path(self, name: str) -> str:
@@ -153,10 +157,10 @@ class Units:
         )
 
     async def _keep_good(self, sources: list[UnitSource], resolution: Resolution) -> None:
-        by_path = {source.parsed.path: source.parsed for source in sources}
         self._good = {
-            path: by_path[path] if _is_version(by_path[path], data) else self._good[path]
-            for path, data in resolution.good.items()
+            source.parsed.path: version
+            for source in sources
+            if (version := _version(source, resolution.good.get(source.parsed.path))) is not None
         }
         good = {os.path.basename(path): data for path, data in resolution.good.items()}
         changed = {name: data for name, data in good.items() if self._kept.get(name) != data}
@@ -172,9 +176,11 @@ class Units:
         self.unsaved = ""
 
 
-def _is_version(unit: ParsedUnit, data: bytes) -> bool:
-    """Whether a parsed unit is what these bytes say; one that could not be read has no bytes, and errors."""
-    return unit.data == data and not unit.errors
+def _version(source: UnitSource, data: bytes | None) -> ParsedUnit | None:
+    """The version of a file that these bytes are; one that could not be read has no bytes, and errors."""
+    if data is None:
+        return None
+    return source.parsed if source.parsed.data == data and not source.parsed.errors else source.last_good
 
 
 def _text(unit: ParsedUnit | None) -> str | None:

@@ -103,6 +103,14 @@ async def test_a_save_by_rename_is_one_change(units: Path, watch: Watch) -> None
     assert all("a" in contents(view) for view in watch.told[1:])
 
 
+async def test_a_renamed_file_is_one_change(units: Path, watch: Watch) -> None:
+    (units / "a.toml").write_bytes(b"one")
+    await watch.until_files(a=b"one")
+    (units / "a.toml").rename(units / "b.toml")
+    await watch.until_files(within_s=0.5, b=b"one")
+    assert [contents(view) for view in watch.told][-2:] == [{"a": b"one"}, {"b": b"one"}]
+
+
 async def test_a_file_is_read_when_it_is_still(units: Path, watch: Watch) -> None:
     await watch.until_files()
     with (units / "a.toml").open("wb", buffering=0) as file:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from agent.core.memory import Memory
 from agent.host.statedir import StateDirectory
@@ -56,4 +59,27 @@ async def test_nobody_sees_units_that_are_loaded_but_want_nothing_yet(tmp_path: 
         assert bool(units.desired.vms) == units.loaded
         await asyncio.sleep(0)
     assert units.loaded
+    state.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_file_that_is_renamed_and_broken_at_once_keeps_its_guests(tmp_path: Path, restarted: bool) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.open()
+    units = Units(tmp_path, state, Keeper(state, Memory(str(uuid.uuid4()))), "machine", lambda: None)
+    await units.take(view_of(1, tmp_path, "web", "mail"))
+    before = units.desired.vms["web"]
+    if restarted:
+        units = Units(tmp_path, state, Keeper(state, state.load()[0]), "machine", lambda: None)
+        await units.load_last_good()
+    moved = UnitContent(str(tmp_path / "moved.toml"), b"[vm.web]\nmemory = \n")
+    mail = view_of(2, tmp_path, "mail")
+    broken = replace(mail, files={**mail.files, moved.path: moved})
+    for _ in range(2):  # the second time it is its own last good version
+        await units.take(broken)
+        assert replace(units.desired.vms["web"], file=before.file) == before
+        assert [file.state for file in units.files if file.path == moved.path] == ["held"]
+    assert state.good_units().keys() == {"mail.toml", "moved.toml"}
+    await units.take(replace(mail, number=3))
+    assert units.desired.vms.keys() == {"mail"}
     state.close()

@@ -116,14 +116,27 @@ class UnitDirectory:
     def _note_missing(self, entries: Mapping[str, Seen], now_s: float) -> None:
         """A file that is missing is gone when nothing else has gone missing for a while: `rm *.toml` is one change."""
         missing = {name for name in self._files if name not in entries}
+        for name in self._renamed(missing, entries):
+            self._forget(name)
+            missing.discard(name)
         if missing - self._missing:
             self._gone_at_s = now_s + self._gone_after_s
         self._missing = missing
         if missing and now_s >= self._gone_at_s:
             for name in missing:
-                del self._files[name]
-                self._stamps.pop(name, None)
+                self._forget(name)
             self._missing = set()
+
+    def _renamed(self, missing: set[str], entries: Mapping[str, Seen]) -> list[str]:
+        """Those of the missing that are there under a name that is new: they are one change, and at once."""
+        if not missing:
+            return []
+        arrived = {seen.stamp[:2] for name, seen in entries.items() if name not in self._files}
+        return [name for name in missing if name in self._stamps and self._stamps[name][:2] in arrived]
+
+    def _forget(self, name: str) -> None:
+        del self._files[name]
+        self._stamps.pop(name, None)
 
     def _note_changes(self, entries: Mapping[str, Seen], now_s: float) -> list[str]:
         """Remembers what differs from what was read, and gives what of it has been still for the debounce."""
