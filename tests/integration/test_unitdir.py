@@ -111,6 +111,19 @@ async def test_a_renamed_file_is_one_change(units: Path, watch: Watch) -> None:
     assert [contents(view) for view in watch.told][-2:] == [{"a": b"one"}, {"b": b"one"}]
 
 
+async def test_an_emptied_file_has_as_much_time_as_a_missing_one(units: Path, watch: Watch) -> None:
+    file = units / "a.toml"
+    file.write_bytes(b"one")
+    await watch.until_files(a=b"one")
+    with file.open("wb") as writing:
+        await asyncio.sleep(0.4)  # whoever writes in place was not given the processor
+        writing.write(b"two")
+    await watch.until_files(within_s=0.5, a=b"two")
+    assert {"a": b""} not in [contents(view) for view in watch.told]
+    file.write_bytes(b"")
+    await watch.until_files(within_s=3, a=b"")
+
+
 async def test_a_file_is_read_when_it_is_still(units: Path, watch: Watch) -> None:
     await watch.until_files()
     with (units / "a.toml").open("wb", buffering=0) as file:

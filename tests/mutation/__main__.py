@@ -7,9 +7,11 @@ the tables are tried, which take milliseconds; then hypothesis, with the same ex
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.machinery
 import inspect
+import itertools
 import json
 import os
 import resource
@@ -29,7 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("planning", "plan_vms", "plan_taps", "plan_bridges", "approval", "policy")
 TABLES = tuple(
     f"tests.unit.test_{name}"
-    for name in ("planning", "planning_guards", "planning_exactly", "planning_crowds", "policy")
+    for name in (
+        *("planning", "planning_guards", "planning_exactly", "planning_crowds", "policy"),
+        *("plan_space", "plan_platform", "plan_media"),
+    )
 )
 PROPERTIES = ("tests.property.test_planning",)
 SETTINGS = "_hypothesis_internal_use_settings"
@@ -61,12 +66,26 @@ class _Exchange(importlib.machinery.SourceFileLoader):
 def _tests(module: str) -> Iterator[Callable[[], None]]:
     for name, function in vars(importlib.import_module(module)).items():
         if name.startswith("test_"):
-            if any(p.default is p.empty for p in inspect.signature(function).parameters.values()):
-                raise TypeError(f"{module}.{name} has fixtures: mutants are shown plain functions only")
             known = getattr(function, SETTINGS, None)
             if known is not None:
                 vars(function)[SETTINGS] = settings(known, max_examples=EXAMPLES)
-            yield function
+            for arguments in _cases(function):
+                case = functools.partial(function, **arguments)
+                if any(p.default is p.empty for p in inspect.signature(case).parameters.values()):
+                    raise TypeError(f"{module}.{name} has fixtures: mutants are shown plain functions only")
+                yield case
+
+
+def _cases(function: Callable[..., None]) -> Iterator[dict[str, object]]:
+    """The arguments of each case of a test, as `pytest.mark.parametrize` lists them; marks are multiplied."""
+    marks = [mark for mark in getattr(function, "pytestmark", ()) if mark.name == "parametrize"]
+    choices = []
+    for mark in marks:
+        names, values = mark.args
+        several = not isinstance(names, str)
+        choices.append([dict(zip(names, value, strict=True)) if several else {names: value} for value in values])
+    for chosen in itertools.product(*choices):
+        yield {name: value for case in chosen for name, value in case.items()}
 
 
 def _run(mutant: Mutant | None, folder: list[str]) -> NoReturn:

@@ -11,13 +11,11 @@ from pydantic import TypeAdapter
 
 from agent.core.desired import DiskSpec, VmSpec
 from agent.core.digest import PendingChange, pending_changes
-from agent.core.observed import DiskState
-from agent.core.planning import plan
 from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv
 from agent.core.qemu_display import vnc_port
 from agent.unitfile.parse import parse_unit
 from agent.unitfile.specs import vm_spec
-from tests.unit.planning_world import ABSENT, BRIDGE, DESIRED, NIC, SETTLED, WEB, said, types, with_vm
+from tests.unit.planning_world import WEB
 
 FILES = LaunchFiles("/r/we,b", {"lan": 7}, {id_: DiskSet(1, (8,)) for id_ in ("root", "boot", "cd", "drivers")})
 ROOT = DiskSpec("root", "/srv/web.raw", "raw", 3)
@@ -172,34 +170,3 @@ def test_edits_are_pending_as_they_are_written() -> None:
     assert pending_changes(wanted, replace(wanted, disks=(replace(CD, path=""),))) == (
         PendingChange("disk.cd.path", "/srv/a.iso", ""),
     )
-
-
-def test_extra_args_are_told_and_hold_nothing_up() -> None:
-    decided = plan(replace(DESIRED, vms={"web": HATCH}), with_vm(spec=HATCH), 0.0)
-    assert (decided.actions, decided.deviating, decided.awaited) == ((), frozenset(), frozenset())
-    ((resource, type_, reason, message),) = said(decided)
-    assert (resource, type_, reason) == ("vm/web", "Unsupported", "Unsupported")
-    assert "not promised any more" in message
-    # What runs is what counts: an edit that waits for a restart marks nothing yet, nor unmarks.
-    assert types(plan(replace(DESIRED, vms={"web": HATCH}), SETTLED, 0.0)) == []
-    assert types(plan(DESIRED, with_vm(spec=HATCH), 0.0)) == [("vm/web", "Unsupported")]
-    assert types(plan(replace(DESIRED, vms={"web": HATCH}), ABSENT, 0.0)) == [("vm/web", "Unsupported")]
-
-
-def test_a_missing_medium_is_waited_for_and_an_empty_drive_is_not() -> None:
-    empty = replace(WEB, disks=(replace(CD, path=""),))
-    assert [type(action).__name__ for action in plan(replace(DESIRED, vms={"web": empty}), ABSENT, 0.0).actions] == [
-        "LaunchVm"
-    ]
-    gone = replace(ABSENT, disks={CD.path: DiskState(False, True, False)})
-    decided = plan(replace(DESIRED, vms={"web": replace(WEB, disks=(CD,))}), gone, 0.0)
-    assert decided.actions == ()
-    assert said(decided) == [
-        (
-            "vm/web/disk/cd",
-            "DiskMissing",
-            "DiskMissing",
-            "/srv/a.iso does not exist; it is waited for, without path = there is none",
-        )
-    ]
-    assert (BRIDGE.name, NIC.id) == ("br0", "lan")

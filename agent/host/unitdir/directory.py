@@ -31,10 +31,11 @@ BUSY_S = 2.0
 
 @dataclass(slots=True)
 class _Waiting:
-    """An entry that changed: its newest stamp, since when that is still, and since when it is not read."""
+    """An entry that changed: its newest stamp, when that will have been still long enough, and since when it is not
+    read."""
 
     stamp: Stamp
-    still_since_s: float
+    due_s: float
     since_s: float
 
 
@@ -148,12 +149,18 @@ class UnitDirectory:
                 continue
             waiting = self._waiting.get(name)
             if waiting is None:
-                self._waiting[name] = waiting = _Waiting(seen.stamp, self._still_since_s(seen.stamp, now_s), now_s)
+                self._waiting[name] = waiting = _Waiting(seen.stamp, self._due_s(name, seen.stamp, now_s), now_s)
             elif waiting.stamp != seen.stamp:
-                waiting.stamp, waiting.still_since_s = seen.stamp, self._still_since_s(seen.stamp, now_s)
-            if now_s - waiting.still_since_s >= self._debounce_s:
+                waiting.stamp, waiting.due_s = seen.stamp, self._due_s(name, seen.stamp, now_s)
+            if now_s >= waiting.due_s:
                 still.append(name)
         return still
+
+    def _due_s(self, name: str, stamp: Stamp, now_s: float) -> float:
+        """When a file may be read. One that was emptied says what a missing one says, and is given as much time: who
+        writes a file in place empties it first."""
+        emptied = stamp.size == 0 and name in self._files and bool(self._files[name].data)
+        return self._still_since_s(stamp, now_s) + (self._gone_after_s if emptied else self._debounce_s)
 
     def _still_since_s(self, stamp: Stamp, now_s: float) -> float:
         """Since its last change, as its change time tells: what was slow to be noticed need not be awaited once more.
@@ -191,7 +198,7 @@ class UnitDirectory:
 
     def _next_look_s(self, now_s: float) -> float:
         waits = [BLIND_RESCAN_S if self.watch_problem else RESCAN_S]
-        waits += [waiting.still_since_s + self._debounce_s - now_s for waiting in self._waiting.values()]
+        waits += [waiting.due_s - now_s for waiting in self._waiting.values()]
         if self._missing:
             waits.append(self._gone_at_s - now_s)
         return max(min(waits), 0.005)
