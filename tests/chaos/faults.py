@@ -33,12 +33,14 @@ class Burst:
     """Some faults that are inflicted together; `recoveries` are done at its end, by the hand that did the fault.
 
     `ended` guests have (or will have) a new process; `fragile` ones must not get one in this burst, because their unit
-    is half written or their tap has lost its mark: what they would be launched as is then another question.
+    is half written or their tap has lost its mark: what they would be launched as is then another question. `returned`
+    have a file again that the agent may not have read yet: with a mistake in it now there is nothing to run.
     """
 
     recoveries: list[Callable[[], None]] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
     fragile: set[str] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
     agent_down: bool = False
     agent_killed: bool = False
 
@@ -178,7 +180,8 @@ def half_write_unit(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | No
 
 def break_unit(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
     """A file is saved with a mistake and stays so."""
-    vm = _one_of([vm for vm in GUESTS if vm not in scene.removed | scene.broken | burst.fragile], rng)
+    unbreakable = scene.removed | scene.broken | burst.fragile | burst.returned
+    vm = _one_of([vm for vm in GUESTS if vm not in unbreakable], rng)
     if vm is None:
         return None
     scene.broken.add(vm)
@@ -223,6 +226,7 @@ def return_unit(scene: Scene, rng: random.Random, burst: Burst) -> Hurt | None:
         return None
     scene.removed.discard(vm)
     burst.ended.add(vm)
+    burst.returned.add(vm)
     scene.agent.drop(scene.files[vm], unit(vm))
     return Hurt("unit returned", frozenset({f"vm/{vm}", *(nic.resource for nic in nics(vm))}))
 

@@ -33,7 +33,7 @@ TABLES = tuple(
     f"tests.unit.test_{name}"
     for name in (
         *("planning", "planning_guards", "planning_exactly", "planning_crowds", "policy"),
-        *("plan_space", "plan_platform", "plan_media"),
+        *("plan_space", "plan_platform", "plan_media", "plan_stopping"),
     )
 )
 PROPERTIES = ("tests.property.test_planning",)

@@ -61,3 +61,16 @@ def test_a_microvm_never_replugs(machine: str, replugs: bool) -> None:
     decided = plan(Desired({"br0": BRIDGE}, {"web": spec}), observed, 100.0)
     assert [isinstance(action, ReplugNic) for action in decided.actions] == [True] * replugs
     assert types(decided) == ([] if replugs else [("tap/web/lan", "TapLost")])
+
+
+def test_a_microvm_s_tap_is_maintained_as_any_other() -> None:
+    spec = replace(WEB, machine="microvm")
+    state = replace(RUNNING, spec=spec, nics={"lan": NicState(NicBackend.UNKNOWN)})
+    decided = plan(Desired({"br0": BRIDGE}, {"web": spec}), replace(SETTLED, vms={"web": state}), 100.0)
+    assert (decided.actions, types(decided)) == ((), [])
+
+
+def test_a_guest_that_runs_is_not_ended_for_what_its_watchdog_would_do() -> None:
+    spec = replace(WEB, watchdog="poweroff")
+    observed = replace(SETTLED, vms={"web": replace(RUNNING, spec=spec)})
+    assert plan(replace(DESIRED, vms={"web": spec}), observed, 100.0).actions == ()

@@ -59,5 +59,12 @@ def test_one_that_is_paused_again_at_once_is_left_so_for_a_while() -> None:
     assert plan(DESIRED, observed, 100.0 + RESUME_AGAIN_S).actions == (RESUME,)
 
 
+def test_every_disk_that_is_written_to_needs_room() -> None:
+    other = replace(DATA, id="more", path="/srv/more.raw")
+    state = replace(PAUSED, spec=replace(WEB, disks=(DATA, other)))
+    little = {DATA.path: RESUME_FREE_BYTES, other.path: RESUME_FREE_BYTES - 1}
+    assert plan(DESIRED, seen(little, state), 100.0).actions == ()
+
+
 def test_its_line_names_the_guest() -> None:
     assert describe(RESUME) == "let web go on: there is room on its disks again"
