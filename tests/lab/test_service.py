@@ -179,7 +179,9 @@ def test_removed_the_guests_run_on_and_whoever_removes_it_is_told(installed: Ins
 
 def test_purged_the_memory_goes_and_units_and_guests_stay(installed: Installed, package: Path) -> None:
     with same_guests(installed):
+        installed.lab.write("/var/lib/vmhost/firmware/of-a-guest.fd", b"variables")
         installed.lab.output("dpkg --purge vmhost", timeout_s=60)
-        assert installed.lab.output("ls -d /var/lib/vmhost /opt/vmhost", check=False) == ""
+        assert installed.lab.output("ls -d /opt/vmhost", check=False) == ""
+        assert installed.lab.output("find /var/lib/vmhost -type f") == "/var/lib/vmhost/firmware/of-a-guest.fd\n"
         assert installed.lab.output("ls /etc/vmhost.d").split() == ["db.toml", "network.toml", "web.toml"]
         installed.install(package)

@@ -44,6 +44,80 @@ class Change:
     after: object
 
 
+def condition(resource: str, type_: str, message: str) -> dict[str, str]:
+    return {"type": type_, "reason": type_, "message": message, "since": SINCE, "resource": resource}
+
+
+PROMISED = {
+    "agent": {
+        "settled": True,
+        "version": "0.1.0",
+        "pid": 7,
+        "started": "2026-01-01T00:00:00Z",
+        "units_dir": "",
+        "listen": "",
+        "approvals": [],
+        "in_flight": [{"resource": "port/eth1", "action": "enslave-port"}],
+        "conditions": [condition("units", "UnitsMissing", "/u cannot be read")],
+    },
+    "units": [
+        {"file": "/u/net.toml", "state": "valid", "errors": []},
+        {
+            "file": "/u/web.toml",
+            "state": "held",
+            "errors": [{"line": 3, "column": 5, "problem": 'unknown key "memry"', "hint": 'did you mean "memory"?'}],
+        },
+    ],
+    "bridges": [
+        {
+            "name": "br-lan",
+            "up": True,
+            "mtu": 1500,
+            "mac": "02:00:00:00:00:02",
+            "addresses": ["192.168.0.1/24"],
+            "ports": ["web-lan"],
+            "in_sync": False,
+            "file": "/u/net.toml",
+            "conditions": [condition("port/eth1", "PortMissing", "eth1 does not exist")],
+        }
+    ],
+    "vms": [
+        {
+            "name": "web",
+            "uuid": "u-web",
+            "state": "running",
+            "pid": 42,
+            "restarts": 2,
+            "in_sync": False,
+            "pending": [{"key": "memory", "from": "512M", "to": "1G"}],
+            "nics": [
+                {
+                    "name": "lan",
+                    "tap": "web-lan",
+                    "bridge": "br-lan",
+                    "mac": "02:00:00:00:00:01",
+                    "address": None,
+                    "attached": True,
+                }
+            ],
+            "disks": [
+                {
+                    "name": "root",
+                    "path": "/d/web.qcow2",
+                    "media": "disk",
+                    "format": "qcow2",
+                    "size_bytes": None,
+                    "read_only": False,
+                }
+            ],
+            "file": "/u/web.toml",
+            "description": "",
+            "conditions": [condition("tap/web/lan", "Conflict", "a link web-lan exists")],
+        }
+    ],
+}
+
+
 def test_status_has_the_promised_shape() -> None:
     error = UnitError("/u/web.toml", 3, 5, 'unknown key "memry"', 'did you mean "memory"?')
     inputs = StatusInputs(
@@ -60,80 +134,7 @@ def test_status_has_the_promised_shape() -> None:
         pending={"web": [Change("memory", "512M", "1G")]},
         restarts={"web": 2},
     )
-    assert status(inputs) == {
-        "agent": {
-            "settled": True,
-            "version": "0.1.0",
-            "pid": 7,
-            "started": "2026-01-01T00:00:00Z",
-            "units_dir": "",
-            "listen": "",
-            "approvals": [],
-            "in_flight": [{"resource": "port/eth1", "action": "enslave-port"}],
-            "conditions": [condition("units", "UnitsMissing", "/u cannot be read")],
-        },
-        "units": [
-            {"file": "/u/net.toml", "state": "valid", "errors": []},
-            {
-                "file": "/u/web.toml",
-                "state": "held",
-                "errors": [
-                    {"line": 3, "column": 5, "problem": 'unknown key "memry"', "hint": 'did you mean "memory"?'}
-                ],
-            },
-        ],
-        "bridges": [
-            {
-                "name": "br-lan",
-                "up": True,
-                "mtu": 1500,
-                "mac": "02:00:00:00:00:02",
-                "addresses": ["192.168.0.1/24"],
-                "ports": ["web-lan"],
-                "in_sync": False,
-                "file": "/u/net.toml",
-                "conditions": [condition("port/eth1", "PortMissing", "eth1 does not exist")],
-            }
-        ],
-        "vms": [
-            {
-                "name": "web",
-                "uuid": "u-web",
-                "state": "running",
-                "pid": 42,
-                "restarts": 2,
-                "in_sync": False,
-                "pending": [{"key": "memory", "from": "512M", "to": "1G"}],
-                "nics": [
-                    {
-                        "name": "lan",
-                        "tap": "web-lan",
-                        "bridge": "br-lan",
-                        "mac": "02:00:00:00:00:01",
-                        "address": None,
-                        "attached": True,
-                    }
-                ],
-                "disks": [
-                    {
-                        "name": "root",
-                        "path": "/d/web.qcow2",
-                        "media": "disk",
-                        "format": "qcow2",
-                        "size_bytes": None,
-                        "read_only": False,
-                    }
-                ],
-                "file": "/u/web.toml",
-                "description": "",
-                "conditions": [condition("tap/web/lan", "Conflict", "a link web-lan exists")],
-            }
-        ],
-    }
-
-
-def condition(resource: str, type_: str, message: str) -> dict[str, str]:
-    return {"type": type_, "reason": type_, "message": message, "since": SINCE, "resource": resource}
+    assert status(inputs) == PROMISED
 
 
 def test_an_approval_names_its_guests() -> None:
