@@ -50,6 +50,9 @@ class StateDirectory:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._units.mkdir(mode=0o700, exist_ok=True)
         self._lock = lock_directory(self._path)
+        for left in (*self._path.glob(".*.new"), *self._units.glob(".*.new")):
+            with contextlib.suppress(OSError):  # by an agent that was killed while it wrote; nobody else writes here
+                left.unlink()
 
     def close(self) -> None:
         """Unlock the directory."""
