@@ -34,6 +34,8 @@ def main() -> int:
     arguments = parser().parse_args()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    # structlog would load all of rich for the colours of tracebacks, 4 MB and a twentieth of a start; a log has none.
+    sys.modules["rich"] = None  # type: ignore[assignment]
     # Here, because reading all this code takes most of a start, and an agent that returns to a busy host is awaited.
     from agent.daemon import Settings, run  # noqa: PLC0415
     from agent.telemetry.httpd import ListenError, parse_listen  # noqa: PLC0415

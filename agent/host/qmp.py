@@ -74,7 +74,7 @@ class Monitor:
         client.events.event_filter = lambda _event: False
         client.register_listener(_Forwarder(on_event))
         self._client = client
-        self._ending = asyncio.Event()
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
@@ -138,6 +138,16 @@ class Monitor:
             raise OutcomeUnknownError(f"getfd: {error}", reason="ConnectionLost") from error
         await self.execute("getfd", {"fdname": name})
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is gone."""
+        return self._watcher is None or self._watcher.done()
+
+    def when_closed(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once the connection is gone, whoever ended it."""
+        if self._watcher is not None:
+            self._watcher.add_done_callback(lambda _: tell())
+
     async def closed(self) -> None:
         """Return when the connection is gone, whoever ended it. May be cancelled, and called any number of times."""
         if self._watcher is not None:
@@ -145,30 +155,26 @@ class Monitor:
 
     async def close(self) -> None:
         """End the connection; what is being executed gets OutcomeUnknownError. QEMU runs on, free for a next client."""
-        self._ending.set()
+        if not self._ending.done():
+            self._ending.set_result(None)
         await self.closed()
 
     async def _watch(self) -> None:
         """Clean up after the connection has ended, in one place, because two disconnects at once are not supported."""
-        ending = asyncio.create_task(self._ending.wait())
         try:
-            while self._client.runstate is Runstate.RUNNING and not ending.done():
-                changed = asyncio.create_task(_changed(self._client))
+            while self._client.runstate is Runstate.RUNNING and not self._ending.done():
+                changed = asyncio.ensure_future(self._client.runstate_changed())
+                either: set[asyncio.Future[Any]] = {changed, self._ending}
                 try:
-                    await asyncio.wait({changed, ending}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     changed.cancel()
         finally:
-            ending.cancel()
             # It raises what ended the connection, which whoever waited for an answer heard already. A stopped QEMU
             # would have it wait for its last words to be taken.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(DISCONNECT_TIMEOUT_S):
                     await self._client.disconnect()
-
-
-async def _changed(client: QMPClient) -> None:
-    await client.runstate_changed()
 
 
 def check_socket_path(path: str) -> None:

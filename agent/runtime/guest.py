@@ -149,20 +149,16 @@ class Guest:
 
     async def _ask_until_closed(self, monitor: Monitor) -> None:
         """Query the run state when an event makes it stale, and from time to time: thousands of times a day."""
-        closed = asyncio.ensure_future(monitor.closed())
-        closed.add_done_callback(lambda _: self._stale.set())
-        try:
-            while not closed.done():
-                self._stale.clear()
-                await self._ask(monitor)
-                for _ in range(LOOKS_PER_QUESTION):
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(LOOK_EVERY_S):
-                            await self._stale.wait()
-                    if self._stale.is_set() or self.process is None or is_stuck(self.process):
-                        break
-        finally:
-            closed.cancel()
+        monitor.when_closed(self._stale.set)
+        while not monitor.is_closed:
+            self._stale.clear()
+            await self._ask(monitor)
+            for _ in range(LOOKS_PER_QUESTION):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._stale.wait()
+                if self._stale.is_set() or self.process is None or is_stuck(self.process):
+                    break
 
     async def _ask(self, monitor: Monitor) -> None:
         """Query the run state; a QEMU that is silent is waited for, and shown as silent meanwhile."""
