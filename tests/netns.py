@@ -42,6 +42,24 @@ def network_namespace() -> Iterator[None]:
         os.close(before)
 
 
+@contextlib.contextmanager
+def network_namespace_of(pid: int) -> Iterator[None]:
+    """Move the calling thread into a process's network namespace, and back at the end."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    theirs = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(theirs, CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace of {pid}")
+        try:
+            yield
+        finally:
+            if _libc.setns(before, CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "cannot leave the network namespace of another process")
+    finally:
+        os.close(theirs)
+        os.close(before)
+
+
 def ip(*commands: str) -> None:
     """Run `ip` commands, one a line of a batch; the test fails when one fails."""
     subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True, timeout=20)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from tests.agent_process import AgentProcess
 from tests.netns import ip, network_namespace
@@ -25,26 +26,42 @@ BOOT_TIMEOUT_S = 90.0
 HEAL_TIMEOUT_S = 10.0
 
 
+class Demonstrated(Protocol):
+    """An agent that is shown: one of the demo's own, or an installed service (tests/lab)."""
+
+    def vm(self, name: str) -> dict[str, Any]:
+        """What `status` says of one guest."""
+
+    def kill(self) -> None:
+        """Kill the agent."""
+
+    def start(self) -> None:
+        """Return when an agent serves again and has settled."""
+
+    def vmhost(self, *words: str) -> str:
+        """Run `vmhost`, which must exit with 0; its output."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A fault, how it is inflicted, and whether the guest must live through it."""
 
     title: str
-    inflict: Callable[[AgentProcess], object]
+    inflict: Callable[[Demonstrated], object]
     lives_on: bool = True
     timeout_s: float = HEAL_TIMEOUT_S
 
 
-def kill_qemu(agent: AgentProcess) -> None:
+def kill_qemu(agent: Demonstrated) -> None:
     os.kill(int(str(agent.vm("web")["pid"])), signal.SIGKILL)
 
 
-def restart_agent(agent: AgentProcess) -> None:
+def restart_agent(agent: Demonstrated) -> None:
     agent.kill()
     agent.start()
 
 
-def kill_agent_and_delete_tap(agent: AgentProcess) -> None:
+def kill_agent_and_delete_tap(agent: Demonstrated) -> None:
     agent.kill()
     ip("link del web-lan")
     agent.start()
@@ -72,7 +89,7 @@ def say(text: str, took_s: float | None = None, note: str = "") -> None:
     print(f"{text:<36} {figure}  {note}".rstrip(), flush=True)
 
 
-def go_through(agent: AgentProcess, fault: Fault) -> bool:
+def go_through(agent: Demonstrated, fault: Fault) -> bool:
     """Inflict one fault and tell for how long the guest was gone; whether it healed as it must."""
     before, pid = uptime(HOST), agent.vm("web")["pid"]
     try:
@@ -90,7 +107,7 @@ def go_through(agent: AgentProcess, fault: Fault) -> bool:
     return True
 
 
-def time_outage(agent: AgentProcess, fault: Fault) -> float:
+def time_outage(agent: Demonstrated, fault: Fault) -> float:
     """The longest time that the guest did not answer its neighbours, in a fault that it lives through."""
     with Outage(HOST, BRIDGE) as outage:
         fault.inflict(agent)
@@ -99,7 +116,7 @@ def time_outage(agent: AgentProcess, fault: Fault) -> float:
     return outage.longest_s()
 
 
-def time_reboot(agent: AgentProcess, fault: Fault, before: Uptime) -> float:
+def time_reboot(agent: Demonstrated, fault: Fault, before: Uptime) -> float:
     """From the fault until the guest, booted again, takes a TCP connection."""
     began = time.perf_counter()
     fault.inflict(agent)

@@ -63,6 +63,11 @@ class Lab:
         """The lab's files as the host sees them, while it runs."""
         return Path(f"/proc/{self._pid}/root")
 
+    @property
+    def init_pid(self) -> int:
+        """The pid, as the host sees it, of the lab's systemd, while it runs."""
+        return self._pid
+
     def boot(self) -> None:
         """Boot, and return when every unit that is to start has, or failed to."""
         for group in self._groups:
