@@ -129,11 +129,14 @@ class UnitDirectory:
             self._missing = set()
 
     def _renamed(self, missing: set[str], entries: Mapping[str, Seen]) -> list[str]:
-        """Those of the missing that are there under a name that is new: they are one change, and at once."""
+        """Those of the missing that are there under a name that is new: they are one change, and at once.
+
+        Unchanged, for a file that is written anew may get the inode number of one that was just deleted.
+        """
         if not missing:
             return []
-        arrived = {seen.stamp[:2] for name, seen in entries.items() if name not in self._files}
-        return [name for name in missing if name in self._stamps and self._stamps[name][:2] in arrived]
+        arrived = {seen.stamp[:4] for name, seen in entries.items() if name not in self._files}
+        return [name for name in missing if name in self._stamps and self._stamps[name][:4] in arrived]
 
     def _forget(self, name: str) -> None:
         del self._files[name]
