@@ -52,6 +52,8 @@ def is_unit_gone(name: str, state: VmState, desired: Desired) -> bool:
     """Whether no unit wants a guest any more, by name or uuid, and no invalid file may still want it."""
     if not desired.complete or name in desired.vms or state.spec.file in desired.unresolved_files:
         return False
+    if {name, state.spec.uuid} & desired.unresolved_guests.keys():
+        return False
     return all(spec.uuid != state.spec.uuid for spec in desired.vms.values())
 
 

@@ -117,6 +117,8 @@ class Desired:
 
     `retained` are the last specs of bridges that no unit names any more; a bridge that somebody still needs stays on
     its own. `unresolved_files` are files that exist but have no version to run: what they started is left alone.
+    `unresolved_guests` gives the file by name and by uuid of each guest that a file's present text names, where that
+    text cannot run: whether it is wanted will be known when it is mended.
     `complete` False: the units were not read yet, so nothing is unwanted.
     """
 
@@ -124,4 +126,5 @@ class Desired:
     vms: Mapping[str, VmSpec] = field(default_factory=dict)
     retained: Mapping[str, BridgeSpec] = field(default_factory=dict)
     unresolved_files: frozenset[str] = frozenset()
+    unresolved_guests: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True

@@ -94,6 +94,10 @@ def _approval_message(approval: Approval | None) -> str:
 def _kept_message(desired: Desired, state: VmState) -> str:
     if not desired.complete:
         return "the unit directory could not be read yet; the guest stays as it is until it is"
+    named = desired.unresolved_guests
+    file = named.get(state.spec.name) or named.get(state.spec.uuid)
+    if file is not None:
+        return f"{file} names it and has mistakes; mend it, the guest stays as it is until then"
     return f"{state.spec.file} has no valid version; mend it, the guest stays as it is until then"
 
 

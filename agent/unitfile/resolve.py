@@ -202,8 +202,23 @@ def _desired(sides: Sequence[Side], context: ResolveContext, uuids: Uuids) -> tu
         vms=vms,
         retained=retained,
         unresolved_files=frozenset(side.path for side in sides if side.chosen is None),
+        unresolved_guests=_unresolved_guests(sides, vms),
     )
     return desired, assigner.result()
+
+
+def _unresolved_guests(sides: Sequence[Side], vms: Mapping[str, VmSpec]) -> dict[str, str]:
+    """The file of each guest that only a text names which cannot run, by name and by uuid: it may have moved there."""
+    claims = [(side.path, claim) for side in sides if side.chosen is not side.new for claim in side.claims]
+    by_uuid = {claim.key: path for path, claim in claims if claim.kind == "uuid" and claim.key}
+    prefix = vm_resource("")
+    by_name = {
+        claim.resource.removeprefix(prefix): path
+        for path, claim in claims
+        if claim.kind == "name" and claim.resource.startswith(prefix)
+    }
+    wanted = {*vms, *(spec.uuid for spec in vms.values())}
+    return {key: path for key, path in {**by_uuid, **by_name}.items() if key not in wanted}
 
 
 def _vms(

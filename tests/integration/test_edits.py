@@ -181,6 +181,26 @@ def test_the_second_agent_names_the_first_and_leaves(agent: AgentProcess) -> Non
     assert f"pid {agent.process.pid}" in (agent.folder / "agent.log").read_text()
 
 
+def test_a_guest_that_moves_to_another_file_with_a_mistake_stays(agent: AgentProcess) -> None:
+    agent.drop("both.toml", bare_vm("web") + bare_vm("db"))
+    agent.drop("net.toml", BRIDGE)
+    agent.start()
+    before = pids(agent)
+    agent.drop("net.toml", BRIDGE + bare_vm("web", "cpu = 2"))
+    agent.drop("new.toml", bare_vm("mail", f'uuid = "{agent.vm("db")["uuid"]}"\ncpu = 2'))
+    agent.drop("both.toml", "")
+    wait_for(lambda: {vm["name"]: vm["state"] for vm in agent.status()["vms"]} == {"web": "held", "db": "held"})
+    assert "net.toml names it and has mistakes" in conditions(agent, "vms", "web")["Held"]["message"]
+    assert "new.toml names it and has mistakes" in conditions(agent, "vms", "db")["Held"]["message"]
+    agent.kill()
+    agent.start()
+    assert pids(agent) == before
+    agent.drop("net.toml", BRIDGE + bare_vm("web"))
+    wait_for(lambda: agent.vm("web")["state"] == "running")
+    (agent.units / "new.toml").unlink()
+    wait_for(lambda: pids(agent) == {"web": before["web"]})
+
+
 def test_a_rename_with_the_same_uuid_keeps_the_guest(agent: AgentProcess) -> None:
     uuid = 'uuid = "6f0c3d1e-7d0b-4c5e-9a51-0f8a54b6a001"'
     agent.drop("web.toml", bare_vm("web", uuid))

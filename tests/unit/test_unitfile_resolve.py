@@ -139,6 +139,18 @@ def test_broken_toml_is_held_over_a_restart() -> None:
     assert first_time.desired.unresolved_files == {"web"}
 
 
+def test_who_is_named_by_a_text_that_cannot_run_is_told() -> None:
+    directory = Directory()
+    directory.save(bridge=BRIDGE, web=vm("web"))
+    assert directory.resolve().desired.unresolved_guests == {}
+    uuid = "0f000000-0000-4000-8000-000000000001"
+    moved = directory.save(bridge=BRIDGE + "[vm.web]\ncpu = 2\n", new=f'[vm.db]\nuuid = "{uuid}"\ncpu = 2\n', web=None)
+    assert states(moved) == {"bridge": "held", "new": "invalid"}
+    named = moved.desired.unresolved_guests
+    assert (named["web"], named["db"], named[uuid]) == ("bridge", "new", "new")
+    assert directory.save(bridge=BRIDGE, new=None).desired.unresolved_guests == {}
+
+
 def test_a_uuid_moves_with_a_renamed_guest() -> None:
     directory = Directory()
     old = directory.save(bridge=BRIDGE, web=vm("web")).desired.vms["web"]
