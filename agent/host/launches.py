@@ -146,7 +146,10 @@ class Launches:
 
     def save(self, record: LaunchRecord) -> None:
         """Write a guest's record; TransientError if it could not be, with the former one still in place."""
-        directory = self.directory(record.spec.name)
+        self._write(self.directory(record.spec.name), record)
+
+    @staticmethod
+    def _write(directory: Path, record: LaunchRecord) -> None:
         plain = _RECORD.dump_python(record, mode="json", exclude_none=True)
         try:
             _replace(directory / RECORD, tomli_w.dumps(plain).encode())
@@ -185,13 +188,13 @@ class Launches:
         if self.is_locked(new_name) or (new / RECORD).exists():
             raise PermanentError(f"{new_name} is the name of another guest that was launched", reason="Conflict")
         renamed = replace(record, spec=replace(record.spec, name=new_name))
+        self._write(old, renamed)  # before it moves: where there is no room for it, nothing has happened yet
         try:
             if new.exists():
                 shutil.rmtree(new)
             old.rename(new)
         except OSError as error:
             raise TransientError(f"{old} to {new}: {error.strerror}", reason="RunDirectoryUnusable") from error
-        self.save(renamed)
         return renamed
 
     def forget(self, name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.core.desired import DiskSpec, NicSpec, VmSpec
 from agent.core.digest import digest, pending_changes
+from agent.core.errors import TransientError
 from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -103,6 +106,24 @@ def test_an_interrupted_rename_is_finished(tmp_path: Path) -> None:
     launches.save(record)
     launches.directory("web").rename(launches.directory("www"))
     assert list(launches.read()) == [replace(record, spec=replace(record.spec, name="www"))]
+
+
+def test_a_rename_that_cannot_be_written_down_changes_nothing(tmp_path: Path) -> None:
+    record = LaunchRecord(VmSpec(name="web", uuid="u", uid=1))
+    launches = launches_in(str(tmp_path), record)
+    launches.save(record)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(TransientError, match="File too large"):
+            launches.rename(record, "www")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(launches.read()) == [record]
+    renamed = launches.rename(record, "www")
+    assert list(launches.read()) == [renamed]
 
 
 @pytest.mark.parametrize("foreign", ["link", "owner", "pipe", "other"])
