@@ -21,12 +21,16 @@ from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Whom the pass serves: guests by their units, guests left as they are, those to rename and those to end."""
+    """Whom the pass serves: guests by their units, guests left as they are, those to rename and those to end.
+
+    `elsewhere`: the present name of each wanted guest that runs under another one and cannot be renamed yet.
+    """
 
     vms: Mapping[str, VmSpec]
     kept: Mapping[str, str]
     renamed: Mapping[str, str]
     leftover: tuple[str, ...]
+    elsewhere: Mapping[str, str]
 
 
 def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
@@ -51,6 +55,9 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         plan_rename(draft, name, observed.vms[name], new_name)
     for name in wanted.leftover:
         plan_leftover(draft, name, observed.vms[name])
+    for name, present in wanted.elsewhere.items():
+        message = f"its guest, by its uuid, still runs as {present}; `vmhost why {present}` says what it waits for"
+        draft.tell(vm_resource(name), "Waiting", message)
     for spec in wanted.vms.values():
         plan_vm(draft, spec)
     if desired.complete:
@@ -66,17 +73,24 @@ def sort_guests(desired: Desired, observed: Observed, stops: Stops) -> Wanted:
     renamed: dict[str, str] = {}
     leftover: list[str] = []
     for name, state in observed.vms.items():
-        if name in desired.vms or name in waiting:
+        wanted = desired.vms.get(name)
+        if name in waiting or (wanted is not None and wanted.uuid == state.spec.uuid):
             continue
         new_name = _new_name(desired, observed, state)
         if new_name is not None:
             renamed[name] = new_name
+        elif wanted is not None:
+            continue
         elif is_unit_gone(name, state, desired):
             leftover.append(name)
         else:
             kept[name] = _kept_message(desired, state)
-    blocked = {*kept, *renamed.values()}
-    return Wanted({n: s for n, s in desired.vms.items() if n not in blocked}, kept, renamed, tuple(leftover))
+    blocked = {*kept, *renamed, *renamed.values()}
+    present = {state.spec.uuid: name for name, state in observed.vms.items()}
+    rest = {n: s for n, s in desired.vms.items() if n not in blocked}
+    elsewhere = {n: present[s.uuid] for n, s in rest.items() if s.uuid in present and n not in observed.vms}
+    vms = {n: s for n, s in rest.items() if n not in elsewhere} if elsewhere else rest
+    return Wanted(vms, kept, renamed, tuple(leftover), elsewhere)
 
 
 def _new_name(desired: Desired, observed: Observed, state: VmState) -> str | None:
@@ -96,6 +110,9 @@ def _kept_message(desired: Desired, state: VmState) -> str:
         return "the unit directory could not be read yet; the guest stays as it is until it is"
     named = desired.unresolved_guests
     file = named.get(state.spec.name) or named.get(state.spec.uuid)
+    taken = next((name for name, spec in desired.vms.items() if spec.uuid == state.spec.uuid), None)
+    if taken is not None:
+        return f"it is to be called {taken}, as another guest still is; it stays as it is until that one is gone"
     if file is not None:
         return f"{file} names it and has mistakes; mend it, the guest stays as it is until then"
     return f"{state.spec.file} has no valid version; mend it, the guest stays as it is until then"

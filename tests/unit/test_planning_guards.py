@@ -91,6 +91,23 @@ def test_a_guest_is_renamed_to_a_free_name_only() -> None:
     assert not any(isinstance(action, RenameVm | LaunchVm | StopVm) for action in decided.actions)
 
 
+def test_names_that_move_on_are_freed_first_and_nobody_runs_twice() -> None:
+    db = DB_RUNS.spec
+    chain = Desired({"br0": BRIDGE}, {"db": replace(WEB, name="db"), "mail": replace(db, name="mail")})
+    observed = replace(SETTLED, vms={"web": RUNNING, "db": DB_RUNS})
+    decided = plan(chain, observed, 0.0)
+    assert decided.actions == (RenameVm("vm/db", Reason.RENAMED, "db", db.uuid, "mail"),)
+    (held,) = [one for one in decided.conditions if one.type == "Held"]
+    assert held.message.startswith("it is to be called db, as another guest still is; ")
+    freed = replace(observed, vms={"web": RUNNING, "mail": replace(DB_RUNS, spec=replace(db, name="mail"))})
+    assert plan(chain, freed, 0.0).actions == (RenameVm("vm/web", Reason.RENAMED, "web", "uuid-web", "db"),)
+    # What waits for an approval is not renamed; its uuid must not run a second time meanwhile.
+    asked = replace(chain, vms={**chain.vms, "db": replace(WEB, name="db", enabled=False)})
+    twice = plan(asked, replace(observed, vms={"db": DB_RUNS}, max_disruption=0), 0.0)
+    assert not any(isinstance(action, RenameVm | LaunchVm | StopVm) for action in twice.actions)
+    assert [one.resource for one in twice.conditions if one.type == "Waiting"] == ["vm/mail"]
+
+
 def test_start_slots_count_those_under_way_and_those_planned() -> None:
     vms = {f"g{i}": VmSpec(f"g{i}", f"u{i}", 1_900_000_000 + i) for i in range(9)}
     flying = {"vm/g0": "launch-vm vm/g0", "vm/g1": "launch-vm vm/g1", "bridge/x": "create-bridge bridge/x"}
