@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.core.allocation import Allocations, spec_slots
 from agent.core.approval import WINDOW_S
-from agent.core.desired import BridgeSpec
+from agent.core.desired import BridgeSpec, VmSpec
 from agent.core.observed import End, Intent, VmState
 from agent.core.policy import ENDS_KEPT
 
@@ -85,6 +85,24 @@ def with_intent(memory: Memory, name: str, verb: str) -> Memory:
     if verb in {"start", "restart"}:
         return replace(memory, intents=intents, ends={n: e for n, e in memory.ends.items() if n != name})
     return replace(memory, intents=intents)
+
+
+def new_names(before: Mapping[str, VmSpec], after: Mapping[str, VmSpec]) -> Mapping[str, str]:
+    """The new name of each guest that is wanted under another one than before, by its old name."""
+    names = {spec.uuid: name for name, spec in before.items()}
+    return {names[spec.uuid]: name for name, spec in after.items() if names.get(spec.uuid, name) != name}
+
+
+def with_new_names(memory: Memory, names: Mapping[str, str]) -> Memory:
+    """Whether a guest was stopped by its operator goes with it, and never to whoever has its old name now."""
+    stopped = {new: memory.intents.get(old, Intent()).stopped for old, new in names.items()}
+    changes = {**dict.fromkeys(names, False), **stopped}
+    intents = {
+        name: replace(memory.intents.get(name, Intent()), stopped=stopped)
+        for name, stopped in changes.items()
+        if memory.intents.get(name, Intent()).stopped != stopped
+    }
+    return replace(memory, intents={**memory.intents, **intents}) if intents else memory
 
 
 def with_launch(memory: Memory, state: VmState) -> Memory:

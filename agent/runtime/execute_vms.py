@@ -14,7 +14,7 @@ from agent.core.desired import NicSpec, VmSpec
 from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.memory import Memory, with_end, with_restart, with_stop
-from agent.core.observed import End
+from agent.core.observed import End, Intent
 from agent.core.qemu_argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv, resolved_accel
 from agent.core.qemu_serial import serial_log, serial_sockets
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
@@ -184,8 +184,14 @@ class VmExecutor:
         self._guests.forget(name)
 
     async def rename(self, action: RenameVm) -> None:
-        """Carry a running guest over to its new name."""
-        self._guest(action.vm, action.uuid)
+        """Carry a running guest over to its new name; restarts asked of whoever had that name before are not for it."""
+        guest = self._guest(action.vm, action.uuid)
+        asked = self._keeper.memory.intents.get(action.new_name, Intent())
+        guest.record = replace(
+            guest.record,
+            generation=max(guest.record.generation, asked.generation),
+            reset_generation=max(guest.record.reset_generation, asked.reset_generation),
+        )
         self._guests.rename(action.vm, action.new_name)
 
     async def reset(self, action: ResetVm) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.core.desired import Desired
 from agent.core.errors import UnitError
-from agent.core.memory import Memory
+from agent.core.memory import Memory, new_names, with_new_names
 from agent.core.show import UnitText
 from agent.core.text import printable
 from agent.host.statedir import StateDirectory
@@ -138,9 +138,12 @@ class Units:
         resolution = resolve(sources, self._context())
         await self._keeper.update(_remembering(resolution))
         is_new = self.desired != resolution.desired or self.loaded != from_directory
+        names = new_names(self.desired.vms, resolution.desired.vms)
         self.desired = resolution.desired
         self.files = resolution.files
         self.loaded = from_directory
+        if names:  # in the same breath: a pass in between would start or stop a guest for what was asked of another
+            await self._keeper.update(lambda memory: with_new_names(memory, names))
         if is_new:
             self._changed()
             await asyncio.sleep(0)  # whoever was told goes first

@@ -181,6 +181,25 @@ def test_the_second_agent_names_the_first_and_leaves(agent: AgentProcess) -> Non
     assert f"pid {agent.process.pid}" in (agent.folder / "agent.log").read_text()
 
 
+def test_what_was_asked_of_a_guest_goes_with_it_to_its_new_name(agent: AgentProcess) -> None:
+    ids = {name: f"00000000-0000-4000-8000-00000000000{n}" for n, name in enumerate(("off", "on", "again"))}
+    agent.drop("all.toml", "".join(bare_vm(name, f'uuid = "{uuid}"') for name, uuid in ids.items()))
+    agent.start()
+    agent.vmhost("stop", "off")
+    agent.vmhost("restart", "again")
+    agent.vmhost("wait", "settled")
+    before = pids(agent)
+    moved = {"shop": ids["off"], "again": ids["on"], "off": ids["again"]}
+    agent.drop("all.toml", "".join(bare_vm(name, f'uuid = "{uuid}"') for name, uuid in moved.items()))
+    expected = {"shop": None, "again": before["on"], "off": before["again"]}
+    wait_for(lambda: pids(agent) == expected)
+    agent.vmhost("wait", "settled")
+    assert pids(agent) == expected
+    agent.kill()
+    agent.start()
+    assert pids(agent) == expected
+
+
 def test_a_guest_that_moves_to_another_file_with_a_mistake_stays(agent: AgentProcess) -> None:
     agent.drop("both.toml", bare_vm("web") + bare_vm("db"))
     agent.drop("net.toml", BRIDGE)
