@@ -20,6 +20,10 @@ _REFUSED = {
     "chroot": "QEMU has no right to it, and the agent finds its sockets where they are now",
     "sandbox": "the agent's own sandbox confines what breaks out of a guest",
     "action": "the agent tells an end's cause by what QEMU does then",
+    "no-reboot": "the agent tells an end's cause by what QEMU does then",
+    "no-shutdown": "the agent tells an end's cause by what QEMU does then",
+    "watchdog-action": 'the agent tells an end\'s cause by what QEMU does then; write watchdog = "…" in its table',
+    "incoming": "QEMU would wait for a migration that nobody sends",
     "preconfig": "QEMU would wait for a command that nobody sends",
 }
 """QEMU's options that would take away what the agent stands on, with the reason; everything else is the operator's."""

@@ -59,7 +59,23 @@ def test_a_screen_needs_a_machine_that_has_one() -> None:
     assert str(errors[-1]) == 'u:4:1: error: vnc needs a machine with a screen, which microvm has not (machine = "q35")'
 
 
-@pytest.mark.parametrize("option", ["pidfile", "name", "runas", "run-with", "chroot", "sandbox", "action", "preconfig"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "pidfile",
+        "name",
+        "runas",
+        "run-with",
+        "chroot",
+        "sandbox",
+        "action",
+        "preconfig",
+        "incoming",
+        "no-reboot",
+        "no-shutdown",
+        "watchdog-action",
+    ],
+)
 def test_what_the_agent_stands_on_is_refused_and_the_rest_is_not(option: str) -> None:
     assert parse_unit("u", f'[vm.web]\nextra-args = ["-{option}"]'.encode()).errors
     assert not parse_unit("u", f'[vm.web]\nextra-args = ["{option}", "-names", "-S", ""]'.encode()).errors
