@@ -26,6 +26,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="guests that unit changes may stop within 60 s without `vmhost approve` (%(default)s)",
     )
+    flags.add_argument(
+        "--readers",
+        choices=("group", "everyone"),
+        default="group",
+        help="who but root may read status, events, units and plans: group vmhost (default), or every user; "
+        "to change anything takes root or the group in any case",
+    )
     return flags
 
 
@@ -37,6 +44,7 @@ def main() -> int:
     # structlog would load all of rich for the colours of tracebacks, 4 MB and a twentieth of a start; a log has none.
     sys.modules["rich"] = None  # type: ignore[assignment]
     # Here, because reading all this code takes most of a start, and an agent that returns to a busy host is awaited.
+    from agent.core.rights import Readers  # noqa: PLC0415
     from agent.daemon import Settings, run  # noqa: PLC0415
     from agent.telemetry.httpd import ListenError, parse_listen  # noqa: PLC0415
 
@@ -53,6 +61,7 @@ def main() -> int:
             state_dir=arguments.state_dir.absolute(),
             listen=listen,
             max_disruption=arguments.max_disruption,
+            readers=Readers(arguments.readers),
         )
     )
 

@@ -20,10 +20,13 @@ from pathlib import Path
 
 import structlog
 
+from agent.core.defaults import GROUP, SOCKET_NAME
 from agent.core.errors import AgentError
+from agent.core.rights import Readers, Rights
 from agent.core.status import AgentFacts
 from agent.host.netlink import Links
 from agent.host.notify import Notifier
+from agent.host.peers import find_group
 from agent.host.statedir import StateDirectory, StateRefusedError, lock_directory
 from agent.runtime.agent import Agent, look_for_qemu
 from agent.runtime.chronicle import Chronicle
@@ -49,6 +52,7 @@ class Settings:
     state_dir: Path
     listen: Listen
     max_disruption: int
+    readers: Readers = Readers.GROUP
 
 
 def run(settings: Settings) -> int:
@@ -116,6 +120,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier) 
     )
     memory, problem = await asyncio.to_thread(state.load)
     qemu = await look_for_qemu()
+    rights = Rights(os.geteuid(), await asyncio.to_thread(find_group, GROUP), settings.readers)
     async with Links() as links, asyncio.TaskGroup() as group:
         metrics = Metrics(version=facts.version, qemu=qemu.version, started_s=time.time())
         chronicle = Chronicle(Journal(), metrics)
@@ -135,7 +140,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier) 
         )
         serving = group.create_task(agent.run(), name="agent")
         listening = group.create_task(_serve_metrics(settings.listen, agent, chronicle), name="metrics")
-        async with serve_control(settings.run_dir / "agent.sock", agent.operator):
+        async with serve_control(settings.run_dir / SOCKET_NAME, agent.operator, rights):
             chronicle.journal.record("agent", "started", f"vmhost-agent {facts.version} serves {settings.units}")
             reporting = group.create_task(Service(notifier, agent, chronicle.journal).run(reload), name="service")
             await _until_stopped(stop, serving)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agent.core.defaults import SOCKET_NAME
+from agent.core.rights import MEMBERS
 
 Json = dict[str, Any]
 """What json.loads gives for an object."""
@@ -40,6 +41,12 @@ class NoAgentError(Exception):
 
 class RefusedError(Exception):
     """What was asked cannot be had; the text says why. The agent's own words, where it was the agent that was asked."""
+
+
+def unusable(error: OSError, path: Path | None = None) -> RefusedError:
+    """A file or socket that cannot be used, in one line; what is root's alone says so."""
+    why = f"{path or error.filename}: {(error.strerror or str(error)).lower()}"
+    return RefusedError(f"{why}; only root may do this, use sudo" if isinstance(error, PermissionError) else why)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -126,6 +133,8 @@ class AgentClient:
         try:
             response = self._send(connection, method, target, body)
             answer = json.loads(response.read())
+        except PermissionError as error:
+            raise self._not_allowed() from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._no_agent(error) from error
         finally:
@@ -141,20 +150,21 @@ class AgentClient:
         try:
             connection.request(method, target, text, {"Content-Type": "application/json"} if text else {})
             response = connection.getresponse()
+        except PermissionError as error:
+            raise self._not_allowed() from error
         except (OSError, http.client.HTTPException) as error:
             raise self._no_agent(error) from error
         if response.status != 200:
             raise RefusedError(_error_text(response))
         return response
 
+    def _not_allowed(self) -> RefusedError:
+        return RefusedError(f"{self.path}: permission denied: {MEMBERS}")
+
     def _no_agent(self, error: Exception) -> NoAgentError:
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
             message = f"no agent answers at {self.path}; start vmhost-agent, or name its --run-dir"
             return NoAgentError(message, absent=True)
-        if isinstance(error, PermissionError):
-            return NoAgentError(
-                f"{self.path}: permission denied; run as the user that the agent runs as", may_come=False
-            )
         if isinstance(error, TimeoutError):
             return NoAgentError(f"the agent at {self.path} does not answer; it may be stopped or overloaded")
         if isinstance(error, http.client.RemoteDisconnected | ConnectionError):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from agent.cli.client import RefusedError
+from agent.cli.client import RefusedError, unusable
 from agent.core.qemu_serial import serial_socket
 from agent.core.text import printable, suggestion
 
@@ -84,7 +84,7 @@ def _connected(run_dir: Path, name: str, port: str | None) -> Iterator[socket.so
         except (TimeoutError, BlockingIOError):
             raise RefusedError(_taken(name)) from None
         except OSError as error:
-            raise RefusedError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+            raise unusable(error, path) from error
         _await_acceptance(path, name)
         line.setblocking(False)
         yield line
@@ -100,7 +100,7 @@ def why_not_there(run_dir: Path, name: str, port: str | None = None) -> str:
     except FileNotFoundError:
         known = []
     except OSError as error:
-        return f"{run_dir}/vms: {(error.strerror or str(error)).lower()}; run as the user that the agent runs as"
+        return str(unusable(error, run_dir / "vms"))
     if name in known:
         return f"vm {name} does not run; `vmhost status {name}` says why"
     hint = suggestion(name, known)

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from agent.cli.client import RefusedError
+from agent.cli.client import RefusedError, unusable
 from agent.cli.history import write_whole
 from agent.core.allocation import Allocations
 from agent.core.errors import UnitError
@@ -50,7 +50,7 @@ def write(path: Path, text: str) -> None:
     except FileExistsError:
         raise RefusedError(f"{path} is there already; it is left as it is") from None
     except OSError as error:
-        raise RefusedError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise unusable(error, path) from error
 
 
 def _errors(sources: list[UnitSource], path: Path) -> tuple[UnitError, ...]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.cli.check import check
-from agent.cli.client import AgentClient, NoAgentError, RefusedError
+from agent.cli.client import AgentClient, NoAgentError, RefusedError, unusable
 from agent.core.redact import redacted, redacted_json
 from agent.host.unitdir import read_directory
 
@@ -67,7 +67,10 @@ def default_path() -> Path:
 
 
 def collect(folders: Folders, say: Callable[[str], object]) -> list[Part]:
-    """Everything that can be had; what cannot be says so in its place. `say` is told what is looked at."""
+    """Everything that can be had; what cannot be says so in its place. `say` is told what is looked at.
+
+    RefusedError for a user who may not see the guests' logs: such a report helps nobody.
+    """
     parts = [Part("README.txt", ABOUT.encode())]
     gathers: Sequence[tuple[str, Callable[[], Iterator[Part]]]] = (
         ("versions", _versions),
@@ -157,6 +160,8 @@ def _logs(guests: Path) -> Iterator[Part]:
         names = sorted(entry.name for entry in guests.iterdir())
     except FileNotFoundError:
         return
+    except PermissionError as error:
+        raise unusable(error) from error
     except OSError as error:
         yield _text("logs/problem.txt", f"{guests}: {error.strerror}\n")
         return

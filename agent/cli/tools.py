@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.cli.client import RefusedError
+from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import FALSE, TRUE, complain
 from agent.cli.tables import write_line, write_table
 
@@ -153,7 +153,7 @@ def history(arguments: argparse.Namespace) -> int:
                 return TRUE
             rows = versions.versions_of(known, name, units)
     except OSError as error:
-        raise _unreadable(error) from error
+        raise unusable(error) from error
     if arguments.json:
         print(json.dumps(rows, indent=2))
     elif not rows:
@@ -182,7 +182,7 @@ def undo(arguments: argparse.Namespace) -> int:
     try:
         undone = versions.undo(known, name, units, arguments.to)
     except OSError as error:
-        raise _unreadable(error) from error
+        raise unusable(error) from error
     if arguments.json:
         print(json.dumps({"file": str(undone.path), "version": undone.written.number, "aside": undone.aside}))
         return TRUE
@@ -191,10 +191,6 @@ def undo(arguments: argparse.Namespace) -> int:
         back = f"`vmhost undo {name} --to {undone.aside}` brings it back"
         write_line(sys.stdout, f"what stood there was never good and is kept as version {undone.aside}; {back}")
     return TRUE
-
-
-def _unreadable(error: OSError) -> RefusedError:
-    return RefusedError(f"{error.filename}: {(error.strerror or str(error)).lower()}")
 
 
 def console(arguments: argparse.Namespace) -> int:
@@ -250,7 +246,7 @@ def report(arguments: argparse.Namespace) -> int:
     except FileExistsError:
         raise RefusedError(f"{path} is there already; it is left as it is") from None
     except OSError as error:
-        raise _unreadable(error) from error
+        raise unusable(error) from error
     finally:
         if live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.cli.client import RefusedError
+from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import complain
 from agent.cli.console import why_not_there
 from agent.cli.tables import write_line
@@ -62,7 +62,7 @@ def find_screen(run_dir: Path, name: str) -> Screen:
     except FileNotFoundError:
         raise RefusedError(why_not_there(run_dir, name)) from None
     except OSError as error:
-        raise RefusedError(f"{record}: {(error.strerror or str(error)).lower()}") from error
+        raise unusable(error, record) from error
     except (ValueError, KeyError, AttributeError) as error:
         raise RefusedError(f"{record} cannot be understood; the agent mends it when it starts") from error
     if vnc is False:
@@ -89,7 +89,7 @@ def _greeted(screen: Screen) -> None:
         except (TimeoutError, BlockingIOError):
             raise RefusedError(f"QEMU of vm {screen.name} does not answer") from None
         except OSError as error:
-            raise RefusedError(f"{screen.shown()}: {(error.strerror or str(error)).lower()}") from error
+            raise unusable(error, Path(screen.shown())) from error
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from agent.core.desired import VmSpec
 
 UID_BASE = 1_900_000_000
 """First of the uids for guests: systemd's table of uids leaves 1879048192 to 2147483647 unused."""
+UID_LAST = 2_147_483_647
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,11 @@ class Allocations:
     uuids: Mapping[str, str] = field(default_factory=dict)
     uids: Mapping[str, int] = field(default_factory=dict)
     slots: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+def is_guest_uid(uid: int) -> bool:
+    """Whether a uid is of those that only guests get."""
+    return UID_BASE <= uid <= UID_LAST
 
 
 def first_free(taken: frozenset[int], start: int) -> int:

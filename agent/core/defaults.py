@@ -6,5 +6,8 @@ UNITS_DIR = "/etc/vmhost.d"
 RUN_DIR = "/run/vmhost"
 STATE_DIR = "/var/lib/vmhost"
 
+GROUP = "vmhost"
+"""Its members may ask and tell the agent; the package makes it."""
+
 SOCKET_NAME = "agent.sock"
 """The control socket's name in the run directory."""

@@ -11,8 +11,8 @@
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.why`) |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.show`) |
 
-A refusal is {"error": "one line"} with 400 (not understood), 404 (nothing of that name) or 409 (not now). Who may open
-the socket may do all of it: it is 0600. A peer that hangs up cancels its wait.
+A refusal is {"error": "one line"} with 400 (not understood), 403 (not for this user, `agent.core.rights`), 404 (nothing
+of that name) or 409 (not now). A peer that hangs up cancels its wait.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from agent.core.errors import AgentError
+from agent.core.rights import Rights, refusal
 from agent.core.text import printable, suggestion
+from agent.host.peers import peer_of
 from agent.host.unitdir import is_unit_name
 from agent.telemetry.journal import Event
 
@@ -40,6 +43,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_SOCKET_PATH = 107
 """sizeof(sun_path) less the terminating NUL (unix(7))."""
+
+READING = frozenset({"/v1/status", "/v1/events", "/v1/wait", "/v1/plan", "/v1/why", "/v1/show"})
+"""What changes nothing; whatever is not named here counts as a change."""
 
 MAKING = ".new"
 """What the socket's name ends with until its mode is right."""
@@ -108,17 +114,21 @@ class AgentApi(Protocol):
 
 
 @asynccontextmanager
-async def serve_control(path: Path, api: AgentApi) -> AsyncIterator[None]:
+async def serve_control(path: Path, api: AgentApi, rights: Rights) -> AsyncIterator[None]:
     """Answer on a Unix socket until the block ends, then take it away. Raises ControlError when it is not to be had."""
     runner = web.AppRunner(
-        _application(api), access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=0.5
+        _application(api, rights),
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        shutdown_timeout=0.5,
     )
     await runner.setup()
     try:
         _refuse_long(path)
         if await _answers(path):
             raise ControlError(f"{path}: another agent answers there; stop it, or choose another --run-dir")
-        listener, inode = _bind(path)
+        listener, inode = _bind(path, rights)
         await web.SockSite(runner, listener).start()
         try:
             yield
@@ -135,7 +145,7 @@ def _refuse_long(path: Path) -> None:
         )
 
 
-def _bind(path: Path) -> tuple[socket.socket, int]:
+def _bind(path: Path, rights: Rights) -> tuple[socket.socket, int]:
     """A bound socket and its inode. It is made under another name, so that it never stands there with a wider mode."""
     making = path.with_name(path.name + MAKING)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -143,6 +153,9 @@ def _bind(path: Path) -> tuple[socket.socket, int]:
         making.unlink(missing_ok=True)
         listener.bind(str(making))
         making.chmod(0o600)
+        if rights.group_gid is not None:
+            os.chown(making, -1, rights.group_gid)
+        making.chmod(rights.socket_mode)
         listener.listen(128)
         making.rename(path)
         return listener, path.stat().st_ino
@@ -172,9 +185,9 @@ async def _answers(path: Path) -> bool:
     return True
 
 
-def _application(api: AgentApi) -> web.Application:
+def _application(api: AgentApi, rights: Rights) -> web.Application:
     control = _Control(api)
-    app = web.Application(middlewares=[_as_json_errors], client_max_size=MAX_REQUEST_BYTES)
+    app = web.Application(middlewares=[_as_json_errors, _only_for(rights)], client_max_size=MAX_REQUEST_BYTES)
     app.add_routes(
         [
             web.get("/v1/status", control.status),
@@ -200,6 +213,22 @@ async def _as_json_errors(request: web.Request, handler: Handler) -> web.StreamR
         return web.json_response({"error": str(error)}, status=409)
     except web.HTTPException as error:
         return web.json_response({"error": error.text or error.reason}, status=error.status)
+
+
+def _only_for(rights: Rights) -> Middleware:
+    """Judges each request by who opened its connection; before anything of it is read."""
+
+    @web.middleware
+    async def judge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = request.get_extra_info("socket")
+        if connection is None:
+            raise web.HTTPForbidden(text="nobody is at the other end any more")
+        why_not = refusal(rights, peer_of(connection), changes=request.path not in READING)
+        if why_not is not None:
+            raise web.HTTPForbidden(text=why_not)
+        return await handler(request)
+
+    return judge
 
 
 class _Control:

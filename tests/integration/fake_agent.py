@@ -12,6 +12,7 @@ from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
 from agent.core.forecast import forecast, forecast_json
 from agent.core.observed import LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.rights import Rights
 from agent.core.show import show_json
 from agent.core.status import AgentFacts, StatusInputs, status
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult, serve_control
@@ -101,7 +102,7 @@ class FakeAgent:
 async def main(run_dir: Path) -> None:
     """Serve, and say on stdout when it is ready."""
     set_up_logging()
-    async with serve_control(run_dir / "agent.sock", FakeAgent()):
+    async with serve_control(run_dir / "agent.sock", FakeAgent(), Rights()):
         print("ready", flush=True)
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from agent.cli.client import AgentClient, NoAgentError, RefusedError
+from agent.core.rights import Rights
 from agent.runtime.control import ControlError, serve_control
 from tests.integration.fake_agent import FakeAgent
 
@@ -21,7 +22,7 @@ from tests.integration.fake_agent import FakeAgent
 @pytest.fixture
 async def fake(tmp_path: Path) -> AsyncIterator[FakeAgent]:
     agent = FakeAgent()
-    async with serve_control(tmp_path / "agent.sock", agent):
+    async with serve_control(tmp_path / "agent.sock", agent, Rights()):
         yield agent
 
 
@@ -43,7 +44,7 @@ async def test_the_socket_is_for_its_owner_only_and_goes_away(tmp_path: Path) ->
     path = tmp_path / "agent.sock"
     before = os.umask(0)
     try:
-        async with serve_control(path, FakeAgent()):
+        async with serve_control(path, FakeAgent(), Rights()):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         os.umask(before)
@@ -54,25 +55,25 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    async with serve_control(path, FakeAgent()):
+    async with serve_control(path, FakeAgent(), Rights()):
         assert (await asyncio.to_thread(AgentClient(tmp_path).status))["agent"]["pid"] == 7
 
 
 async def test_a_socket_that_somebody_answers_is_left_to_him(fake: FakeAgent, tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="another agent answers there"):
-        await serve_control(tmp_path / "agent.sock", FakeAgent()).__aenter__()
+        await serve_control(tmp_path / "agent.sock", FakeAgent(), Rights()).__aenter__()
     assert await asyncio.to_thread(AgentClient(tmp_path).intent, "start", "web") == "start of web noted"
     assert fake.asked == [("start", "web")]
 
 
 async def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="too long, 103 bytes at most"):
-        await serve_control(tmp_path / ("x" * 100) / "agent.sock", FakeAgent()).__aenter__()
+        await serve_control(tmp_path / ("x" * 100) / "agent.sock", FakeAgent(), Rights()).__aenter__()
 
 
 async def test_a_missing_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match=r"cannot listen: No such file or directory; mend --run-dir"):
-        await serve_control(tmp_path / "none" / "agent.sock", FakeAgent()).__aenter__()
+        await serve_control(tmp_path / "none" / "agent.sock", FakeAgent(), Rights()).__aenter__()
 
 
 @pytest.mark.parametrize(
@@ -169,17 +170,17 @@ async def test_the_client_waits_for_an_agent_to_appear(tmp_path: Path) -> None:
     waiting = asyncio.create_task(asyncio.to_thread(AgentClient(tmp_path).wait, "settled", None, 10.0))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    async with serve_control(tmp_path / "agent.sock", FakeAgent()):
+    async with serve_control(tmp_path / "agent.sock", FakeAgent(), Rights()):
         assert await waiting == (True, "settled")
 
 
 async def test_the_client_s_wait_outlives_an_agent(tmp_path: Path) -> None:
     first = FakeAgent()
     async with asyncio.timeout(10):
-        async with serve_control(tmp_path / "agent.sock", first):
+        async with serve_control(tmp_path / "agent.sock", first, Rights()):
             waiting = asyncio.create_task(asyncio.to_thread(AgentClient(tmp_path).wait, "running", "db", 1.0))
             await first.waiting.wait()
-        async with serve_control(tmp_path / "agent.sock", FakeAgent()):
+        async with serve_control(tmp_path / "agent.sock", FakeAgent(), Rights()):
             assert await waiting == (False, "vm db is waiting: DiskMissing")
 
 
