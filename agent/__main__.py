@@ -19,6 +19,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--run-dir", type=Path, default=Path("/run/vmhost"), help="sockets, logs (%(default)s)")
     flags.add_argument("--state-dir", type=Path, default=Path("/var/lib/vmhost"), help="kept state (%(default)s)")
     flags.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="metrics (%(default)s)")
+    flags.add_argument("--listen-tls-cert", type=Path, metavar="FILE", help="metrics by HTTPS: certificates, in PEM")
+    flags.add_argument("--listen-tls-key", type=Path, metavar="FILE", help="the key of the first of them, in PEM")
+    flags.add_argument(
+        "--listen-users",
+        type=Path,
+        metavar="FILE",
+        help="metrics for these users only: lines as `vmhost hash-password` writes them",
+    )
     flags.add_argument(
         "--max-disruption",
         type=int,
@@ -46,7 +54,8 @@ def main() -> int:
     # Here, because reading all this code takes most of a start, and an agent that returns to a busy host is awaited.
     from agent.core.rights import Readers  # noqa: PLC0415
     from agent.daemon import Settings, run  # noqa: PLC0415
-    from agent.telemetry.httpd import ListenError, parse_listen  # noqa: PLC0415
+    from agent.telemetry.guard import Protection  # noqa: PLC0415
+    from agent.telemetry.listen import ListenError, parse_listen  # noqa: PLC0415
 
     try:
         listen = parse_listen(arguments.listen)
@@ -54,6 +63,12 @@ def main() -> int:
         parser().error(str(error))
     if arguments.max_disruption < 0:
         parser().error("--max-disruption: want 0 or more")
+    certificate, key, users = (
+        path.absolute() if path else None
+        for path in (arguments.listen_tls_cert, arguments.listen_tls_key, arguments.listen_users)
+    )
+    if (certificate is None) != (key is None):
+        parser().error("--listen-tls-cert and --listen-tls-key go together; give both")
     return run(
         Settings(
             units=arguments.units.absolute(),
@@ -62,6 +77,7 @@ def main() -> int:
             listen=listen,
             max_disruption=arguments.max_disruption,
             readers=Readers(arguments.readers),
+            protection=Protection(certificate, key, users),
         )
     )
 

@@ -32,10 +32,13 @@ from agent.runtime.agent import Agent, look_for_qemu
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
+from agent.runtime.listener import Sources, keep_listening
 from agent.runtime.service import Service
-from agent.telemetry.httpd import Health, Listen, ListenError, health_of_passes, serve_metrics
+from agent.telemetry.guard import Protection
+from agent.telemetry.httpd import Health, health_of_passes
 from agent.telemetry.journal import Journal, set_up_logging
-from agent.telemetry.metrics import CONTENT_TYPE, Metrics
+from agent.telemetry.listen import Listen
+from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger("vmhost")
 
@@ -52,7 +55,8 @@ class Settings:
     state_dir: Path
     listen: Listen
     max_disruption: int
-    readers: Readers = Readers.GROUP
+    readers: Readers
+    protection: Protection
 
 
 def run(settings: Settings) -> int:
@@ -139,7 +143,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier) 
             notifier,
         )
         serving = group.create_task(agent.run(), name="agent")
-        listening = group.create_task(_serve_metrics(settings.listen, agent, chronicle), name="metrics")
+        listening = group.create_task(_serve_metrics(settings, agent, chronicle), name="metrics")
         async with serve_control(settings.run_dir / SOCKET_NAME, agent.operator, rights):
             chronicle.journal.record("agent", "started", f"vmhost-agent {facts.version} serves {settings.units}")
             reporting = group.create_task(Service(notifier, agent, chronicle.journal).run(reload), name="service")
@@ -157,18 +161,9 @@ async def _until_stopped(stop: asyncio.Event, serving: asyncio.Task[None]) -> No
     stopped.cancel()
 
 
-async def _serve_metrics(listen: Listen, agent: Agent, chronicle: Chronicle) -> None:
-    """Serve metrics for ever; an address that is not to be had is told, and the agent does its work without."""
-
+async def _serve_metrics(settings: Settings, agent: Agent, chronicle: Chronicle) -> None:
     def health() -> Health:
         return health_of_passes(chronicle.last_pass_s, now_s(), HEALTHY_PASS_AGE_S)
 
-    try:
-        async with serve_metrics(
-            listen, render=chronicle.metrics.render, content_type=CONTENT_TYPE, health=health
-        ) as bound:
-            chronicle.journal.record("agent", "metrics", f"metrics on http://{bound}/metrics")
-            await asyncio.Event().wait()
-    except ListenError as error:
-        chronicle.journal.record("agent", "metrics", str(error), level="error")
-        agent.operator.note_problem("MetricsUnavailable", str(error))
+    sources = Sources(chronicle.metrics.render, health, chronicle.journal, agent.operator.note_problem)
+    await keep_listening(settings.listen, settings.protection, sources)

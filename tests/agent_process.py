@@ -55,10 +55,12 @@ class AgentProcess:
             with contextlib.suppress(OSError, KeyError, tomllib.TOMLDecodeError):
                 kill_qemu(int(tomllib.loads(record.read_text())["pid"]), self.run_dir)
 
-    def command(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run `vmhost`; whatever it exits with."""
         command = [sys.executable, "-m", "agent.cli.main", *self.flags, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, input=stdin)
 
     def vmhost(self, *words: str) -> str:
         """Run `vmhost`, which must exit with 0; its output."""

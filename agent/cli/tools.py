@@ -53,6 +53,9 @@ def add_commands(add: Add) -> None:
     )
     vnc_command.add_argument("--open", action="store_true", help="run the first viewer that is installed")
     vnc_command.set_defaults(run=vnc)
+    hash_command = add("hash-password", "write a line for vmhost-agent's --listen-users")
+    hash_command.add_argument("name", metavar="NAME", help="the user that may read the metrics")
+    hash_command.set_defaults(run=hash_password)
     report_command = add("report", "pack what a bug report needs, without secrets")
     report_command.add_argument("-o", "--output", metavar="FILE", help="default: vmhost-report-TIME.tar.gz here")
     report_command.set_defaults(run=report)
@@ -227,6 +230,26 @@ def vnc(arguments: argparse.Namespace) -> int:
         return FALSE if code else TRUE
     except KeyboardInterrupt:
         return TRUE
+
+
+def hash_password(arguments: argparse.Namespace) -> int:
+    """`vmhost hash-password NAME`: asks for the password twice on a terminal, else it is the first line that comes."""
+    import getpass  # noqa: PLC0415 - only this command needs it
+
+    from agent.telemetry import passwords  # noqa: PLC0415 - only this command needs it
+
+    if not passwords.NAME.fullmatch(arguments.name):
+        raise RefusedError(f'"{arguments.name}" is no name for a user: no colon, no space or # at its beginning')
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"password of {arguments.name}: ")
+        if getpass.getpass("once more: ") != password:
+            raise RefusedError("the two passwords differ; nothing was written")
+    else:
+        password = sys.stdin.readline().removesuffix("\n")
+    if not password:
+        raise RefusedError("an empty password protects nothing")
+    print(f"{arguments.name}:{passwords.hash_password(password.encode())}")
+    return TRUE
 
 
 def report(arguments: argparse.Namespace) -> int:

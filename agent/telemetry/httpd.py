@@ -9,26 +9,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from agent.core.errors import AgentError
+from agent.telemetry.guard import Guard
+from agent.telemetry.listen import Listen, ListenError
+
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="vmhost", charset="UTF-8"'}
 
 SHUTDOWN_S = 1.0
 """What a scrape that is under way gets when the agent ends."""
-
-
-class ListenError(AgentError):
-    """The address to listen on is not one, or is not to be had; the agent goes on without metrics."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where to listen. An empty host means every address; port 0 lets the kernel choose one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +24,6 @@ class Health:
 
     ok: bool
     message: str
-
-
-def parse_listen(text: str) -> Listen:
-    """`127.0.0.1:9177`, `[::1]:9177` or `:9177` as an address. Raises ListenError with what is wrong."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ListenError(f'--listen {text}: put an IPv6 address in brackets, as in "[::1]:9177"')
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ListenError(f'--listen {text}: want HOST:PORT with a port from 0 to 65535, as in "127.0.0.1:9177"')
-    return Listen(host, int(port))
 
 
 def health_of_passes(last_success_s: float | None, now_s: float, bound_s: float) -> Health:
@@ -63,16 +38,20 @@ def health_of_passes(last_success_s: float | None, now_s: float, bound_s: float)
 
 @asynccontextmanager
 async def serve_metrics(
-    listen: Listen, *, render: Callable[[], bytes], content_type: str, health: Callable[[], Health]
+    listen: Listen, guard: Guard, *, render: Callable[[], bytes], content_type: str, health: Callable[[], Health]
 ) -> AsyncIterator[Listen]:
     """Serve until the block ends; gives the address that is bound, with the port that the kernel chose for 0.
 
     `render` runs in a thread, one at a time, so that a scrape of 1,000 guests does not hold up the agent.
-    `/healthz` answers 200 or 503 with one line of text. Raises ListenError when the address is not to be had.
+    `/metrics` wants a user that the guard knows, else it answers 401. `/healthz` answers everybody, 200 or 503 with one
+    line of text: who asks for it holds no password as a rule, and it says nothing of guests.
+    Raises ListenError when the address is not to be had.
     """
     one_at_a_time = asyncio.Lock()
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def metrics(request: web.Request) -> web.Response:
+        if not await guard.admits(request.headers.get("Authorization")):
+            return web.Response(status=401, text="want a user and a password\n", headers=CHALLENGE)
         async with one_at_a_time:
             body = await asyncio.to_thread(render)
         return web.Response(body=body, headers={"Content-Type": content_type})
@@ -86,13 +65,13 @@ async def serve_metrics(
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
-        yield await _bind(runner, listen)
+        yield await _bind(runner, listen, guard)
     finally:
         await runner.cleanup()
 
 
-async def _bind(runner: web.AppRunner, listen: Listen) -> Listen:
-    site = web.TCPSite(runner, listen.host or None, listen.port)
+async def _bind(runner: web.AppRunner, listen: Listen, guard: Guard) -> Listen:
+    site = web.TCPSite(runner, listen.host or None, listen.port, ssl_context=guard.tls)
     try:
         await site.start()
     except OSError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import aiohttp
 import pytest
 
-from agent.telemetry.httpd import Health, Listen, ListenError, health_of_passes, parse_listen, serve_metrics
+from agent.telemetry.guard import Guard, Protection
+from agent.telemetry.httpd import Health, health_of_passes, serve_metrics
+from agent.telemetry.listen import Listen, ListenError, parse_listen
 from agent.telemetry.metrics import CONTENT_TYPE, Metrics
 
 
@@ -13,7 +15,11 @@ async def test_metrics_and_health_are_served() -> None:
     metrics = Metrics(version="0.1.0", qemu="7.2.0", started_s=1.0)
     health = Health(True, "ok")
     server = serve_metrics(
-        Listen("127.0.0.1", 0), render=metrics.render, content_type=CONTENT_TYPE, health=lambda: health
+        Listen("127.0.0.1", 0),
+        Guard(Protection()),
+        render=metrics.render,
+        content_type=CONTENT_TYPE,
+        health=lambda: health,
     )
     async with server as bound, aiohttp.ClientSession(f"http://{bound}") as session:
         assert bound.port != 0
@@ -32,9 +38,11 @@ async def test_a_taken_port_is_one_clear_line() -> None:
     metrics = Metrics(version="0.1.0", qemu="7.2.0", started_s=1.0)
     common = {"content_type": CONTENT_TYPE}
     async with serve_metrics(
-        Listen("127.0.0.1", 0), render=metrics.render, health=lambda: Health(True, ""), **common
+        Listen("127.0.0.1", 0), Guard(Protection()), render=metrics.render, health=lambda: Health(True, ""), **common
     ) as bound:
-        second = serve_metrics(bound, render=metrics.render, health=lambda: Health(True, ""), **common)
+        second = serve_metrics(
+            bound, Guard(Protection()), render=metrics.render, health=lambda: Health(True, ""), **common
+        )
         with pytest.raises(ListenError) as caught:
             await second.__aenter__()
     message = str(caught.value)
@@ -60,6 +68,24 @@ def test_addresses_that_are_understood(text: str, expected: Listen) -> None:
 def test_addresses_that_are_not(text: str) -> None:
     with pytest.raises(ListenError, match="--listen"):
         parse_listen(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        (":1", False),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("192.0.2.1:1", False),
+        ("host.example:1", False),
+    ],
+)
+def test_what_only_this_host_can_reach(text: str, loopback: bool) -> None:
+    assert parse_listen(text).loopback == loopback
 
 
 def test_health_follows_the_age_of_the_last_pass() -> None:
