@@ -80,6 +80,7 @@ class VmSpec:
 
     `extra_args` go onto QEMU's command line as they are. `vnc`: no display, one on a Unix socket (True), or one on
     `HOST:DISPLAY`.
+    `overcommit`: it is started also where the host has not enough memory for all that it may take.
     `watchdog` is what follows when its watchdog fires; None: it has none.
     """
 
@@ -109,6 +110,7 @@ class VmSpec:
     secure_boot: bool = False
     watchdog: str | None = None
     serials: tuple[SerialSpec, ...] = ()
+    overcommit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

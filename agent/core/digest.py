@@ -10,7 +10,19 @@ from dataclasses import dataclass, fields
 from agent.core.desired import DiskSpec, NicSpec, SerialSpec, VmSpec
 
 _NOT_LAUNCHED = frozenset(
-    {"name", "file", "restart", "stop_timeout_s", "after", "description", "enabled", "disks", "nics", "serials"}
+    {
+        "name",
+        "file",
+        "restart",
+        "stop_timeout_s",
+        "after",
+        "description",
+        "enabled",
+        "disks",
+        "nics",
+        "serials",
+        "overcommit",
+    }
 )
 """What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""
 

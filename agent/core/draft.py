@@ -9,6 +9,7 @@ from agent.core.actions import Action, key_of
 from agent.core.approval import Approval
 from agent.core.conditions import Condition
 from agent.core.observed import Observed
+from agent.core.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ def fingerprint(action: Action) -> str:
 class Draft:
     """Collects what one pass finds; it refuses a second action on a resource and one that is not due yet."""
 
-    def __init__(self, observed: Observed, now_s: float) -> None:
+    def __init__(self, observed: Observed, now_s: float, room: Room) -> None:
         self.observed = observed
+        self.room = room
         self.now_s = now_s
         self._actions: dict[str, Action] = {}
         self._conditions: list[Condition] = []

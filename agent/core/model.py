@@ -40,6 +40,7 @@ from agent.core.observed import (
     Observed,
     VmState,
 )
+from agent.core.room import Room
 
 
 class PreconditionError(AssertionError):
@@ -206,7 +207,8 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             _require(new_name not in observed.vms, "a guest is renamed to a free name only")
             state = observed.vms[name]
             renamed = replace(state, spec=replace(state.spec, name=new_name))
-            return _with_vm(_without_vm(observed, name), new_name, renamed)
+            others = {n: s for n, s in observed.vms.items() if n != name}
+            return replace(observed, vms={**others, new_name: renamed})
     raise PreconditionError(f"no such action: {action}")
 
 
@@ -215,7 +217,15 @@ def _with_vm(observed: Observed, name: str, state: VmState) -> Observed:
 
 
 def _without_vm(observed: Observed, name: str) -> Observed:
-    return replace(observed, vms={n: s for n, s in observed.vms.items() if n != name})
+    """The world without a guest; what its QEMU had taken is available again."""
+    seen = replace(observed, vms={n: s for n, s in observed.vms.items() if n != name})
+    memory, pid = observed.host.memory, observed.vms[name].pid
+    if memory is None or pid is None or pid not in memory.resident_bytes:
+        return seen
+    resident = {other: taken for other, taken in memory.resident_bytes.items() if other != pid}
+    available = memory.available_bytes + memory.resident_bytes[pid]
+    memory = replace(memory, available_bytes=available, resident_bytes=resident)
+    return replace(seen, host=replace(seen.host, memory=memory))
 
 
 def _launch(observed: Observed, action: LaunchVm) -> Observed:
@@ -227,6 +237,8 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
         _require(link is not None and link.alias == tap_mark(spec.name, nic.id) and link.up, f"{nic.tap} is ready")
     _require(all(observed.disks[disk.path].exists for disk in spec.disks if disk.path), "all disks are there")
     nics: Mapping[str, NicState] = {nic.id: NicState(NicBackend.ATTACHED, nic.tap) for nic in spec.nics}
+    shortage = Room({}, replace(observed, in_flight={}, short=frozenset())).shortage(spec)
+    _require(shortage is None, f"the host can hold {spec.name}: {shortage}")
     pid = 1000 + len(observed.vms)
     state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)
     return _with_vm(observed, spec.name, state)

@@ -126,18 +126,39 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The host's memory at one instant: what is available, and what each guest's QEMU, by pid, had taken by then.
+
+    Both belong together: a guest that takes more of what it was promised afterwards changes nothing of what is left.
+    `source` says of what it is available, `kvm` what `accel = "auto"` takes.
+    """
+
+    available_bytes: int
+    resident_bytes: Mapping[int, int] = field(default_factory=dict)
+    kvm: bool = False
+    source: str = "the host's memory"
+
+
+@dataclass(frozen=True, slots=True)
 class HostState:
-    """What the host can do. `qemu` is the path of its QEMU, None when there is none; `qemu_problem` says why."""
+    """What the host can do. `qemu` is the path of its QEMU, None when there is none; `qemu_problem` says why.
+
+    `memory` None: not looked at.
+    """
 
     boot_id: str = ""
     qemu: str | None = "qemu-system-x86_64"
     qemu_problem: str = ""
     start_slots: int = 4
+    memory: HostMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The world at one moment. Keys: links by name, guests by name, disks by path, attempts by action key."""
+    """The world at one moment. Keys: links by name, guests by name, disks by path, attempts by action key.
+
+    `short` are the guests that the host had no memory for when it was planned last.
+    """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
     vms: Mapping[str, VmState] = field(default_factory=dict)
@@ -150,4 +171,5 @@ class Observed:
     in_flight: Mapping[str, str] = field(default_factory=dict)
     stops_at_s: tuple[float, ...] = ()
     approved: frozenset[str] = frozenset()
+    short: frozenset[str] = frozenset()
     max_disruption: int = 3

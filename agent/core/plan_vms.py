@@ -37,6 +37,9 @@ NO_INTENT = Intent()
 LOOK_AGAIN_S = 1.0
 """When to look again for a disk that is missing: nothing rings when a file system is mounted."""
 
+MEMORY_AGAIN_S = 5.0
+"""When to look again for memory: nothing rings when another program gives some back."""
+
 RESUME_FREE_BYTES = 64 << 20
 """What the file system of each disk must have free before a guest goes on that was paused when there was nothing left:
 well above nothing, or it would be paused again at its next few writes."""
@@ -182,8 +185,10 @@ def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
         draft.tell(resource, "Waiting", message)
     ready = not waits and plan_taps_before_launch(draft, spec)
     disks = [_plan_disk(draft, spec, disk) for disk in spec.disks]
-    if ready and all(disks) and _has_start_slot(draft):
-        draft.propose(LaunchVm(resource, Reason.WANTED, spec, intent.generation, intent.reset_generation))
+    if ready and all(disks) and _has_memory(draft, spec) and _has_start_slot(draft):
+        launch = LaunchVm(resource, Reason.WANTED, spec, intent.generation, intent.reset_generation)
+        if draft.propose(launch):
+            draft.room.take(spec)
 
 
 def _may_start_now(draft: Draft, spec: VmSpec) -> bool:
@@ -268,6 +273,15 @@ def _tell_sizes_of_running(draft: Draft, spec: VmSpec) -> None:
         resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
         if _tell_size(draft, resource, disk, state):
             draft.tell(resource, "GrowthPending", f"{disk.path} grows when {spec.name} is started the next time")
+
+
+def _has_memory(draft: Draft, spec: VmSpec) -> bool:
+    shortage = draft.room.shortage(spec)
+    if shortage is None:
+        return True
+    draft.tell(vm_resource(spec.name), "MemoryShort", shortage)
+    draft.wake_at(draft.now_s + MEMORY_AGAIN_S)
+    return False
 
 
 def _has_start_slot(draft: Draft) -> bool:

@@ -17,6 +17,7 @@ from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_taps import plan_unwanted_taps
 from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
+from agent.core.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
 
     `now_s` is CLOCK_BOOTTIME in seconds. Never raises; the same inputs give the same plan.
     """
-    draft = Draft(observed, now_s)
+    draft = Draft(observed, now_s, Room(desired.vms, observed))
     stops = unit_stops(desired, observed, now_s)
     draft.wake_at(stops.wake_at_s)
     wanted = sort_guests(desired, observed, stops)

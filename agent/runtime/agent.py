@@ -55,7 +55,7 @@ from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
-from agent.runtime.observe import DiskLooks, full_disks, sized_disks, unstarted_disks
+from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unstarted_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
@@ -127,6 +127,7 @@ class Agent:
         self._keeper = Keeper(state, memory)
         self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
+        self._memory = MemoryLooks()
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
         self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state.firmware)
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
@@ -250,7 +251,7 @@ class Agent:
             links=self._links.snapshot,
             vms=vms,
             disks=self._disks.states(memory.known_disks),
-            host=self._host,
+            host=replace(self._host, memory=self._memory.look(desired, vms)),
             intents=memory.intents,
             ends=memory.ends,
             enslaved=memory.enslaved,
@@ -258,6 +259,7 @@ class Agent:
             in_flight=dict(self._reconciler.in_flight),
             stops_at_s=memory.stops_at_s,
             approved=memory.approved,
+            short=short_of_memory(self._reconciler.last.plan),
             max_disruption=self._max_disruption,
         )
 

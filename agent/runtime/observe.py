@@ -1,4 +1,4 @@
-"""Looks at what has no events of its own: the files of disks."""
+"""Looks at what has no events of its own: the files of disks, and the host's memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+import structlog
+
 from agent.core.desired import Desired, DiskSpec
-from agent.core.observed import DiskState, VmState
+from agent.core.draft import Plan
+from agent.core.errors import ObservationError
+from agent.core.observed import DiskState, HostMemory, VmState
 from agent.host.disks import DiskLook, look_at_disk
+from agent.host.host_memory import look_at_memory
+from agent.host.processes import kvm_usable
+from agent.runtime.clock import now_s
 from agent.runtime.keeper import Keeper
+
+log = structlog.get_logger("vmhost.observe")
+
+MEMORY_OLD_S = 2.0
 
 
 class DiskLooks:
@@ -68,6 +79,38 @@ class DiskLooks:
         """Look at a disk that was just changed, so that the next plan sees it as it is."""
         self._overtaken |= {disk.path} & self._looking
         self._seen[disk.path] = await asyncio.to_thread(look_at_disk, disk.path, disk.format)
+
+
+class MemoryLooks:
+    """Looks at the host's memory, while guests wait to be started."""
+
+    def __init__(self) -> None:
+        self._kvm = kvm_usable()
+        self._seen: HostMemory | None = None
+        self._at_s = 0.0
+
+    def look(self, desired: Desired, running: Mapping[str, VmState]) -> HostMemory | None:
+        """What the host has left; None if nobody asks, or the kernel does not say: then nothing is refused for it.
+
+        A look some time ago does as well, because what guests take of what they were promised changes nothing; not when
+        one of them is gone, which gave back what it had.
+        """
+        if all(name in running or not spec.enabled for name, spec in desired.vms.items()):
+            return None
+        pids = {state.pid for state in running.values() if state.pid is not None and state.alive}
+        if self._seen is None or now_s() > self._at_s + MEMORY_OLD_S or not self._seen.resident_bytes.keys() <= pids:
+            self._at_s = now_s()
+            try:
+                self._seen = look_at_memory(pids, kvm=self._kvm)
+            except ObservationError as error:
+                log.warning("the host's memory is not known; no guest is refused for it", why=str(error))
+                self._seen = None
+        return self._seen
+
+
+def short_of_memory(last: Plan) -> frozenset[str]:
+    """The guests that there was no memory for in a plan."""
+    return frozenset(c.resource.removeprefix("vm/") for c in last.conditions if c.type == "MemoryShort")
 
 
 def unstarted_disks(desired: Desired, running: Iterable[str]) -> list[DiskSpec]:

@@ -157,6 +157,7 @@ class VmTable(Table):
     after: Annotated[tuple[After, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
     description: Text = ""
     enabled: bool = True
+    overcommit: bool = False
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)

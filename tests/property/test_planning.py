@@ -15,6 +15,7 @@ from agent.core.model import apply
 from agent.core.observed import (
     AddressState,
     DiskState,
+    HostMemory,
     HostState,
     Intent,
     LinkState,
@@ -23,10 +24,13 @@ from agent.core.observed import (
     Observed,
 )
 from agent.core.planning import plan
+from agent.core.room import need_bytes
 
 BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")
 GUESTS = ("one", "two", "three")
+MEMORIES = tuple(HostMemory(mib << 20) for mib in (0, 700, 1300, 64_000))
+"""A guest of these may take some 600 MiB: room for none, for one, for two, for all."""
 dices = st.integers(0, 1 << 30).map(Random)
 
 
@@ -163,6 +167,27 @@ def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: 
     assert set(settled.vms) == runnable(desired, settled)
     straight, _ = settle(desired, host)
     assert set(straight.vms) == set(settled.vms)
+
+
+@given(desired=wishes(), host=hosts(), dice=dices, memory=st.sampled_from(MEMORIES))
+@settings(max_examples=100, deadline=None)
+def test_nobody_is_promised_what_is_not_there_and_everybody_runs_once_it_is(
+    desired: Desired, host: Observed, dice: Random, memory: HostMemory
+) -> None:
+    tight, _ = settle(desired, with_memory(host, memory), dice)
+    promised = sum(need_bytes(state.spec, kvm=False) for state in tight.vms.values())
+    assert promised <= memory.available_bytes
+    left = memory.available_bytes - promised
+    told = {c.resource for c in plan(desired, tight, 1000.0).conditions if c.type == "MemoryShort"}
+    for name in runnable(desired, tight) - set(tight.vms):
+        waits = any(before.removeprefix("vm:") not in tight.vms for before in desired.vms[name].after)
+        assert waits or (f"vm/{name}" in told and left < need_bytes(desired.vms[name], kvm=False))
+    ample, _ = settle(desired, with_memory(tight, MEMORIES[-1]), dice, start_s=1000.0)
+    assert set(ample.vms) == runnable(desired, ample)
+
+
+def with_memory(observed: Observed, memory: HostMemory) -> Observed:
+    return replace(observed, host=replace(observed.host, memory=memory))
 
 
 @given(desired=wishes(), host=hosts(), dice=dices)
