@@ -24,8 +24,8 @@ def look_at_memory(
     """What is available now, of the host or of the slice if that is less, and what these processes have of it.
 
     Available is what the kernel holds possible without swapping (proc(5), MemAvailable); of the slice, its limit less
-    what it uses, its inactive file pages aside (Linux, cgroup-v2: memory.max, memory.current, memory.stat).
-    Reads /proc only, which does not block. Raises ObservationError if the kernel does not say.
+    what it uses, its inactive file pages aside (Linux, cgroup-v2: memory.max, .high, .current, .stat).
+    Reads no disk, so it does not block. Raises ObservationError if the kernel does not say.
     """
     resident = {pid: taken for pid in pids if (taken := _anonymous_bytes(proc, pid)) is not None}
     try:
@@ -44,14 +44,15 @@ def look_at_memory(
 def _left_in_slice(group: Path) -> int | None:
     """What a control group may still take; None without one, or without a limit."""
     try:
-        limit = (group / "memory.max").read_text().strip()
+        limits = [(group / name).read_text().strip() for name in ("memory.max", "memory.high")]
         current = int((group / "memory.current").read_text())
         inactive = _INACTIVE.search((group / "memory.stat").read_text())
     except OSError:
         return None
-    if limit == "max":
+    set_ones = [int(limit) for limit in limits if limit != "max"]
+    if not set_ones:
         return None
-    return max(0, int(limit) - current + (int(inactive[1]) if inactive else 0))
+    return max(0, min(set_ones) - current + (int(inactive[1]) if inactive else 0))
 
 
 def _anonymous_bytes(proc: Path, pid: int) -> int | None:

@@ -41,8 +41,13 @@ def fill(folder: Path, files: dict[str, str]) -> Path:
 MEMINFO = {"meminfo": f"MemTotal: 9 kB\nMemAvailable:    {8 << 20} kB\n"}
 
 
-def slice_of(limit: str, current: int, inactive: int) -> dict[str, str]:
-    values = {"max": limit, "current": str(current), "stat": f"anon 1\ninactive_file {inactive}\nactive_file 7\n"}
+def slice_of(limit: str, current: int, inactive: int, high: str = "max") -> dict[str, str]:
+    values = {
+        "max": limit,
+        "high": high,
+        "current": str(current),
+        "stat": f"anon 1\ninactive_file {inactive}\nactive_file 7\n",
+    }
     return {f"cgroups/vmhost.slice/memory.{name}": f"{value}\n".replace("\n\n", "\n") for name, value in values.items()}
 
 
@@ -53,6 +58,8 @@ def slice_of(limit: str, current: int, inactive: int) -> dict[str, str]:
         (slice_of("max", GIB, 0), HostMemory(8 * GIB)),
         (slice_of(str(20 * GIB), GIB, 0), HostMemory(8 * GIB)),
         (slice_of(str(4 * GIB), 3 * GIB, GIB // 2), HostMemory(GIB * 3 // 2, source="the limit of vmhost.slice")),
+        (slice_of("max", 3 * GIB, 0, str(4 * GIB)), HostMemory(GIB, source="the limit of vmhost.slice")),
+        (slice_of(str(5 * GIB), 3 * GIB, 0, str(4 * GIB)), HostMemory(GIB, source="the limit of vmhost.slice")),
         (slice_of(str(4 * GIB), 5 * GIB, 0), HostMemory(0, source="the limit of vmhost.slice")),
     ],
 )
