@@ -34,6 +34,7 @@ from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
 from agent.runtime.listener import Sources, keep_listening
 from agent.runtime.service import Service
+from agent.runtime.starts import Starts, starts_here
 from agent.telemetry.guard import Protection
 from agent.telemetry.httpd import Health, health_of_passes
 from agent.telemetry.journal import Journal, set_up_logging
@@ -67,7 +68,8 @@ def run(settings: Settings) -> int:
         with contextlib.ExitStack() as held:
             notifier = held.enter_context(Notifier.from_environment(os.environ))
             state = _claim(settings, held)
-            asyncio.run(_serve(settings, state, notifier))
+            starts = starts_here(os.environ, settings.run_dir)
+            asyncio.run(_serve(settings, state, notifier, starts))
     except* (AgentError, OSError) as errors:
         problems = [str(error) for error in _leaves(errors)]
     for problem in problems:
@@ -108,7 +110,7 @@ def _only_one_in_namespace() -> Iterator[None]:
         yield
 
 
-async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier) -> None:
+async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier, starts: Starts) -> None:
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -141,6 +143,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier) 
             facts,
             qemu,
             notifier,
+            starts,
         )
         serving = group.create_task(agent.run(), name="agent")
         listening = group.create_task(_serve_metrics(settings, agent, chronicle), name="metrics")

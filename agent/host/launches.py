@@ -40,7 +40,8 @@ class LaunchRecord:
     """A guest's launch. `nic_fds` are descriptor numbers inside QEMU, by NIC; `pid` is None until QEMU was spawned.
 
     `start_time` tells its process from a later one of the same pid; `exit_reason` is why it ended, once that is known.
-    `stopping`: this launch is being ended by us, and what it does then is no end of its own.
+    `stopping`: this launch is being ended by us, and what it does then is no end of its own. `unit`: the service that
+    QEMU runs as, empty if it was started as a child of the agent; it keeps its name when the guest is renamed.
     """
 
     spec: VmSpec
@@ -52,6 +53,7 @@ class LaunchRecord:
     start_time: int | None = None
     exit_reason: str | None = None
     stopping: bool = False
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ OLDEST_QEMU = (7, 1)
 _OWN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """A guest's user may write to the folder of its logs: no link of its is followed, no pipe waited for."""
 
+ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin", "LC_ALL": "C"}
+"""All that a QEMU finds in its environment."""
+
 KVM_DEVICE = "/dev/kvm"
 LOG_MAX_BYTES = 1 << 20
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -47,10 +50,13 @@ class ExitStatus:
 
     code: int | None
     signal: int | None
+    oom: bool = False
 
     @property
     def reason(self) -> str:
         """The label of `vm_exits_total`. A QEMU that exits with 0 was told to, by `quit` or by SIGTERM."""
+        if self.oom:
+            return "oom"
         if self.signal == signal.SIGKILL:
             return "killed"
         return "host" if self.code == 0 else "crash"
@@ -132,15 +138,9 @@ async def spawn(
     PermanentError if it cannot be started at all; if `argv[0]` cannot be executed, the process ends with code 126 or
     127 and the log says why. The caller keeps its own copies of `pass_fds`.
     """
-    supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
-    dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
-    command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", supplementary, *dropped, "--", *argv]
+    log = log_of(log_path)
     try:
-        log = open_log(Path(log_path))
-    except OSError as error:
-        raise TransientError(f"{log_path}: {error.strerror}", reason="LogUnwritable") from error
-    try:
-        child = _popen(command, pass_fds, log, cwd)
+        child = _popen(unprivileged(argv, uid=uid, groups=groups), pass_fds, log, cwd)
     finally:
         os.close(log)
     with contextlib.suppress(OSError):  # it is gone already
@@ -150,8 +150,22 @@ async def spawn(
     return Process(child.pid, stat.start_time if stat else 0, pidfd, child)
 
 
+def unprivileged(argv: Sequence[str], *, uid: int, groups: Sequence[int] = ()) -> list[str]:
+    """A command line that, as root, starts `argv` as `uid` with no capability and no way to get one (setpriv(1))."""
+    supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+    dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", supplementary, *dropped, "--", *argv]
+
+
+def log_of(path: str | Path) -> int:
+    """As `open_log`; TransientError `LogUnwritable` if it cannot be had."""
+    try:
+        return open_log(Path(path))
+    except OSError as error:
+        raise TransientError(f"{path}: {error.strerror}", reason="LogUnwritable") from error
+
+
 def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path) -> subprocess.Popen[bytes]:
-    environment = {"PATH": os.defpath + ":/usr/sbin:/sbin", "LC_ALL": "C"}
     try:
         return subprocess.Popen(
             command,
@@ -160,7 +174,7 @@ def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str |
             stderr=log,
             pass_fds=tuple(pass_fds),
             cwd=cwd,
-            env=environment,
+            env=ENVIRONMENT,
             start_new_session=True,
             umask=0o077,
         )
@@ -225,6 +239,22 @@ def find_process(pid: int, start_time: int) -> Process | None:
         os.close(pidfd)
         return None
     return Process(pid, start_time, pidfd)
+
+
+def running_process(pid: int) -> Process | None:
+    """The process that has a pid now, None if there is none; the caller knows that it has not been reused."""
+    stat = _stat(pid)
+    return find_process(pid, stat.start_time) if stat else None
+
+
+def service_of(pid: int) -> str:
+    """The systemd unit that a process belongs to, by its control group; empty if there is none (cgroups(7))."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    groups = [line.split(":", 2)[2] for line in lines if ":name=systemd:" in line or line.startswith("0::")]
+    return next((group.rpartition("/")[2] for group in groups if group.endswith(".service")), "")
 
 
 def find_process_with(path: Path) -> Process | None:

@@ -51,7 +51,7 @@ class Adoption:
             self.journal.record("agent", "adopted", f"adopted {running} running guests")
 
     async def _adopt(self, records: Sequence[LaunchRecord]) -> int:
-        running = self.guests.adopt(records)
+        running = await self.guests.adopt(records)
         states = [guest.state() for guest in self.guests]
 
         def with_launches(memory: Memory) -> Memory:

@@ -60,6 +60,7 @@ from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.replug import negotiated_settings, replug
+from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
 
@@ -113,6 +114,7 @@ class Agent:
         facts: AgentFacts,
         qemu: QemuFound,
         notifier: Notifier,
+        starts: Starts,
     ) -> None:
         self._links = links
         self._chronicle = chronicle
@@ -120,8 +122,9 @@ class Agent:
         self._launches = Launches(run_dir)
         self._directory = UnitDirectory(units)
         self._descriptors = Descriptors(notifier)
+        self._starts = starts
         self._doorbell = Doorbell()
-        self._guests = Guests(self._launches, self._descriptors, self._doorbell.ring, chronicle)
+        self._guests = Guests(self._launches, self._descriptors, starts, self._doorbell.ring, chronicle)
         self._host = HostState(boot_id(), qemu.path, qemu.problem, start_slots())
         self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
@@ -129,7 +132,9 @@ class Agent:
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._memory = MemoryLooks()
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
-        self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state.firmware)
+        self._vm_executor = VmExecutor(
+            self._launches, self._guests, self._descriptors, self._keeper, state.firmware, starts
+        )
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
         self.operator = Operator(
             facts, self._reconciler, self._units, self._keeper, chronicle, look_at_all=self._look_at_all
@@ -155,6 +160,7 @@ class Agent:
                 group.create_task(self._reconciler.run(), name="reconciler")
         finally:
             await self._guests.close()
+            self._starts.close()
             self._descriptors.close()
 
     async def next_pass(self) -> float:

@@ -20,13 +20,14 @@ from agent.core.qemu_serial import serial_log, serial_sockets
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
-from agent.host.processes import kvm_groups, kvm_usable, last_line, open_log, spawn
+from agent.host.processes import kvm_groups, kvm_usable, last_line, open_log
 from agent.host.tap import attached_link, open_tap
 from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
+from agent.runtime.starts import Start, Starts
 from agent.runtime.threads import run_to_end
 
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -48,13 +49,20 @@ class VmExecutor:
     """Each method does one action and returns when the guest's state shows it, or raises an ActionError."""
 
     def __init__(
-        self, launches: Launches, guests: Guests, descriptors: Descriptors, keeper: Keeper, firmware: Path
+        self,
+        launches: Launches,
+        guests: Guests,
+        descriptors: Descriptors,
+        keeper: Keeper,
+        firmware: Path,
+        starts: Starts,
     ) -> None:
         self._launches = launches
         self._guests = guests
         self._descriptors = descriptors
         self._keeper = keeper
         self._firmware = firmware
+        self._starts = starts
 
     async def create_disk(self, action: CreateDisk) -> None:
         """Create a disk; it counts as known from now on, so that it is never created again."""
@@ -85,7 +93,7 @@ class VmExecutor:
                 raise
         await guest.connected()
         if not guest.alive:
-            await self._forget(spec.name)
+            await self._forget(guest)
             said = last_line(self._launches.log_path(spec.name)) or "it says nothing"
             raise TransientError(f"QEMU of {spec.name} did not start: {said}", reason="LaunchFailed")
 
@@ -140,14 +148,19 @@ class VmExecutor:
 
     async def _spawn(self, prepared: Prepared, qemu: str) -> Guest:
         spec, kvm = prepared.record.spec, kvm_usable()
-        process = await spawn(
-            qemu_argv(spec, qemu, prepared.files, kvm),
-            uid=spec.uid,
-            pass_fds=(*prepared.files.fds, prepared.lock),
+        with_kvm = resolved_accel(spec, kvm) == "kvm"
+        start = Start(
+            spec=spec,
+            argv=qemu_argv(spec, qemu, prepared.files, kvm),
+            fds=(*prepared.files.fds, prepared.lock),
+            directory=self._launches.directory(spec.name),
             log_path=self._launches.log_path(spec.name),
-            groups=kvm_groups() if resolved_accel(spec, kvm) == "kvm" else (),
+            groups=kvm_groups() if with_kvm else (),
+            files=[path for path in (prepared.files.kernel, prepared.files.initrd) if path],
+            kvm=with_kvm,
         )
-        record = replace(prepared.record, pid=process.pid, start_time=process.start_time)
+        process, unit = await self._starts.start(start)
+        record = replace(prepared.record, pid=process.pid, start_time=process.start_time, unit=unit)
         guest = self._guests.add(record, process)
         await run_to_end(self._launches.save, record)
         return guest
@@ -168,7 +181,7 @@ class VmExecutor:
         guest.record = replace(guest.record, stopping=True)
         await run_to_end(self._launches.save, guest.record)
         await guest.stop(action.timeout_s)
-        await self._forget(action.vm)
+        await self._forget(guest)
 
     async def end(self, action: EndVm) -> None:
         """Write down how a guest ended, before the QEMU that still knows it is told to quit."""
@@ -177,11 +190,13 @@ class VmExecutor:
             end = End(now_s(), ran_s(guest), boot_id(), action.exit_reason)
             await self._keeper.update(lambda memory: with_end(memory, action.vm, end))
         await guest.quit()
-        await self._forget(action.vm)
+        await self._forget(guest)
 
-    async def _forget(self, name: str) -> None:
-        await run_to_end(self._launches.forget, name)
-        self._guests.forget(name)
+    async def _forget(self, guest: Guest) -> None:
+        """Forget a launch that is over; the service manager last, which knows how it ended until that is recorded."""
+        await run_to_end(self._launches.forget, guest.name)
+        await self._starts.clear(guest.record)
+        self._guests.forget(guest.name)
 
     async def rename(self, action: RenameVm) -> None:
         """Carry a running guest over to its new name; restarts asked of whoever had that name before are not for it."""

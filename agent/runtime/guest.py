@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import structlog
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import LaunchRecord
-from agent.host.processes import Process, is_stuck, kill
+from agent.host.processes import ExitStatus, Process, is_stuck, kill
 from agent.host.qmp import Monitor
 from agent.runtime.clock import now_s
 from agent.runtime.descriptors import Descriptors
@@ -70,6 +70,7 @@ class Guest:
         descriptors: Descriptors,
         ring: Callable[[str], None],
         witness: GuestWitness,
+        find_end: Callable[[LaunchRecord], Awaitable[ExitStatus | None]],
     ) -> None:
         self.record = record
         self.process = process
@@ -83,6 +84,7 @@ class Guest:
         self._descriptors = descriptors
         self._ring = ring
         self._witness = witness
+        self._find_end = find_end
         self._deletions: dict[str, asyncio.Future[None]] = {}
         self._asked_s: float | None = now_s()
         self._stale = asyncio.Event()
@@ -119,13 +121,19 @@ class Guest:
             return
         async with asyncio.TaskGroup() as group:
             talking = group.create_task(self._keep_talking(), name=f"qmp {self.name}")
-            status = await self.process.wait_exit()
+            status = await self.process.wait_exit() or await self._find_end(self.record)
             talking.cancel()
         self.process.close()  # at once, and not when the collector of cycles comes by
         self.alive = False
         self.run_state = None
-        self.exit_reason = self._cause or (status.reason if status is not None else "crash")
+        self.exit_reason = self._reason_of(status)
         self._note_change("exit")
+
+    def _reason_of(self, status: ExitStatus | None) -> str:
+        """Why it ended: an OOM kill is known to the service manager only, all else QEMU knew better."""
+        if status is not None and status.oom:
+            return status.reason
+        return self._cause or (status.reason if status is not None else "crash")
 
     async def _keep_talking(self) -> None:
         connections = 0

@@ -15,6 +15,7 @@ from agent.host.processes import Process, find_process, find_process_with
 from agent.host.tap import fetch_descriptor
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest, GuestWitness
+from agent.runtime.starts import Starts, unit_of
 
 log = structlog.get_logger("vmhost.guests")
 
@@ -23,9 +24,15 @@ class Guests:
     """Serves each guest in a task of its own; what one does delays no other."""
 
     def __init__(
-        self, launches: Launches, descriptors: Descriptors, ring: Callable[[str], None], witness: GuestWitness
+        self,
+        launches: Launches,
+        descriptors: Descriptors,
+        starts: Starts,
+        ring: Callable[[str], None],
+        witness: GuestWitness,
     ) -> None:
         self._launches = launches
+        self._starts = starts
         self._descriptors = descriptors
         self._group: asyncio.TaskGroup | None = None
         self._ring = ring
@@ -57,7 +64,13 @@ class Guests:
     def add(self, record: LaunchRecord, process: Process | None) -> Guest:
         """Begin to serve a guest."""
         guest = Guest(
-            record, process, self._launches.directory(record.spec.name), self._descriptors, self._ring, self._witness
+            record,
+            process,
+            self._launches.directory(record.spec.name),
+            self._descriptors,
+            self._ring,
+            self._witness,
+            self._starts.find_end,
         )
         self._guests[record.spec.name] = guest
         if self._group is None:
@@ -65,7 +78,7 @@ class Guests:
         self._group.create_task(guest.serve(), name=f"guest {record.spec.name}")
         return guest
 
-    def adopt(self, records: Iterable[LaunchRecord]) -> int:
+    async def adopt(self, records: Iterable[LaunchRecord]) -> int:
         """Take over what an earlier agent launched; how many of them run."""
         running = 0
         for record in records:
@@ -74,10 +87,12 @@ class Guests:
                 self._launches.forget(record.spec.name)  # it was never spawned, so it has not ended either
                 continue
             if process is None:
-                self.add(record, None)
+                status = await self._starts.find_end(record)
+                self.add(record if status is None else replace(record, exit_reason=status.reason), None)
                 continue
             self._fetch_descriptors(record, process)
-            self.add(replace(record, pid=process.pid, start_time=process.start_time), process)
+            unit = record.unit or unit_of(process)
+            self.add(replace(record, pid=process.pid, start_time=process.start_time, unit=unit), process)
             running += 1
         return running
 

@@ -12,6 +12,7 @@ from agent.core.observed import LinkState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import find_process_with, launched_as
 from agent.host.tap import find_descriptor_number
+from agent.runtime.starts import unit_of
 
 
 def rebuilt_record(
@@ -37,6 +38,7 @@ def rebuilt_record(
         nic_fds={nic: number for nic, number in numbers.items() if number is not None},
         pid=process.pid,
         start_time=process.start_time,
+        unit=unit_of(process),
     )
 
 

@@ -1,0 +1,184 @@
+"""Two ways to run QEMU, and how it ended: as a child of the agent, or as a service of its own beside the agent."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from agent.core.desired import VmSpec
+from agent.core.errors import ActionError, TransientError
+from agent.core.guest_unit import UnitRights, is_guest_unit, unit_name, unit_properties
+from agent.host.handover import handover, launcher_command
+from agent.host.launches import LaunchRecord
+from agent.host.processes import (
+    ENVIRONMENT,
+    ExitStatus,
+    Process,
+    log_of,
+    running_process,
+    service_of,
+    spawn,
+    unprivileged,
+)
+from agent.host.systemd import ServiceManager, UnitExistsError, UnitStatus, runs_as_service
+
+log = structlog.get_logger("vmhost.starts")
+
+MAX_UNITS = 9
+"""How many units of one guest's name may be there at once: all but one belong to guests that were renamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to run: QEMU's command line, its user and groups, the descriptors that it inherits under their numbers,
+    its log and run directory, and the files that it reads by path."""
+
+    spec: VmSpec
+    argv: Sequence[str]
+    fds: Sequence[int]
+    directory: Path
+    log_path: Path
+    groups: Sequence[int] = ()
+    files: Sequence[str] = ()
+    kvm: bool = False
+
+
+class Starts(Protocol):
+    """A way to run QEMU. Whichever it is: no privilege, exactly these descriptors, and it outlives the agent."""
+
+    async def start(self, start: Start) -> tuple[Process, str]:
+        """Start QEMU: its process, and the unit that it runs as, if any. An ActionError if it cannot be started."""
+
+    async def find_end(self, record: LaunchRecord) -> ExitStatus | None:
+        """How a process that is gone ended, None if nobody knows; a child's end is told by its `wait_exit`."""
+
+    async def clear(self, record: LaunchRecord) -> None:
+        """Put away what is left of a process that is gone; never fails."""
+
+    def close(self) -> None:
+        """Let go; what was started runs on."""
+
+
+class ChildStarts:
+    """QEMU as a child: the way where there is no systemd, or the agent is not its service."""
+
+    async def start(self, start: Start) -> tuple[Process, str]:
+        """As `Starts.start`."""
+        process = await spawn(
+            start.argv, uid=start.spec.uid, pass_fds=start.fds, log_path=start.log_path, groups=start.groups
+        )
+        return process, ""
+
+    async def find_end(self, record: LaunchRecord) -> ExitStatus | None:  # noqa: ARG002
+        """As `Starts.find_end`: nobody knows."""
+        return None
+
+    async def clear(self, record: LaunchRecord) -> None:
+        """As `Starts.clear`: nothing is left."""
+
+    def close(self) -> None:
+        """As `Starts.close`."""
+
+
+class UnitStarts:
+    """QEMU as a transient service: systemd keeps how it ended, also while no agent runs."""
+
+    def __init__(self, manager: ServiceManager, run_dir: Path) -> None:
+        self._manager = manager
+        self._run_dir = run_dir
+
+    async def start(self, start: Start) -> tuple[Process, str]:
+        """As `Starts.start`."""
+        uid = start.spec.uid
+        output = log_of(start.log_path)
+        try:
+            with handover() as launcher:
+                standard = {
+                    "StandardInput": launcher.theirs.fileno(),
+                    "StandardOutput": output,
+                    "StandardError": output,
+                }
+                fds = {f"{name}FileDescriptor": fd for name, fd in standard.items()}
+                unit = await self._start_unit(start, fds)
+                launcher.sent()
+                try:
+                    process = running_process(await launcher.ready())
+                    if process is None:
+                        raise TransientError("it ended before it began", reason="LaunchFailed")
+                    launcher.give(unprivileged(start.argv, uid=uid, groups=start.groups), start.fds)
+                except ActionError as error:
+                    raise TransientError(f"{unit}: {error}; see journalctl -u {unit}", reason="LaunchFailed") from error
+                return process, unit
+        finally:
+            os.close(output)
+
+    async def _start_unit(self, start: Start, fds: dict[str, int]) -> str:
+        properties = unit_properties(
+            start.spec,
+            launcher_command(),
+            [f"{name}={value}" for name, value in ENVIRONMENT.items()],
+            self._rights(start),
+        )
+        for number in range(1, MAX_UNITS + 1):
+            unit = unit_name(start.spec.name, number)
+            await self._manager.clear(unit)
+            try:
+                await self._manager.start(unit, properties, fds)
+            except UnitExistsError:
+                continue
+            return unit
+        raise TransientError(f"{MAX_UNITS} units named after {start.spec.name} run", reason="LaunchFailed")
+
+    def _rights(self, start: Start) -> UnitRights:
+        return UnitRights(
+            run_dir=str(self._run_dir),
+            directory=str(start.directory),
+            files=tuple(start.files),
+            kvm=start.kvm,
+            max_descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )
+
+    async def find_end(self, record: LaunchRecord) -> ExitStatus | None:
+        """As `Starts.find_end`."""
+        if not record.unit:
+            return None
+        try:
+            status = await self._manager.wait_end(record.unit)
+        except ActionError as error:
+            log.warning("how a guest ended is not known", vm=record.spec.name, why=str(error))
+            return None
+        return exit_status(status) if status is not None and status.pid == record.pid else None
+
+    async def clear(self, record: LaunchRecord) -> None:
+        """As `Starts.clear`. A unit that could not be cleared is cleared before the guest's next start."""
+        if record.unit:
+            try:
+                await self._manager.clear(record.unit)
+            except ActionError as error:
+                log.warning("a guest's unit is left", vm=record.spec.name, unit=record.unit, why=str(error))
+
+    def close(self) -> None:
+        """As `Starts.close`."""
+        self._manager.close()
+
+
+def starts_here(environment: Mapping[str, str], run_dir: Path) -> Starts:
+    """The way of this host and this process."""
+    return UnitStarts(ServiceManager(), run_dir) if runs_as_service(environment) else ChildStarts()
+
+
+def exit_status(status: UnitStatus) -> ExitStatus:
+    """How a unit's process ended, in our words; systemd tells an OOM kill from others (systemd.service(5), Result=)."""
+    return ExitStatus(status.code, status.signal, oom=status.result == "oom-kill")
+
+
+def unit_of(process: Process) -> str:
+    """The guest's unit that a process runs in, empty if there is none: an agent that died may not have recorded it."""
+    unit = service_of(process.pid)
+    return unit if is_guest_unit(unit) else ""
