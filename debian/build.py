@@ -29,6 +29,7 @@ PREFIX = Path("opt/vmhost")
 COMMANDS = {"vmhost": "agent.cli.main", "vmhost-agent": "agent.__main__"}
 SHARED = {
     "systemd/vmhost-agent.service": "lib/systemd/system/vmhost-agent.service",
+    "systemd/vmhost-guests.service": "lib/systemd/system/vmhost-guests.service",
     "systemd/vmhost.slice": "lib/systemd/system/vmhost.slice",
     "systemd/sysusers.d/vmhost.conf": "usr/lib/sysusers.d/vmhost.conf",
     "systemd/tmpfiles.d/vmhost.conf": "usr/lib/tmpfiles.d/vmhost.conf",

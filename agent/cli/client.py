@@ -81,6 +81,10 @@ class AgentClient:
         """Allow what a question of this id is about."""
         return str(self._ask("POST", "/v1/approve", {"id": identity}, ANSWER_S)["message"])
 
+    def set_down(self, *, down: bool) -> str:
+        """Have all guests stopped in order and none started, or have them started again."""
+        return str(self._ask("POST", "/v1/down", {"down": down}, ANSWER_S)["message"])
+
     def plan(self, files: Mapping[str, bytes | None]) -> Json:
         """What the agent would do from here to settled, with these unit files in place by their names (None: gone)."""
         texts = {n: None if data is None else data.decode(errors="surrogateescape") for n, data in files.items()}

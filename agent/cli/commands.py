@@ -95,6 +95,15 @@ def approve(arguments: argparse.Namespace) -> int:
     return TRUE
 
 
+def down(arguments: argparse.Namespace) -> int:
+    """`vmhost down` and `vmhost up`: note it, then wait; a guest that hangs has its own deadline."""
+    message = _client(arguments).set_down(down=arguments.command == "down")
+    if arguments.no_wait:
+        write_line(sys.stdout, message)
+        return TRUE
+    return _wait(arguments, "settled", None)
+
+
 def _client(arguments: argparse.Namespace) -> AgentClient:
     return AgentClient(Path(arguments.run_dir))
 

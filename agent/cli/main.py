@@ -75,6 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
         intent.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
         _add_timeout(intent)
         intent.set_defaults(run=commands.intent)
+    for verb, text in HOST.items():
+        host = add(verb, text)
+        host.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
+        _add_timeout(host)
+        host.set_defaults(run=commands.down)
     approve = add("approve", "allow what the agent asked about (see status)")
     approve.add_argument("id", metavar="ID")
     approve.set_defaults(run=commands.approve)
@@ -97,6 +102,12 @@ INTENTS = {
     "stop": "stop a guest, and keep it stopped",
     "restart": "stop and start a guest; pending changes are applied",
     "reset": "press a guest's reset button",
+}
+
+
+HOST = {
+    "down": "stop all guests, last started first, and start none until `vmhost up` or the host's next boot",
+    "up": "let guests start again after `vmhost down`",
 }
 
 

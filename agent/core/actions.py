@@ -39,6 +39,7 @@ class Reason(StrEnum):
     UNWANTED = "unwanted"
     RESTART = "restart"
     RESET = "reset"
+    HOST_DOWN = "host-down"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,17 +109,19 @@ def _own_places(spec: VmSpec, rights: UnitRights) -> tuple[Property, ...]:
     """Files, devices and addresses: of the run directory only the guest's own folder is there; disks, taps, logs and
     firmware come as descriptors."""
     families = ["AF_UNIX", *(["AF_INET", "AF_INET6"] if isinstance(spec.vnc, str) else [])]
-    devices = [["/dev/kvm", "rw"]] if rights.kvm else []
+    devices = ["/dev/kvm"] if rights.kvm else []
+    places = [rights.directory, *devices]
     readable = [[path, path, False, _RECURSIVE] for path in rights.files]
     return (
         ("ProtectSystem", "s", "strict"),
         ("ProtectHome", "s", "tmpfs"),
         ("PrivateTmp", "b", True),
         ("TemporaryFileSystem", "a(ss)", [[rights.run_dir, "ro,mode=0711"]]),
-        ("BindPaths", "a(ssbt)", [[rights.directory, rights.directory, False, _RECURSIVE]]),
+        ("BindPaths", "a(ssbt)", [[path, path, False, _RECURSIVE] for path in places]),
         # An empty list would take back those of BindPaths as well (systemd keeps both in one list).
         *((("BindReadOnlyPaths", "a(ssbt)", readable),) if readable else ()),
+        ("PrivateDevices", "b", True),
         ("DevicePolicy", "s", "closed"),
-        ("DeviceAllow", "a(ss)", devices),
+        ("DeviceAllow", "a(ss)", [[path, "rw"] for path in devices]),
         ("RestrictAddressFamilies", "(bas)", [True, families]),
     )

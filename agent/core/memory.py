@@ -23,7 +23,8 @@ class Memory:
     """`seed` makes uuids, `incumbents` says which file holds which name, `retained` are last specs of bridges.
 
     `known_disks` were seen or made once, `enslaved` are ports that we put into bridges, `stops_at_s` recent stops that
-    units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`).
+    units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
+    the boot of the host in which no guest is to run, if it is this one.
     """
 
     seed: str
@@ -39,6 +40,7 @@ class Memory:
     enslaved: frozenset[tuple[str, str]] = frozenset()
     stops_at_s: tuple[float, ...] = ()
     approved: frozenset[str] = frozenset()
+    down_in: str = ""
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:

@@ -144,6 +144,7 @@ class HostState:
     """What the host can do. `qemu` is the path of its QEMU, None when there is none; `qemu_problem` says why.
 
     `memory` None: not looked at.
+    `down`: an operator, or the shutdown of the host, wants no guest to run in this boot.
     """
 
     boot_id: str = ""
@@ -151,6 +152,7 @@ class HostState:
     qemu_problem: str = ""
     start_slots: int = 4
     memory: HostMemory | None = None
+    down: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from agent.core.draft import Draft, Plan
 from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
+from agent.core.plan_down import plan_down
 from agent.core.plan_taps import plan_unwanted_taps
 from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.room import Room
@@ -49,22 +50,30 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         if name not in desired.bridges:
             message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
             draft.tell(bridge_resource(name), "StillNeeded", message)
+    if observed.host.down:
+        plan_down(draft, desired.vms)
+    else:
+        _plan_guests(draft, wanted, stops)
+    if desired.complete:
+        plan_unwanted_taps(draft, desired.vms)
+        plan_unwanted_bridges(draft, bridges)
+    return draft.finish(stops.approval)
+
+
+def _plan_guests(draft: Draft, wanted: Wanted, stops: Stops) -> None:
+    vms = draft.observed.vms
     for name, why in wanted.kept.items():
         draft.tell(vm_resource(name), "Held", why, reason=_held_reason(name, stops), deviates=False)
-        plan_kept(draft, name, observed.vms[name])
+        plan_kept(draft, name, vms[name])
     for name, new_name in wanted.renamed.items():
-        plan_rename(draft, name, observed.vms[name], new_name)
+        plan_rename(draft, name, vms[name], new_name)
     for name in wanted.leftover:
-        plan_leftover(draft, name, observed.vms[name])
+        plan_leftover(draft, name, vms[name])
     for name, present in wanted.elsewhere.items():
         message = f"its guest, by its uuid, still runs as {present}; `vmhost why {present}` says what it waits for"
         draft.tell(vm_resource(name), "Waiting", message)
     for spec in wanted.vms.values():
         plan_vm(draft, spec)
-    if desired.complete:
-        plan_unwanted_taps(draft, desired.vms)
-        plan_unwanted_bridges(draft, bridges)
-    return draft.finish(stops.approval)
 
 
 def sort_guests(desired: Desired, observed: Observed, stops: Stops) -> Wanted:

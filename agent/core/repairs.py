@@ -10,7 +10,7 @@ from agent.core.desired import Desired
 from agent.core.draft import Plan
 from agent.core.observed import Observed
 
-EDITS = frozenset({Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET})
+EDITS = frozenset({Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET, Reason.HOST_DOWN})
 """Reasons that come from a unit or an operator, never from a fault."""
 
 

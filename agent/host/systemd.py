@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,11 @@ class ServiceManager:
                         pass
                 return status
         return None
+
+    async def kill(self, unit: str) -> None:
+        """Kill the main process of a service with SIGKILL; nothing happens if it has ended, or is not there."""
+        with contextlib.suppress(PermanentError):
+            await self._call("KillUnit", "ssi", [unit, "main", signal.SIGKILL.value])
 
     async def clear(self, unit: str) -> None:
         """Have the manager forget a service that has ended; one that runs, or is not there, is left as it is."""

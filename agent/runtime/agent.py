@@ -257,7 +257,11 @@ class Agent:
             links=self._links.snapshot,
             vms=vms,
             disks=self._disks.states(memory.known_disks),
-            host=replace(self._host, memory=self._memory.look(desired, vms)),
+            host=replace(
+                self._host,
+                memory=self._memory.look(desired, vms),
+                down=memory.down_in == self._host.boot_id,
+            ),
             intents=memory.intents,
             ends=memory.ends,
             enslaved=memory.enslaved,

@@ -7,6 +7,7 @@
 | POST /v1/wait {"what", "name", "timeout_s"} | {"ok", "message"} once it is decided |
 | POST /v1/intent {"verb", "name"} | {"message"} |
 | POST /v1/approve {"id"} | {"message"} |
+| POST /v1/down {"down": true or false} | {"message"} |
 | POST /v1/plan {"files": {NAME: text or null}} | what would be done with these in place or gone (`core.forecast`) |
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.why`) |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.show`) |
@@ -103,6 +104,9 @@ class AgentApi(Protocol):
     async def approve(self, identity: str) -> str:
         """Allow the stops that a question of this id is about; returns a line for the operator."""
 
+    async def set_down(self, *, down: bool) -> str:
+        """Stop all guests in order and start none, or let them start again; returns a line for the operator."""
+
     async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
         """What would be done from here to settled, with these unit files in place by their names (None: gone)."""
 
@@ -195,6 +199,7 @@ def _application(api: AgentApi, rights: Rights) -> web.Application:
             web.post("/v1/wait", control.wait),
             web.post("/v1/intent", control.intent),
             web.post("/v1/approve", control.approve),
+            web.post("/v1/down", control.down),
             web.post("/v1/plan", control.plan),
             web.get("/v1/why", control.why),
             web.get("/v1/show", control.show),
@@ -267,6 +272,12 @@ class _Control:
     async def approve(self, request: web.Request) -> web.StreamResponse:
         identity = _text(await _read_object(request), "id")
         return web.json_response({"message": await asyncio.shield(self._api.approve(identity))})
+
+    async def down(self, request: web.Request) -> web.StreamResponse:
+        down = (await _read_object(request)).get("down")
+        if not isinstance(down, bool):
+            raise web.HTTPBadRequest(text="down: want true or false")
+        return web.json_response({"message": await asyncio.shield(self._api.set_down(down=down))})
 
     async def plan(self, request: web.Request) -> web.StreamResponse:
         body = await _read_object(request.clone(client_max_size=MAX_PLAN_BYTES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +14,11 @@ import structlog
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import LaunchRecord
-from agent.host.processes import ExitStatus, Process, is_stuck, kill
+from agent.host.processes import ExitStatus, Process, is_stuck
 from agent.host.qmp import Monitor
 from agent.runtime.clock import now_s
 from agent.runtime.descriptors import Descriptors
+from agent.runtime.starts import Starts
 
 log = structlog.get_logger("vmhost.guest")
 
@@ -70,7 +71,7 @@ class Guest:
         descriptors: Descriptors,
         ring: Callable[[str], None],
         witness: GuestWitness,
-        find_end: Callable[[LaunchRecord], Awaitable[ExitStatus | None]],
+        starts: Starts,
     ) -> None:
         self.record = record
         self.process = process
@@ -84,7 +85,7 @@ class Guest:
         self._descriptors = descriptors
         self._ring = ring
         self._witness = witness
-        self._find_end = find_end
+        self._starts = starts
         self._deletions: dict[str, asyncio.Future[None]] = {}
         self._asked_s: float | None = now_s()
         self._stale = asyncio.Event()
@@ -121,7 +122,7 @@ class Guest:
             return
         async with asyncio.TaskGroup() as group:
             talking = group.create_task(self._keep_talking(), name=f"qmp {self.name}")
-            status = await self.process.wait_exit() or await self._find_end(self.record)
+            status = await self.process.wait_exit() or await self._starts.find_end(self.record)
             talking.cancel()
         self.process.close()  # at once, and not when the collector of cycles comes by
         self.alive = False
@@ -279,7 +280,7 @@ class Guest:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._until(lambda: not self.alive), QUIT_GRACE_S)
         if self.alive and self.process is not None:
-            kill(self.process)
+            await self._starts.kill(self.record, self.process)
             await self._until(lambda: not self.alive)
 
     async def _until(self, holds: Callable[[], bool]) -> None:

@@ -70,7 +70,7 @@ class Guests:
             self._descriptors,
             self._ring,
             self._witness,
-            self._starts.find_end,
+            self._starts,
         )
         self._guests[record.spec.name] = guest
         if self._group is None:

@@ -169,6 +169,16 @@ class Operator:
         await self._reconciler.next_pass()
         return f"stopping {guests}"
 
+    async def set_down(self, *, down: bool) -> str:
+        """Stop all guests in order and start none, or let them start again; held until the host's next boot."""
+        wanted = self._reconciler.last.observed.host.boot_id if down else ""
+        if self._keeper.memory.down_in != wanted:
+            await self._keeper.update(lambda memory: replace(memory, down_in=wanted))
+            said = "all guests are to stop, and none is to start" if down else "guests are to run again"
+            self._chronicle.journal.record("agent", "down" if down else "up", said)
+        await self._reconciler.next_pass()
+        return "guests are being stopped" if down else "guests are started as their units say"
+
     async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
         """What would be done from here to settled, with these unit files in place."""
         return await self._explainer.plan(files)

@@ -20,6 +20,7 @@ from agent.host.processes import (
     ENVIRONMENT,
     ExitStatus,
     Process,
+    kill,
     log_of,
     running_process,
     service_of,
@@ -58,6 +59,9 @@ class Starts(Protocol):
     async def find_end(self, record: LaunchRecord) -> ExitStatus | None:
         """How a process that is gone ended, None if nobody knows; a child's end is told by its `wait_exit`."""
 
+    async def kill(self, record: LaunchRecord, process: Process) -> None:
+        """Kill a process that obeys nobody; nothing happens if it is gone. ActionError if that cannot be done now."""
+
     async def clear(self, record: LaunchRecord) -> None:
         """Put away what is left of a process that is gone; never fails."""
 
@@ -78,6 +82,10 @@ class ChildStarts:
     async def find_end(self, record: LaunchRecord) -> ExitStatus | None:  # noqa: ARG002
         """As `Starts.find_end`: nobody knows."""
         return None
+
+    async def kill(self, record: LaunchRecord, process: Process) -> None:  # noqa: ARG002
+        """As `Starts.kill`."""
+        kill(process)
 
     async def clear(self, record: LaunchRecord) -> None:
         """As `Starts.clear`: nothing is left."""
@@ -154,6 +162,13 @@ class UnitStarts:
             log.warning("how a guest ended is not known", vm=record.spec.name, why=str(error))
             return None
         return exit_status(status) if status is not None and status.pid == record.pid else None
+
+    async def kill(self, record: LaunchRecord, process: Process) -> None:
+        """As `Starts.kill`: by systemd, so that the agent needs no right to kill just anybody."""
+        if record.unit:
+            await self._manager.kill(record.unit)
+        else:
+            kill(process)
 
     async def clear(self, record: LaunchRecord) -> None:
         """As `Starts.clear`. A unit that could not be cleared is cleared before the guest's next start."""

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from agent.core.desired import VmSpec
 from agent.host.launches import Launches, LaunchRecord
-from agent.host.processes import ExitStatus, Process, kill, service_of
+from agent.host.processes import ExitStatus, Process, service_of
 from agent.host.systemd import ServiceManager
 from agent.runtime.starts import ChildStarts, Start, Starts, UnitStarts, unit_of
 
@@ -67,9 +67,10 @@ class Ways:
         try:
             yield process, record
         finally:
-            kill(process)
+            await starts.kill(record, process)
             await process.wait_exit()
             await starts.find_end(record)
+            await starts.kill(record, process)  # which is nothing now
             await starts.clear(record)
 
     def log(self, name: str = "start-case") -> str:

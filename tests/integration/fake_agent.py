@@ -84,6 +84,10 @@ class FakeAgent:
             raise RefusedError(f"nothing asks for an approval {identity}; `vmhost status` shows what does")
         return "3 guests may stop"
 
+    async def set_down(self, *, down: bool) -> str:
+        self.asked.append(("down" if down else "up", ""))
+        return "noted"
+
     async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
         self.planned = files
         found = forecast(Desired({"br-lan": BridgeSpec("br-lan", "02:00:00:00:00:02")}), Observed(), 0.0)

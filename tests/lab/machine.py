@@ -145,6 +145,10 @@ class Lab:
                 raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: {self.console[-2000:]}")
             time.sleep(0.05)
 
+    def has_ended(self) -> bool:
+        """Whether the lab is off, having shut itself down."""
+        return self._nspawn is None or self._nspawn.poll() is not None
+
     def kill(self) -> None:
         """End the lab, with every process in it: they go with their process 1 (pid_namespaces(7))."""
         if self._pid:

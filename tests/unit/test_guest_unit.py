@@ -55,7 +55,9 @@ def test_no_list_is_empty_that_systemd_takes_for_a_reset() -> None:
 
 
 def test_kvm_and_a_display_on_an_address_are_let_in() -> None:
-    assert properties(spec(), replace(RIGHTS, kvm=True))["DeviceAllow"] == [["/dev/kvm", "rw"]]
+    with_kvm = properties(spec(), replace(RIGHTS, kvm=True))
+    assert with_kvm["DeviceAllow"] == [["/dev/kvm", "rw"]]
+    assert ["/dev/kvm", "/dev/kvm", False, 16384] in with_kvm["BindPaths"]  # type: ignore[operator]
     assert properties(spec(vnc=True))["RestrictAddressFamilies"] == [True, ["AF_UNIX"]]
     families = properties(spec(vnc="127.0.0.1:1"))["RestrictAddressFamilies"]
     assert families == [True, ["AF_UNIX", "AF_INET", "AF_INET6"]]
