@@ -30,6 +30,7 @@ BOOTED = Path("/run/systemd/system")
 
 ANSWER_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 5.0
+CLEAR_TIMEOUT_S = 1.0
 _CLD_EXITED = 1
 """waitid(2): `ExecMainCode` of a process that exited; all others were ended by a signal."""
 
@@ -113,13 +114,19 @@ class ServiceManager:
             await self._call("KillUnit", "ssi", [unit, "main", signal.SIGKILL.value])
 
     async def clear(self, unit: str) -> None:
-        """Have the manager forget a service that has ended; one that runs, or is not there, is left as it is."""
+        """Have the manager forget a service that has ended; one that runs, or is not there, is left as it is.
+
+        While the host shuts down it is forgotten later: its end waits for that of `vmhost-guests.service`, which waits
+        for us.
+        """
         status = await self.status(unit)
         if status is None or status.runs:
             return
         with contextlib.suppress(PermanentError):  # gone meanwhile
             async with self._hearing("JobRemoved") as signals:
-                await _job_result(signals, await self._call("StopUnit", "ss", [unit, "replace"]))
+                job = await self._call("StopUnit", "ss", [unit, "replace"])
+                with contextlib.suppress(TransientError):
+                    await _job_result(signals, job, CLEAR_TIMEOUT_S)
             await self._call("ResetFailedUnit", "s", [unit])
 
     def close(self) -> None:
@@ -225,10 +232,10 @@ def _to_manager(member: str) -> Message:
     return Message(destination=DESTINATION, path=MANAGER, interface=f"{DESTINATION}.Manager", member=member)
 
 
-async def _job_result(signals: asyncio.Queue[Message], job: str) -> str:
+async def _job_result(signals: asyncio.Queue[Message], job: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
     """How a job ended: JobRemoved carries its number, its path, its unit and its result."""
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             while True:
                 message = await signals.get()
                 if message.member == "JobRemoved" and message.body[1] == job:

@@ -145,6 +145,10 @@ class Lab:
                 raise TimeoutError(f"waited {timeout_s:.0f} s for {what}: {self.console[-2000:]}")
             time.sleep(0.05)
 
+    def left(self, path: str) -> Path:
+        """A file that the lab wrote, also when it has ended."""
+        return self._folder / "upper" / path
+
     def has_ended(self) -> bool:
         """Whether the lab is off, having shut itself down."""
         return self._nspawn is None or self._nspawn.poll() is not None
