@@ -10,7 +10,7 @@ from agent.core.errors import ObservationError
 from agent.core.observed import HostMemory
 
 SLICE = "vmhost.slice"
-"""systemd's slice of the agent and its guests, which an operator may give a limit of its own."""
+"""systemd's slice of the guests, which an operator may give a limit of its own."""
 
 _AVAILABLE = re.compile(r"^MemAvailable:\s*(\d+) kB$", re.MULTILINE)
 _INACTIVE = re.compile(r"^inactive_file (\d+)$", re.MULTILINE)
