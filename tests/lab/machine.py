@@ -118,9 +118,10 @@ class Lab:
         """The pid, as the host sees it, of a process of the lab."""
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if f"\t{pid}\n" in (entry / "status").read_text().partition("NSpid:")[2].partition("NStgid")[
-                    0
-                ] and os.readlink(entry / "ns/pid") == os.readlink(f"/proc/{self._pid}/ns/pid"):
+                lines = (entry / "status").read_text().splitlines()
+                numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
+                in_lab = os.readlink(entry / "ns/pid") == os.readlink(f"/proc/{self._pid}/ns/pid")
+                if numbers[-1:] == [str(pid)] and in_lab:
                     return int(entry.name)
         raise ProcessLookupError(f"no process {pid} in the lab")
 
