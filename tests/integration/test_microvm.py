@@ -53,22 +53,6 @@ def test_it_is_healed_adopted_reset_panics_and_stops_as_others_do(agent: AgentPr
     assert agent.vm("web")["pid"] is None
 
 
-def test_it_boots_sooner_than_q35(agent: AgentProcess, boot_files: str) -> None:
-    agent.drop("net.toml", BRIDGE)
-    agent.start()
-    took: dict[str, list[float]] = {"q35": [], "microvm": []}
-    for _ in range(2):
-        for machine, seconds in took.items():
-            # Its power button is not heard so soon after it answers.
-            agent.drop("web.toml", unit(machine, boot_files + 'stop-timeout = "1s"\n') % (agent.folder / "data.raw"))
-            seconds.append(answers_within(GUEST, BOOT_S, BRIDGE_LINK))
-            (agent.units / "web.toml").unlink()
-            agent.vmhost("wait", "stopped", "web", "--timeout", "60")
-            agent.vmhost("wait", "settled", "--timeout", "60")
-    print({machine: [f"{one:.2f} s" for one in seconds] for machine, seconds in took.items()})
-    assert min(took["microvm"]) < min(took["q35"])
-
-
 def _boot() -> str:
     try:
         return uptime(GUEST, 0.5).boot
