@@ -98,8 +98,8 @@ async def it_is_what_was_asked_for(ways: Ways) -> None:
             assert status["Groups"] == []
             assert {status[key][0].strip("0") for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
             assert status["NoNewPrivs"] == ["1"]
-            # Python ignores SIGPIPE, and what it starts would too; others may be ignored by whoever started this (nohup).
-    assert int(status["SigIgn"][0], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+            # Python ignores SIGPIPE, and what it starts would too; whoever runs this may ignore others (nohup).
+            assert int(status["SigIgn"][0], 16) & (1 << (signal.SIGPIPE - 1)) == 0
             assert os.getsid(process.pid) == process.pid
             names = {variable.partition(b"=")[0] for variable in proc(process.pid, "environ").split(b"\0")[:-1]}
             assert names - {b"PWD", b"SHLVL", b"_", b"OLDPWD"} == {b"PATH", b"LC_ALL"}  # what sh itself adds aside
