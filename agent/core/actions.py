@@ -7,39 +7,10 @@ a pid with its uuid. `key` says which action it is (for retries), `resource` wha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from agent.core.desired import BridgeSpec, DiskSpec, NicSpec, VmSpec
-
-
-class Disruption(StrEnum):
-    """What a guest's users notice of an action."""
-
-    NONE = "none"
-    LINK = "link"
-    RESTART = "restart"
-    STOP = "stop"
-
-
-class Reason(StrEnum):
-    """Why an action is planned; the label of `vmhost_repairs_total`."""
-
-    MISSING = "missing"
-    DETACHED = "detached"
-    DOWN = "down"
-    MTU = "mtu"
-    ADDRESS = "address"
-    MAC = "mac"
-    RENAMED = "renamed"
-    UNMARKED = "unmarked"
-    SETTINGS = "settings"
-    SPACE = "space"
-    EXITED = "exited"
-    WANTED = "wanted"
-    UNWANTED = "unwanted"
-    RESTART = "restart"
-    RESET = "reset"
-    HOST_DOWN = "host-down"
+from agent.core.desired import BridgeSpec, VmSpec
+from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
+from agent.core.reasons import Disruption, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,59 +99,6 @@ class DeleteLink:
     link: str
     ifindex: int
     expect_alias: str
-    disruption: Disruption = Disruption.NONE
-
-
-@dataclass(frozen=True, slots=True)
-class ArmTap:
-    """Make a NIC's tap and attach the NIC's descriptor to it.
-
-    For a guest that is not running the descriptor is a new one; for a running one it is QEMU's own, re-armed, which
-    the guest does not notice. `bridge_ifindex` None leaves the tap without master.
-    """
-
-    resource: str
-    reason: Reason
-    vm: str
-    uid: int
-    nic: NicSpec
-    bridge_ifindex: int | None
-    running: bool
-    disruption: Disruption = Disruption.NONE
-
-
-@dataclass(frozen=True, slots=True)
-class ReplugNic:
-    """Unplug a running guest's NIC and plug it again on a new tap: the last resort, which the guest notices."""
-
-    resource: str
-    reason: Reason
-    vm: str
-    uid: int
-    nic: NicSpec
-    bridge_ifindex: int | None
-    disruption: Disruption = Disruption.LINK
-
-
-@dataclass(frozen=True, slots=True)
-class CreateDisk:
-    """Create a disk that never existed, of `disk.size_bytes`; never replaces anything."""
-
-    resource: str
-    reason: Reason
-    vm: str
-    disk: DiskSpec
-    disruption: Disruption = Disruption.NONE
-
-
-@dataclass(frozen=True, slots=True)
-class GrowDisk:
-    """Grow a disk of a guest that does not run to `disk.size_bytes`; it is never shrunk."""
-
-    resource: str
-    reason: Reason
-    vm: str
-    disk: DiskSpec
     disruption: Disruption = Disruption.NONE
 
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from agent.core.actions import (
     Action,
-    ArmTap,
     ChangeAddresses,
     ChangeLink,
     CreateBridge,
-    CreateDisk,
     DeleteLink,
     EndVm,
     EnslavePort,
-    GrowDisk,
     LaunchVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
-    ReplugNic,
     ResetVm,
     ResumeVm,
     StopVm,
 )
+from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
 
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.core.actions import Action, Disruption, LaunchVm, StopVm, key_of, kind_of
+from agent.core.actions import Action, LaunchVm, StopVm, key_of, kind_of
 from agent.core.approval import WINDOW_S, Approval, approval_key
 from agent.core.conditions import Condition
 from agent.core.describe import describe
@@ -18,6 +18,7 @@ from agent.core.model import apply
 from agent.core.observed import Observed
 from agent.core.planning import plan
 from agent.core.policy import next_start_s
+from agent.core.reasons import Disruption
 
 MAX_ACTIONS = 20_000
 """A thousand guests from nothing are some five thousand; beyond this a planner goes round in circles."""

@@ -11,24 +11,21 @@ from dataclasses import replace
 
 from agent.core.actions import (
     Action,
-    ArmTap,
     ChangeAddresses,
     ChangeLink,
     CreateBridge,
-    CreateDisk,
     DeleteLink,
     EndVm,
     EnslavePort,
-    GrowDisk,
     LaunchVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
-    ReplugNic,
     ResetVm,
     ResumeVm,
     StopVm,
 )
+from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
 from agent.core.marks import bridge_mark, is_own_bridge, tap_mark
 from agent.core.observed import (
     AddressState,

@@ -11,13 +11,13 @@ from agent.core.actions import (
     DeleteLink,
     EnslavePort,
     LinkChange,
-    Reason,
     ReleasePort,
 )
 from agent.core.desired import BridgeSpec
 from agent.core.draft import Draft
 from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, port_resource
 from agent.core.observed import LinkState
+from agent.core.reasons import Reason
 
 
 def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec]) -> None:

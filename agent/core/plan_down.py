@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.actions import Reason
 from agent.core.draft import Draft
 from agent.core.marks import vm_resource
 from agent.core.observed import VmState
 from agent.core.plan_vms import exit_reason_of_remains, plan_leftover, plan_stop
+from agent.core.reasons import Reason
 
 MESSAGE = "the host is down: no guest starts before `vmhost up`, or the host's next boot"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.actions import ArmTap, ChangeLink, DeleteLink, LinkChange, Reason, ReplugNic
+from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
+from agent.core.device_actions import ArmTap, ReplugNic
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.qemu_platform import MICROVM
+from agent.core.reasons import Reason
 
 UNSEEN = NicState(NicBackend.UNKNOWN)
 """A NIC of which nothing is known."""

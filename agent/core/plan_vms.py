@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.core.actions import (
-    CreateDisk,
-    EndVm,
-    GrowDisk,
-    LaunchVm,
-    Reason,
-    ReleaseVm,
-    RenameVm,
-    ResetVm,
-    ResumeVm,
-    StopVm,
-)
+from agent.core.actions import EndVm, LaunchVm, ReleaseVm, RenameVm, ResetVm, ResumeVm, StopVm
 from agent.core.desired import DiskSpec, VmSpec
+from agent.core.device_actions import CreateDisk, GrowDisk
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, vm_resource
 from agent.core.observed import DiskState, Intent, VmState
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
+from agent.core.reasons import Reason
 
 UNRESPONSIVE_S = 5.0
 """A monitor that is silent for longer than this is a condition; a loaded host is slow now and then."""

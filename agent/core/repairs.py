@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from agent.core.actions import Action, Reason
+from agent.core.actions import Action
 from agent.core.desired import Desired
 from agent.core.draft import Plan
 from agent.core.observed import Observed
+from agent.core.reasons import Reason
 
 EDITS = frozenset({Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET, Reason.HOST_DOWN})
 """Reasons that come from a unit or an operator, never from a fault."""

@@ -14,26 +14,23 @@ import structlog
 
 from agent.core.actions import (
     Action,
-    ArmTap,
     ChangeAddresses,
     ChangeLink,
     CreateBridge,
-    CreateDisk,
     DeleteLink,
     EndVm,
     EnslavePort,
-    GrowDisk,
     LaunchVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
-    ReplugNic,
     ResetVm,
     ResumeVm,
     StopVm,
 )
 from agent.core.approval import still_asked
 from agent.core.desired import Desired
+from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
 from agent.core.errors import ActionError, ObservationError
 from agent.core.memory import Memory, without_guests
 from agent.core.observed import HostState, Observed

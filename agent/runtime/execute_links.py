@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from agent.core.actions import (
-    ArmTap,
     ChangeAddresses,
     ChangeLink,
     CreateBridge,
@@ -15,6 +14,7 @@ from agent.core.actions import (
     LinkChange,
     ReleasePort,
 )
+from agent.core.device_actions import ArmTap
 from agent.core.errors import TransientError
 from agent.core.marks import tap_mark
 from agent.core.memory import Memory

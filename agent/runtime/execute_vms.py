@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.core.actions import CreateDisk, EndVm, LaunchVm, RenameVm, ResetVm, StopVm
+from agent.core.actions import EndVm, LaunchVm, RenameVm, ResetVm, StopVm
 from agent.core.desired import NicSpec, VmSpec
+from agent.core.device_actions import CreateDisk
 from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.memory import Memory, with_end, with_restart, with_stop

@@ -8,8 +8,8 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
-from agent.core.actions import ArmTap, ReplugNic
 from agent.core.desired import NicSpec
+from agent.core.device_actions import ArmTap, ReplugNic
 from agent.core.errors import PermanentError
 from agent.core.qemu_argv import netdev_id, nic_device, nic_id, nic_netdev
 from agent.host.launches import Launches

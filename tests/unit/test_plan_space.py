@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import Reason, ResumeVm
+from agent.core.actions import ResumeVm
 from agent.core.describe import describe
 from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.model import PreconditionError, apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
 from agent.core.plan_vms import LOOK_AGAIN_S, RESUME_AGAIN_S, RESUME_FREE_BYTES
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 
 DATA = DiskSpec("data", "/srv/data.raw", "raw", 0)
 CD = DiskSpec("cd", "/srv/cd.raw", "raw", 1, read_only=True)

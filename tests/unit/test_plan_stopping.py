@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import EndVm, Reason, StopVm
+from agent.core.actions import EndVm, StopVm
 from agent.core.approval import approval_key, still_asked
 from agent.core.desired import Desired
 from agent.core.observed import Intent, Observed
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from tests.unit.planning_world import DB, DB_RUNS, DESIRED, RUNNING, SETTLED, WEB, types, with_vm
 
 STOP = StopVm("vm/web", Reason.UNWANTED, "web", WEB.uuid, WEB.stop_timeout_s, unit_asked=False)

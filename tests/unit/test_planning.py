@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.core.actions import ChangeLink, CreateDisk, EndVm, LaunchVm, Reason, RenameVm, ReplugNic, StopVm, kind_of
+from agent.core.actions import ChangeLink, EndVm, LaunchVm, RenameVm, StopVm, kind_of
 from agent.core.attempts import after_failure
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.device_actions import CreateDisk, ReplugNic
 from agent.core.draft import Plan
 from agent.core.errors import PermanentError, TransientError
 from agent.core.marks import GROUP, bridge_mark, tap_mark
@@ -23,6 +24,7 @@ from agent.core.observed import (
     VmState,
 )
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 
 BRIDGE = BridgeSpec("br0", "02:00:00:00:00:01", "net.toml", addresses=("10.0.0.1/24",))
 NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from agent.core.actions import ChangeAddresses, ChangeLink, LinkChange, Reason, ReleasePort, RenameVm, StopVm
+from agent.core.actions import ChangeAddresses, ChangeLink, LinkChange, ReleasePort, RenameVm, StopVm
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
 from agent.core.draft import Plan
 from agent.core.marks import bridge_mark, tap_mark
 from agent.core.observed import AddressState, End, HostState, Intent, LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 
 HOST = HostState(boot_id="now")
 BR0 = BridgeSpec("br0", "02:00:00:00:00:01")

@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.actions import (
-    ArmTap,
     ChangeAddresses,
     ChangeLink,
     CreateBridge,
-    CreateDisk,
     EndVm,
     EnslavePort,
-    GrowDisk,
     LaunchVm,
     LinkChange,
-    Reason,
     ReleaseVm,
-    ReplugNic,
     ResetVm,
     StopVm,
 )
 from agent.core.desired import Desired
+from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
 from agent.core.draft import Plan
 from agent.core.marks import GROUP, bridge_mark
 from agent.core.observed import (
@@ -34,6 +30,7 @@ from agent.core.observed import (
     Observed,
 )
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from tests.unit.planning_world import (
     ABSENT,
     BRIDGE,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.actions import (
-    ArmTap,
     ChangeLink,
     CreateBridge,
     DeleteLink,
@@ -16,13 +15,12 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LinkChange,
-    Reason,
     ReleasePort,
     RenameVm,
-    ReplugNic,
     StopVm,
 )
 from agent.core.desired import BridgeSpec, Desired, VmSpec
+from agent.core.device_actions import ArmTap, ReplugNic
 from agent.core.draft import Plan
 from agent.core.marks import GROUP, bridge_mark, tap_mark
 from agent.core.observed import (
@@ -37,6 +35,7 @@ from agent.core.observed import (
     VmState,
 )
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from tests.unit.planning_world import (
     ABSENT,
     BRIDGE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agent.core.actions import Reason, StopVm
+from agent.core.actions import StopVm
 from agent.core.attempts import after_failure
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, Restart, VmSpec
@@ -23,6 +23,7 @@ from agent.core.observed import (
     VmState,
 )
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from agent.core.show import UnitText
 from agent.core.status import AgentFacts, StatusInputs
 from agent.core.why import WhyInputs, why

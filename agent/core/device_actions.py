@@ -1,0 +1,61 @@
+"""The actions on what a guest is made of: its taps and NICs, and its disks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.core.desired import DiskSpec, NicSpec
+from agent.core.reasons import Disruption, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTap:
+    """Make a NIC's tap and attach the NIC's descriptor to it.
+
+    For a guest that is not running the descriptor is a new one; for a running one it is QEMU's own, re-armed, which
+    the guest does not notice. `bridge_ifindex` None leaves the tap without master.
+    """
+
+    resource: str
+    reason: Reason
+    vm: str
+    uid: int
+    nic: NicSpec
+    bridge_ifindex: int | None
+    running: bool
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class ReplugNic:
+    """Unplug a running guest's NIC and plug it again on a new tap: the last resort, which the guest notices."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uid: int
+    nic: NicSpec
+    bridge_ifindex: int | None
+    disruption: Disruption = Disruption.LINK
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDisk:
+    """Create a disk that never existed, of `disk.size_bytes`; never replaces anything."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disk: DiskSpec
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class GrowDisk:
+    """Grow a disk of a guest that does not run to `disk.size_bytes`; it is never shrunk."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disk: DiskSpec
+    disruption: Disruption = Disruption.NONE
