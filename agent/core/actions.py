@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.core.desired import BridgeSpec, VmSpec
-from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
+from agent.core.device_actions import (
+    ArmTap,
+    CreateDisk,
+    GrowDisk,
+    PlugDisk,
+    PlugNic,
+    ReplugNic,
+    TakeOver,
+    UnplugDisk,
+    UnplugNic,
+)
 from agent.core.reasons import Disruption, Reason
 
 
@@ -200,6 +210,11 @@ Action = (
     | ReplugNic
     | CreateDisk
     | GrowDisk
+    | TakeOver
+    | PlugNic
+    | UnplugNic
+    | PlugDisk
+    | UnplugDisk
     | LaunchVm
     | ReleaseVm
     | StopVm

@@ -18,7 +18,17 @@ from agent.core.actions import (
     ResumeVm,
     StopVm,
 )
-from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
+from agent.core.device_actions import (
+    ArmTap,
+    CreateDisk,
+    GrowDisk,
+    PlugDisk,
+    PlugNic,
+    ReplugNic,
+    TakeOver,
+    UnplugDisk,
+    UnplugNic,
+)
 
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm
 
@@ -38,8 +48,24 @@ def describe(action: Action) -> str:
             return f"create {disk.path} ({disk.format}, {disk.size_bytes} bytes)"
         case GrowDisk(disk=disk):
             return f"grow {disk.path} to {disk.size_bytes} bytes"
+        case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
+            return _describe_plugging(action)
         case _:
             return _describe_vm(action)
+
+
+def _describe_plugging(action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk) -> str:
+    match action:
+        case TakeOver(vm=vm):
+            return f"{vm} takes over what it can of its edited unit while it runs"
+        case PlugNic(vm=vm, nic=nic):
+            return f"plug {nic.id} into {vm}, on tap {nic.tap}"
+        case UnplugNic(vm=vm, nic=nic):
+            return f"have {vm} let go of {nic.id}, and unplug it"
+        case PlugDisk(vm=vm, disk=disk):
+            return f"plug {disk.id} ({disk.path or 'an empty drive'}) into {vm}"
+        case UnplugDisk(vm=vm, disk=disk):
+            return f"have {vm} let go of {disk.id}, and unplug it; {disk.path or 'nothing'} stays"
 
 
 def _describe_vm(action: VmAction) -> str:

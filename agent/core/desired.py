@@ -80,6 +80,7 @@ class VmSpec:
 
     `extra_args` go onto QEMU's command line as they are. `vnc`: no display, one on a Unix socket (True), or one on
     `HOST:DISPLAY`.
+    `hotplug_slots`: how many places for devices are free at its start, for those that are plugged later.
     `overcommit`: it is started also where the host has not enough memory for all that it may take.
     `watchdog` is what follows when its watchdog fires; None: it has none.
     """
@@ -111,6 +112,7 @@ class VmSpec:
     watchdog: str | None = None
     serials: tuple[SerialSpec, ...] = ()
     overcommit: bool = False
+    hotplug_slots: int = 2
 
 
 @dataclass(frozen=True, slots=True)

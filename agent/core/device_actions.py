@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.core.desired import DiskSpec, NicSpec
+from agent.core.edits import Edit
 from agent.core.reasons import Disruption, Reason
 
 
@@ -52,7 +53,65 @@ class CreateDisk:
 
 @dataclass(frozen=True, slots=True)
 class GrowDisk:
-    """Grow a disk of a guest that does not run to `disk.size_bytes`; it is never shrunk."""
+    """Grow a disk to `disk.size_bytes`, beneath the guest if that is `running`; it is never shrunk."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disk: DiskSpec
+    running: bool = False
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Write down what a running guest takes over of its edited unit; what follows from it follows in later passes."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uuid: str
+    edit: Edit
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class PlugNic:
+    """Plug a NIC that a running guest lacks, on its tap, which is there."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uid: int
+    nic: NicSpec
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class UnplugNic:
+    """Have a running guest let go of a NIC that is leaving, and forget it."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    nic: NicSpec
+    disruption: Disruption = Disruption.LINK
+
+
+@dataclass(frozen=True, slots=True)
+class PlugDisk:
+    """Plug a disk that a running guest lacks; its file is there."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    disk: DiskSpec
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class UnplugDisk:
+    """Have a running guest let go of a disk that is leaving, and forget it; its file stays."""
 
     resource: str
     reason: Reason

@@ -30,6 +30,7 @@ _SINCE = {
     "bus": "virtio",
     "extra-args": "",
     "firmware": "bios",
+    "hotplug-slots": "2",
     "media": "disk",
     "rng": "true",
     "secure-boot": "false",

@@ -53,6 +53,11 @@ def tap_resource(vm: str, nic: str) -> str:
     return f"tap/{vm}/{nic}"
 
 
+def disk_resource(vm: str, disk: str) -> str:
+    """The resource name of a guest's disk."""
+    return f"vm/{vm}/disk/{disk}"
+
+
 def vm_resource(name: str) -> str:
     """The resource name of a guest."""
     return f"vm/{name}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.core.desired import VmSpec
+from agent.core.desired import DiskSpec, NicSpec, VmSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,14 @@ class NicState:
 class VmState:
     """A guest that was launched and not yet forgotten.
 
-    `spec` is what it was launched as. `run_state` is QEMU's (`query-status`: `prelaunch`, `running`, `paused`,
-    `shutdown`, `guest-panicked`, `io-error`, `internal-error`, …), None while it does not answer.
+    `spec` is what it is to be like: as it was launched, with what it took over of its unit since.
+    `run_state` is QEMU's (`query-status`: `prelaunch`, `running`, `paused`, `shutdown`, `guest-panicked`, `io-error`,
+    `internal-error`, …), None while it does not answer.
     `exit_reason` is why the process ended, once it is no longer `alive`. `unanswered_s`: since it last answered.
     `stopping`: we began to end this launch, and finish that whatever is wanted by now.
     `resumed_s`: when it was last let go on after a pause for want of space.
+    `devices` are the ids of what is plugged into QEMU, None while that is not known; the `leaving` ones are to be
+    unplugged and not gone yet.
     """
 
     spec: VmSpec
@@ -79,6 +82,9 @@ class VmState:
     stopping: bool = False
     resumed_s: float | None = None
     nics: Mapping[str, NicState] = field(default_factory=dict)
+    devices: frozenset[str] | None = None
+    leaving_nics: tuple[NicSpec, ...] = ()
+    leaving_disks: tuple[DiskSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
-from agent.core.device_actions import ArmTap, ReplugNic
+from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
+from agent.core.plan_disks import tell_detaching
+from agent.core.qemu_argv import nic_id
 from agent.core.qemu_platform import MICROVM
 from agent.core.reasons import Reason
 
@@ -18,9 +20,16 @@ UNSEEN = NicState(NicBackend.UNKNOWN)
 
 
 def plan_running_taps(draft: Draft, name: str, state: VmState) -> None:
-    """Heal the taps of a running guest, by what its QEMU was launched with: an edit of its NICs waits for a restart."""
+    """Heal the taps of a running guest, plug the NICs that it lacks, and take away those that are leaving."""
     for nic in state.spec.nics:
-        _plan_running_tap(draft, name, state, nic)
+        if state.devices is None or nic_id(nic.id) in state.devices:
+            _plan_running_tap(draft, name, state, nic)
+        elif _plan_tap_before_launch(draft, state.spec, nic):
+            draft.propose(PlugNic(tap_resource(name, nic.id), Reason.MISSING, name, state.spec.uid, nic))
+    for nic in state.leaving_nics:
+        if state.devices is None or nic_id(nic.id) in state.devices:
+            tell_detaching(draft, tap_resource(name, nic.id), state, nic.id)
+        draft.propose(UnplugNic(tap_resource(name, nic.id), Reason.UNWANTED, name, nic))
 
 
 def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> None:

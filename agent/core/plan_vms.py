@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.core.actions import EndVm, LaunchVm, ReleaseVm, RenameVm, ResetVm, ResumeVm, StopVm
-from agent.core.desired import DiskSpec, VmSpec
-from agent.core.device_actions import CreateDisk, GrowDisk
+from agent.core.desired import VmSpec
+from agent.core.device_actions import TakeOver
 from agent.core.draft import Draft
+from agent.core.edits import lacks_places, live_edit
 from agent.core.marks import is_own_bridge, vm_resource
-from agent.core.observed import DiskState, Intent, VmState
+from agent.core.observed import Intent, VmState
+from agent.core.plan_disks import LOOK_AGAIN_S, plan_disk_before_launch, plan_running_disks
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 from agent.core.reasons import Reason
@@ -24,9 +26,6 @@ UNSUPPORTED = (
 
 NO_INTENT = Intent()
 """What an operator who said nothing wants."""
-
-LOOK_AGAIN_S = 1.0
-"""When to look again for a disk that is missing: nothing rings when a file system is mounted."""
 
 MEMORY_AGAIN_S = 5.0
 """When to look again for memory: nothing rings when another program gives some back."""
@@ -73,8 +72,17 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     elif _is_outdated(state, intent):
         plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
     else:
+        _plan_edit(draft, spec, state)
         _plan_running(draft, spec.name, state, intent)
-        _tell_sizes_of_running(draft, spec)
+
+
+def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> None:
+    """Plan that a running guest takes over what it can of its unit; the rest is pending until its next start."""
+    edit = live_edit(state, spec)
+    if edit is not None:
+        draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, spec.uuid, edit))
+    elif state.run_state is not None and lacks_places(state, spec):
+        draft.wait_for_answer(vm_resource(spec.name))
 
 
 def _tell_unsupported(draft: Draft, spec: VmSpec) -> None:
@@ -149,6 +157,7 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
     elif state.reset_generation < intent.reset_generation:
         draft.propose(ResetVm(resource, Reason.RESET, name, intent.reset_generation))
     plan_running_taps(draft, name, state)
+    plan_running_disks(draft, name, state)
 
 
 def _plan_resume(draft: Draft, name: str, state: VmState) -> None:
@@ -175,7 +184,7 @@ def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
     for message in waits:
         draft.tell(resource, "Waiting", message)
     ready = not waits and plan_taps_before_launch(draft, spec)
-    disks = [_plan_disk(draft, spec, disk) for disk in spec.disks]
+    disks = [plan_disk_before_launch(draft, spec, disk) for disk in spec.disks]
     if ready and all(disks) and _has_memory(draft, spec) and _has_start_slot(draft):
         launch = LaunchVm(resource, Reason.WANTED, spec, intent.generation, intent.reset_generation)
         if draft.propose(launch):
@@ -210,60 +219,6 @@ def _missing_bridges(draft: Draft, spec: VmSpec) -> Sequence[str]:
     wanted = sorted({nic.bridge for nic in spec.nics})
     ready = {n for n in wanted if n in links and is_own_bridge(links[n]) and links[n].up}
     return [f"waits for bridge {name}" for name in wanted if name not in ready]
-
-
-def _plan_disk(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
-    """Whether a disk's file is there; one that never existed is created, one that did is only waited for."""
-    if not disk.path:
-        return True
-    resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
-    state = draft.observed.disks.get(disk.path)
-    if state is None:
-        draft.wait_for_answer(resource)
-        return False
-    if state.exists:
-        if _tell_size(draft, resource, disk, state):
-            draft.propose(GrowDisk(resource, Reason.SETTINGS, spec.name, disk))
-            return False
-        return resource not in draft.observed.in_flight
-    draft.wake_at(draft.now_s + LOOK_AGAIN_S)
-    if state.known:
-        draft.tell(
-            resource, "DiskMissing", f"{disk.path} is gone; it is waited for, a blank one is never put in its place"
-        )
-    elif not state.folder_exists:
-        draft.tell(
-            resource, "DiskMissing", f"{disk.path}: its folder does not exist; make it, or mount what belongs there"
-        )
-    elif disk.media == "cdrom":
-        draft.tell(
-            resource, "DiskMissing", f"{disk.path} does not exist; it is waited for, without path = there is none"
-        )
-    elif disk.size_bytes is None:
-        draft.tell(resource, "DiskMissing", f"{disk.path} does not exist, and without size = it is not created")
-    else:
-        draft.propose(CreateDisk(resource, Reason.MISSING, spec.name, disk))
-    return False
-
-
-def _tell_size(draft: Draft, resource: str, disk: DiskSpec, state: DiskState) -> bool:
-    """Whether a disk is smaller than its unit says; one that is larger is told, and stays so."""
-    if disk.size_bytes is None or state.size_bytes is None or disk.read_only:
-        return False
-    if disk.size_bytes < state.size_bytes:
-        message = f"{disk.path} has {state.size_bytes} bytes, more than size = says; a disk is never shrunk"
-        draft.tell(resource, "DiskLarger", message)
-    return disk.size_bytes > state.size_bytes
-
-
-def _tell_sizes_of_running(draft: Draft, spec: VmSpec) -> None:
-    for disk in spec.disks:
-        state = draft.observed.disks.get(disk.path)
-        if state is None or not state.exists or state.size_bytes == disk.size_bytes:
-            continue
-        resource = f"{vm_resource(spec.name)}/disk/{disk.id}"
-        if _tell_size(draft, resource, disk, state):
-            draft.tell(resource, "GrowthPending", f"{disk.path} grows when {spec.name} is started the next time")
 
 
 def _has_memory(draft: Draft, spec: VmSpec) -> bool:

@@ -20,10 +20,12 @@ from agent.core.qemu_platform import (
     FIRMWARE_VARIABLES,
     Json,
     machine_option,
+    number_of_root_ports,
     place,
     platform_devices,
     platform_options,
     root_bus,
+    root_port_id,
 )
 from agent.core.qemu_serial import serial_options
 
@@ -174,13 +176,9 @@ def _disks(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
         if disk.path:
             descriptors = files.disk_sets[disk.id]
             for fd in descriptors.fds:
-                yield from ("-add-fd", f"set={descriptors.set_id},fd={fd}")
+                yield from ("-add-fd", f"set={descriptors.set_id},fd={fd},opaque={disk_node(disk.id)}")
             yield from ("-blockdev", _json(disk_blockdev(disk, descriptors)))
-        if disk.media == "cdrom":
-            where = place(spec.machine, disk.slot)
-            yield from _arguments("-device", cdrom_devices(disk, where, boot_order.get(disk.id)))
-        else:
-            yield from ("-device", _json(disk_device(spec.machine, disk, disk.id in boot_order)))
+        yield from _arguments("-device", devices_of_disk(spec.machine, disk, boot_order.get(disk.id)))
 
 
 def _boot_order(spec: VmSpec) -> Mapping[str, int]:
@@ -190,6 +188,14 @@ def _boot_order(spec: VmSpec) -> Mapping[str, int]:
     by_slot = sorted(spec.disks, key=lambda disk: disk.slot)
     firsts = {media: next((one.id for one in by_slot if one.media == media), None) for media in ("disk", "cdrom")}
     return {id_: index for index, id_ in enumerate(firsts.values(), 1) if id_ is not None}
+
+
+def devices_of_disk(machine: str, disk: DiskSpec, boot_index: int | None = None) -> tuple[Json, ...]:
+    """A drive's devices in the order in which they are plugged; the last one is the drive itself."""
+    where = place(machine, disk.slot)
+    if disk.media == "cdrom":
+        return cdrom_devices(disk, where, boot_index)
+    return (disk_device(machine, disk, boot_index),)
 
 
 def disk_node(disk_id: str) -> str:
@@ -214,7 +220,7 @@ def disk_blockdev(disk: DiskSpec, descriptors: DiskSet) -> Json:
     return {"driver": disk.format, "node-name": disk_node(disk.id), **common, "file": protocol}
 
 
-def disk_device(machine: str, disk: DiskSpec, bootable: bool) -> Json:
+def disk_device(machine: str, disk: DiskSpec, boot_index: int | None = None) -> Json:
     """A disk's device, for `-device` and `device_add`; the guest finds it as `/dev/disk/by-id/virtio-ID`."""
     write_cache, _, _ = _CACHE[disk.cache]
     node = disk_node(disk.id)
@@ -226,7 +232,7 @@ def disk_device(machine: str, disk: DiskSpec, bootable: bool) -> Json:
         "write-cache": write_cache,
         **place(machine, disk.slot),
     }
-    return {**device, "bootindex": 1} if bootable else device
+    return device if boot_index is None else {**device, "bootindex": boot_index}
 
 
 def _nics(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
@@ -255,6 +261,12 @@ def nic_device(machine: str, nic: NicSpec) -> Json:
     ids = {"id": nic_id(nic.id), "netdev": netdev_id(nic.id), "mac": nic.mac, "romfile": ""}
     mtu = {"host_mtu": nic.mtu} if nic.model.startswith("virtio-net") else {}
     return {"driver": nic.model, **ids, **mtu, **place(machine, nic.slot)}
+
+
+def devices_at_launch(spec: VmSpec) -> frozenset[str]:
+    """The ids of the places, NICs and drives that a guest has from its launch, as `/machine/peripheral` lists them."""
+    ports = (root_port_id(slot) for slot in range(number_of_root_ports(spec)))
+    return frozenset((*ports, *(nic_id(nic.id) for nic in spec.nics), *(disk_node(disk.id) for disk in spec.disks)))
 
 
 def _doubled(value: str) -> str:

@@ -19,7 +19,6 @@ FIRST_SLOT_DEVICE = 0x08
 
 PVPANIC_ADDRESS, ENTROPY_ADDRESS, WATCHDOG_ADDRESS, SERIAL_ADDRESS = "0x3", "0x4", "0x5", "0x6"
 PORTS_PER_DEVICE = 8
-SPARE_SLOTS = 2
 LAST_SLOT_DEVICE = 0x1E
 """On q35 device 0x1f is the chipset's (ICH9)."""
 
@@ -78,7 +77,7 @@ def root_bus(machine: str) -> str:
 
 
 def number_of_root_ports(spec: VmSpec) -> int:
-    """How many root ports a guest has: whole PCI devices of eight, so that at least two are free for hot-plugging.
+    """How many root ports a guest has: whole PCI devices of eight, so that `hotplug-slots` are free at least.
 
     None but on q35. Where the PCI device numbers end there may be fewer spare ones.
     """
@@ -86,8 +85,13 @@ def number_of_root_ports(spec: VmSpec) -> int:
         return 0
     slots = [*(nic.slot for nic in spec.nics), *(disk.slot for disk in spec.disks)]
     used = 1 + max(slots, default=-1)
-    devices = -(-(used + SPARE_SLOTS) // PORTS_PER_DEVICE)
+    devices = -(-(used + spec.hotplug_slots) // PORTS_PER_DEVICE)
     return PORTS_PER_DEVICE * min(devices, LAST_SLOT_DEVICE - FIRST_SLOT_DEVICE + 1)
+
+
+def root_port_id(slot: int) -> str:
+    """The id of a slot's root port."""
+    return f"slot-{slot}"
 
 
 def root_port(slot: int) -> Json:
@@ -95,7 +99,7 @@ def root_port(slot: int) -> Json:
     device, function = divmod(slot, PORTS_PER_DEVICE)
     return {
         "driver": "pcie-root-port",
-        "id": f"slot-{slot}",
+        "id": root_port_id(slot),
         "bus": "pcie.0",
         "chassis": slot + 1,
         "port": slot,
@@ -107,7 +111,7 @@ def root_port(slot: int) -> Json:
 def place(machine: str, slot: int) -> Json:
     """Where a slot's device is plugged."""
     if family(machine) == "q35":
-        return {"bus": f"slot-{slot}", "addr": "0x0"}
+        return {"bus": root_port_id(slot), "addr": "0x0"}
     return {"bus": root_bus(machine), "addr": f"{FIRST_SLOT_DEVICE + slot:#x}"}
 
 

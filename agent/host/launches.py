@@ -24,7 +24,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from agent.core.desired import VmSpec
+from agent.core.desired import DiskSpec, NicSpec, VmSpec
 from agent.core.errors import PermanentError, TransientError
 
 RECORD, LOCK, LOG = "launch.toml", "lock", "qemu.log"
@@ -42,6 +42,7 @@ class LaunchRecord:
     `start_time` tells its process from a later one of the same pid; `exit_reason` is why it ended, once that is known.
     `stopping`: this launch is being ended by us, and what it does then is no end of its own. `unit`: the service that
     QEMU runs as, empty if it was started as a child of the agent; it keeps its name when the guest is renamed.
+    `spec` is what the guest is to be like by now; what it must let go of for that is `leaving`.
     """
 
     spec: VmSpec
@@ -54,6 +55,8 @@ class LaunchRecord:
     exit_reason: str | None = None
     stopping: bool = False
     unit: str = ""
+    leaving_nics: tuple[NicSpec, ...] = ()
+    leaving_disks: tuple[DiskSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class Monitor:
         self._client = client
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
+        self._handing_over = asyncio.Lock()
 
     @classmethod
     async def connect(
@@ -128,15 +129,27 @@ class Monitor:
 
     async def send_descriptor(self, name: str, fd: int) -> None:
         """Give QEMU a copy of a descriptor under a name (`getfd`), which replaces a former one; errors as `execute`."""
-        if self._client.runstate is not Runstate.RUNNING:
-            raise TransientError("getfd: the connection to QEMU is closed", reason="NotConnected")
-        try:
-            self._client.send_fd_scm(fd)
-        except BlockingIOError as error:
-            raise TransientError("getfd: QEMU does not read its monitor", reason="QemuSilent") from error
-        except OSError as error:
-            raise OutcomeUnknownError(f"getfd: {error}", reason="ConnectionLost") from error
-        await self.execute("getfd", {"fdname": name})
+        await self._hand_over(fd, "getfd", {"fdname": name})
+
+    async def add_descriptor(self, set_id: int, fd: int, opaque: str) -> None:
+        """Give QEMU a copy of a descriptor in a set (`add-fd`), which it opens as `/dev/fdset/N`; errors as `execute`.
+
+        `opaque` is whose it is, which `query-fdsets` tells.
+        """
+        await self._hand_over(fd, "add-fd", {"fdset-id": set_id, "opaque": opaque})
+
+    async def _hand_over(self, fd: int, command: str, arguments: Mapping[str, object]) -> None:
+        """QEMU keeps only what was sent last until a command takes it, so that there is one at a time."""
+        async with self._handing_over:
+            if self._client.runstate is not Runstate.RUNNING:
+                raise TransientError(f"{command}: the connection to QEMU is closed", reason="NotConnected")
+            try:
+                self._client.send_fd_scm(fd)
+            except BlockingIOError as error:
+                raise TransientError(f"{command}: QEMU does not read its monitor", reason="QemuSilent") from error
+            except OSError as error:
+                raise OutcomeUnknownError(f"{command}: {error}", reason="ConnectionLost") from error
+            await self.execute(command, arguments)
 
     @property
     def is_closed(self) -> bool:

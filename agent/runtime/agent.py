@@ -30,13 +30,22 @@ from agent.core.actions import (
 )
 from agent.core.approval import still_asked
 from agent.core.desired import Desired
-from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
+from agent.core.device_actions import (
+    ArmTap,
+    CreateDisk,
+    GrowDisk,
+    PlugDisk,
+    PlugNic,
+    ReplugNic,
+    TakeOver,
+    UnplugDisk,
+    UnplugNic,
+)
 from agent.core.errors import ActionError, ObservationError
 from agent.core.memory import Memory, without_guests
 from agent.core.observed import HostState, Observed
 from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
-from agent.host.disks import grow_disk
 from agent.host.launches import Launches
 from agent.host.netlink import Links
 from agent.host.notify import Notifier
@@ -48,15 +57,16 @@ from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import boot_id, machine_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.doorbell import Doorbell
+from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
-from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unstarted_disks
+from agent.runtime.negotiated import negotiated_settings
+from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unplugged_disks
 from agent.runtime.operator import Operator
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
-from agent.runtime.replug import negotiated_settings, replug
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
@@ -132,6 +142,7 @@ class Agent:
         self._vm_executor = VmExecutor(
             self._launches, self._guests, self._descriptors, self._keeper, state.firmware, starts
         )
+        self._device_executor = DeviceExecutor(self._guests, self._link_executor, self._descriptors)
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
         self.operator = Operator(
             facts, self._reconciler, self._units, self._keeper, chronicle, look_at_all=self._look_at_all
@@ -248,7 +259,7 @@ class Agent:
         self._descriptors.read_settings(self._links.take_stated())
         memory, vms = self._keeper.memory, self._guests.states()
         desired = replace(self._units.desired, complete=self._units.loaded)
-        self._disks.look(unstarted_disks(desired, vms))
+        self._disks.look(unplugged_disks(desired, vms))
         self._disks.look_for_space(full_disks(vms))
         return desired, Observed(
             links=self._links.snapshot,
@@ -291,8 +302,10 @@ class Agent:
                 await vms.create_disk(action)
                 await self._disks.look_now(action.disk)
             case GrowDisk():
-                await grow_disk(action.disk)
+                await self._device_executor.grow(action)
                 await self._disks.look_now(action.disk)
+            case TakeOver() | PlugNic() | UnplugNic() | ReplugNic() | PlugDisk() | UnplugDisk():
+                await self._device_executor.change(action)
             case _:
                 await self._execute_on_links(action)
 
@@ -300,8 +313,6 @@ class Agent:
         match action:
             case ArmTap():
                 await self._link_executor.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
-            case ReplugNic():
-                await replug(action, self._guests, self._link_executor, self._launches)
             case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():
                 await self._link_executor.change(action)
             case _:

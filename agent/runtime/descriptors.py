@@ -11,10 +11,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agent.core.desired import NicSpec
 from agent.core.errors import ActionError
 from agent.core.observed import NicBackend, NicState
 from agent.host.notify import Notifier
-from agent.host.tap import TapSettings, attached_link, read_settings
+from agent.host.tap import TapSettings, attached_link, open_tap, read_settings
 
 NicKey = tuple[str, str]
 """A guest's name and its NIC's id."""
@@ -38,6 +39,15 @@ class Descriptors:
     def find(self, vm: str, nic: str) -> Held | None:
         """The descriptor of a NIC, None if the agent has none."""
         return self._held.get((vm, nic))
+
+    def of_tap(self, vm: str, uid: int, nic: NicSpec) -> int:
+        """The descriptor of a NIC's tap: the one that made it, or a new one where an earlier agent did."""
+        held = self._held.get((vm, nic.id))
+        if held is None or attached_link(held.fd) != nic.tap:
+            self.forget(vm, nic.id)
+            self.put(vm, nic.id, open_tap(nic.tap, uid))
+            held = self._held[vm, nic.id]
+        return held.fd
 
     def put(self, vm: str, nic: str, fd: int) -> None:
         """Take a descriptor over; a former one of this NIC is closed."""

@@ -10,19 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core.actions import EndVm, LaunchVm, RenameVm, ResetVm, StopVm
-from agent.core.desired import NicSpec, VmSpec
+from agent.core.desired import VmSpec
 from agent.core.device_actions import CreateDisk
 from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.memory import Memory, with_end, with_restart, with_stop
 from agent.core.observed import End, Intent
-from agent.core.qemu_argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv, resolved_accel
+from agent.core.qemu_argv import (
+    DiskSet,
+    FirmwareSets,
+    LaunchFiles,
+    devices_at_launch,
+    qemu_argv,
+    resolved_accel,
+)
 from agent.core.qemu_serial import serial_log, serial_sockets
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import kvm_groups, kvm_usable, last_line, open_log
-from agent.host.tap import attached_link, open_tap
 from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
@@ -83,7 +89,7 @@ class VmExecutor:
     async def _launch(self, action: LaunchVm, qemu: str) -> None:
         spec = action.spec
         # Not in the thread: a pass may look at the same descriptors at any moment.
-        tap_fds = {nic.id: self._tap_descriptor(spec, nic) for nic in spec.nics}
+        tap_fds = {nic.id: self._descriptors.of_tap(spec.name, spec.uid, nic) for nic in spec.nics}
         with ExitStack() as opened:
             prepared = await run_to_end(self._prepare, action, tap_fds, opened)
             try:
@@ -136,17 +142,6 @@ class VmExecutor:
                 opened.callback(os.close, sets[serial.id][1])
         return sets
 
-    def _tap_descriptor(self, spec: VmSpec, nic: NicSpec) -> int:
-        """The descriptor of a NIC's tap: the one that made it, or a new one where an earlier agent did."""
-        held = self._descriptors.find(spec.name, nic.id)
-        if held is None or attached_link(held.fd) != nic.tap:
-            self._descriptors.forget(spec.name, nic.id)
-            self._descriptors.put(spec.name, nic.id, open_tap(nic.tap, spec.uid))
-            held = self._descriptors.find(spec.name, nic.id)
-        if held is None:
-            raise TransientError(f"no descriptor of {nic.tap} is at hand", reason="NoDescriptor")
-        return held.fd
-
     async def _spawn(self, prepared: Prepared, qemu: str) -> Guest:
         spec, kvm = prepared.record.spec, kvm_usable()
         with_kvm = resolved_accel(spec, kvm) == "kvm"
@@ -163,6 +158,7 @@ class VmExecutor:
         process, unit = await self._starts.start(start)
         record = replace(prepared.record, pid=process.pid, start_time=process.start_time, unit=unit)
         guest = self._guests.add(record, process)
+        guest.devices = devices_at_launch(spec)
         await run_to_end(self._launches.save, record)
         return guest
 
@@ -179,8 +175,7 @@ class VmExecutor:
         guest = self._guest(action.vm, action.uuid)
         if action.unit_asked:
             await self._keeper.update(lambda memory: with_stop(memory, action.vm, action.uuid, now_s()))
-        guest.record = replace(guest.record, stopping=True)
-        await run_to_end(self._launches.save, guest.record)
+        await self._guests.keep(action.vm, lambda record: replace(record, stopping=True))
         await guest.stop(action.timeout_s)
         await self._forget(guest)
 
@@ -208,7 +203,7 @@ class VmExecutor:
             generation=max(guest.record.generation, asked.generation),
             reset_generation=max(guest.record.reset_generation, asked.reset_generation),
         )
-        self._guests.rename(action.vm, action.new_name)
+        await self._guests.rename(action.vm, action.new_name)
 
     async def reset(self, action: ResetVm) -> None:
         """Press the reset button, and record which wish that answered: one that is interrupted is done again."""
@@ -219,8 +214,7 @@ class VmExecutor:
             if error.reason != "QemuSilent":
                 raise
             # A QEMU that hangs has the command in its queue and does it when it wakes: it must not be sent again.
-        guest.record = replace(guest.record, reset_generation=action.reset_generation)
-        await run_to_end(self._launches.save, guest.record)
+        await self._guests.keep(action.vm, lambda record: replace(record, reset_generation=action.reset_generation))
 
     def _guest(self, name: str, uuid: str) -> Guest:
         """A guest by name, if it is still the one that the plan saw."""

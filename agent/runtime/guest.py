@@ -82,6 +82,8 @@ class Guest:
         self.exit_reason: str | None = None if process is not None else record.exit_reason
         self.resumed_s: float | None = None
         self.monitor: Monitor | None = None
+        self.devices: frozenset[str] | None = None
+        self.saving = asyncio.Lock()
         self._descriptors = descriptors
         self._ring = ring
         self._witness = witness
@@ -89,6 +91,7 @@ class Guest:
         self._deletions: dict[str, asyncio.Future[None]] = {}
         self._asked_s: float | None = now_s()
         self._stale = asyncio.Event()
+        self._devices_old = False
         self._changed = asyncio.Event()
         self._cause: str | None = None
 
@@ -100,7 +103,8 @@ class Guest:
     def state(self) -> VmState:
         """What is known of the guest now."""
         spec = self.record.spec
-        nics = {nic.id: self._descriptors.state(spec.name, nic.id) for nic in spec.nics} if self.alive else {}
+        own = (*spec.nics, *self.record.leaving_nics) if self.alive else ()
+        nics = {nic.id: self._descriptors.state(spec.name, nic.id) for nic in own}
         silent = self._asked_s is not None and self.run_state is None and self.alive
         return VmState(
             spec=spec,
@@ -114,6 +118,9 @@ class Guest:
             resumed_s=self.resumed_s,
             unanswered_s=now_s() - self._asked_s if silent and self._asked_s is not None else 0.0,
             nics=nics,
+            devices=self.devices,
+            leaving_nics=self.record.leaving_nics,
+            leaving_disks=self.record.leaving_disks,
         )
 
     async def serve(self) -> None:
@@ -147,6 +154,7 @@ class Guest:
                 await asyncio.sleep(CONNECT_EVERY_S if now_s() - self.began_s < SILENT_AFTER_S else 1.0)
                 continue
             connections += 1
+            self._devices_old = self._devices_old or connections > 1 or self.devices is None
             if connections > 1:
                 self._witness.reconnected(self.name)
             with contextlib.suppress(ActionError):
@@ -180,15 +188,28 @@ class Guest:
         self._asked_s = None
         if isinstance(answer, dict):
             self._set_run_state(str(answer["status"]))
+        if self._devices_old:
+            await self.look_at_devices()
+
+    async def look_at_devices(self) -> None:
+        """Ask QEMU what is plugged into it; errors as `execute`."""
+        self._devices_old = False
+        children = await self.execute("qom-list", {"path": "/machine/peripheral"})
+        devices = frozenset(str(child["name"]) for child in children)
+        if devices != self.devices:
+            self.devices = devices
+            self._note_change("qmp")
 
     def _heard(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "SHUTDOWN":
             self._cause = SHUTDOWN_CAUSES.get(str(data.get("reason")), self._cause)
         if event in STATE_EVENTS:
             self._stale.set()
-        if event == "DEVICE_DELETED" and str(data.get("device")) in self._deletions:
-            deletion = self._deletions.pop(str(data["device"]))
-            if not deletion.done():
+        if event == "DEVICE_DELETED":
+            self._devices_old = True
+            self._stale.set()
+            deletion = self._deletions.pop(str(data.get("device")), None)
+            if deletion is not None and not deletion.done():
                 deletion.set_result(None)
         self._witness.heard(self.name, event, data)
 
@@ -206,9 +227,7 @@ class Guest:
         self, command: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = SILENT_AFTER_S
     ) -> Any:
         """One QMP command; `TransientError` while nobody is connected."""
-        if self.monitor is None:
-            raise TransientError(f"QEMU of {self.name} is not connected", reason="NotConnected")
-        return await self._timed(self.monitor, command, arguments or {}, timeout_s)
+        return await self._timed(self.connection(), command, arguments or {}, timeout_s)
 
     async def _timed(
         self, monitor: Monitor, command: str, arguments: Mapping[str, Any], timeout_s: float | None
@@ -223,11 +242,11 @@ class Guest:
         self._witness.answered(command, time.perf_counter() - began)
         return answer
 
-    async def send_descriptor(self, name: str, fd: int) -> None:
-        """Give QEMU a copy of a descriptor under a name."""
+    def connection(self) -> Monitor:
+        """The monitor; `TransientError` while nobody is connected."""
         if self.monitor is None:
             raise TransientError(f"QEMU of {self.name} is not connected", reason="NotConnected")
-        await self.monitor.send_descriptor(name, fd)
+        return self.monitor
 
     def device_deleted(self, device: str) -> asyncio.Future[None]:
         """A future that is done when the guest has let go of a device; ask for it before `device_del`."""

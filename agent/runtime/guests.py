@@ -12,10 +12,11 @@ from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, find_process, find_process_with
-from agent.host.tap import fetch_descriptor
+from agent.host.tap import fetch_descriptor, find_descriptor_number
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest, GuestWitness
 from agent.runtime.starts import Starts, unit_of
+from agent.runtime.threads import run_to_end
 
 log = structlog.get_logger("vmhost.guests")
 
@@ -104,13 +105,28 @@ class Guests:
 
     def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
         """The service manager's copies first: fetching from QEMU needs ptrace rights, which a host may give nobody."""
-        for nic, fd in record.nic_fds.items():
-            if self._descriptors.take_back(record.spec.name, nic):
+        for nic in (*record.spec.nics, *record.leaving_nics):
+            if self._descriptors.take_back(record.spec.name, nic.id):
+                continue
+            # Without a number it was plugged, or is not even that, when its agent died.
+            number = record.nic_fds.get(nic.id) or find_descriptor_number(process.pid, nic.tap)
+            if number is None:
                 continue
             try:
-                self._descriptors.put(record.spec.name, nic, fetch_descriptor(process.pid, fd))
+                self._descriptors.put(record.spec.name, nic.id, fetch_descriptor(process.pid, number))
             except ActionError as error:
-                log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic, why=str(error))
+                log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic.id, why=str(error))
+
+    async def keep(self, name: str, change: Callable[[LaunchRecord], LaunchRecord]) -> None:
+        """Write a guest's changed record down, and only then go by it; `TransientError` if either cannot be had.
+
+        One at a time, so that no change is lost and the last one is what the next agent reads.
+        """
+        guest = self.get(name)
+        async with guest.saving:
+            record = change(guest.record)
+            await run_to_end(self._launches.save, record)
+            guest.record = record
 
     async def close(self) -> None:
         """Let go of all monitors, so that the next agent finds them free."""
@@ -123,10 +139,11 @@ class Guests:
         self._guests.pop(name, None)
         self._descriptors.forget_guest(name)
 
-    def rename(self, name: str, new_name: str) -> None:
+    async def rename(self, name: str, new_name: str) -> None:
         """Carry a guest over to another name."""
         guest = self.get(name)
-        guest.record = self._launches.rename(guest.record, new_name)
+        async with guest.saving:
+            guest.record = self._launches.rename(guest.record, new_name)
         guest.directory = self._launches.directory(new_name)
         self._descriptors.rename_guest(name, new_name)
         self._guests[new_name] = self._guests.pop(name)

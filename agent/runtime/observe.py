@@ -12,6 +12,7 @@ from agent.core.desired import Desired, DiskSpec
 from agent.core.draft import Plan
 from agent.core.errors import ObservationError
 from agent.core.observed import DiskState, HostMemory, VmState
+from agent.core.plan_disks import is_plugged
 from agent.host.disks import DiskLook, look_at_disk
 from agent.host.host_memory import look_at_memory
 from agent.host.processes import kvm_usable
@@ -113,11 +114,11 @@ def short_of_memory(last: Plan) -> frozenset[str]:
     return frozenset(c.resource.removeprefix("vm/") for c in last.conditions if c.type == "MemoryShort")
 
 
-def unstarted_disks(desired: Desired, running: Iterable[str]) -> list[DiskSpec]:
-    """The disks of guests that are wanted and not launched: a launch depends on them."""
-    launched = frozenset(running)
-    specs = [spec for name, spec in desired.vms.items() if spec.enabled and name not in launched]
-    return [disk for spec in specs for disk in spec.disks if disk.path]
+def unplugged_disks(desired: Desired, running: Mapping[str, VmState]) -> list[DiskSpec]:
+    """The disks that a launch depends on, of guests that are wanted and not launched, and those that a guest lacks."""
+    specs = [spec for name, spec in desired.vms.items() if spec.enabled and name not in running]
+    lacking = [disk for state in running.values() for disk in state.spec.disks if not is_plugged(state, disk)]
+    return [disk for disk in (*(disk for spec in specs for disk in spec.disks), *lacking) if disk.path]
 
 
 def full_disks(running: Mapping[str, VmState]) -> list[DiskSpec]:

@@ -48,6 +48,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "description": "for people",
         "enabled": "false: the guest is stopped and stays so",
         "overcommit": "start it also when the host has not enough memory for all that it may take",
+        "hotplug-slots": "free places for disks and NICs that are plugged while it runs; it starts with that many",
         "uuid": "the guest's identity; made once and kept unless given. Give it to rename a guest",
         "disk": "disks, each as [vm.NAME.disk.ID]",
         "nic": "network cards, each as [vm.NAME.nic.ID]",

@@ -158,6 +158,7 @@ class VmTable(Table):
     description: Text = ""
     enabled: bool = True
     overcommit: bool = False
+    hotplug_slots: Annotated[int, Field(ge=0, le=64)] = 2
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)

@@ -78,6 +78,7 @@ def vm_spec(
         description=table.description,
         enabled=table.enabled,
         overcommit=table.overcommit,
+        hotplug_slots=table.hotplug_slots,
         disks=_disks(table, slots),
         nics=_nics(name, uuid, table, slots, mtus),
         serials=tuple(SerialSpec(id=id_, port=serial.port, to=serial.to) for id_, serial in table.serial.items()),

@@ -12,7 +12,8 @@ from agent.core.describe import describe
 from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.model import PreconditionError, apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
-from agent.core.plan_vms import LOOK_AGAIN_S, RESUME_AGAIN_S, RESUME_FREE_BYTES
+from agent.core.plan_disks import LOOK_AGAIN_S
+from agent.core.plan_vms import RESUME_AGAIN_S, RESUME_FREE_BYTES
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 
@@ -64,7 +65,7 @@ def test_every_disk_that_is_written_to_needs_room() -> None:
     other = replace(DATA, id="more", path="/srv/more.raw")
     state = replace(PAUSED, spec=replace(WEB, disks=(DATA, other)))
     little = {DATA.path: RESUME_FREE_BYTES, other.path: RESUME_FREE_BYTES - 1}
-    assert plan(DESIRED, seen(little, state), 100.0).actions == ()
+    assert plan(Desired(vms={"web": state.spec}), seen(little, state), 100.0).actions == ()
 
 
 def test_its_line_names_the_guest() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from agent.core.actions import ChangeAddresses, ChangeLink, LinkChange, ReleasePort, RenameVm, StopVm
+from agent.core.actions import ChangeAddresses, ChangeLink, LinkChange, ReleasePort, RenameVm, StopVm, kind_of
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
 from agent.core.draft import Plan
 from agent.core.marks import bridge_mark, tap_mark
@@ -82,11 +82,14 @@ def test_what_is_left_of_a_guest_is_no_end_that_counts() -> None:
     assert (end.exit_reason, end.asked) == ("host", True)  # type: ignore[union-attr]
 
 
-def test_a_tap_of_a_guest_that_runs_stays_when_its_nic_leaves_the_unit() -> None:
+def test_a_tap_of_a_guest_that_runs_stays_until_the_guest_has_let_go_of_its_nic() -> None:
     without = Desired({"br0": BR0}, {"web": replace(WEB, nics=())})
     for nics in ({}, {"lan": NicState(NicBackend.UNKNOWN)}, RUNNING.nics):
         observed = host(BR0_LINK, TAP, vms={"web": replace(RUNNING, nics=nics)})
-        assert plan(without, observed, 0.0).actions == ()
+        assert [action.resource for action in plan(without, observed, 0.0).actions] == ["vm/web"]
+        state = replace(RUNNING, spec=replace(WEB, nics=()), leaving_nics=WEB.nics, nics=nics)
+        leaving = host(BR0_LINK, TAP, vms={"web": state})
+        assert [kind_of(action) for action in plan(without, leaving, 0.0).actions] == ["unplug-nic"]
 
 
 def test_a_tap_that_a_wanted_guest_will_need_stays() -> None:

@@ -269,7 +269,7 @@ def test_sizes_of_disks() -> None:
     assert seen(1 << 20, ABSENT) == ((GrowDisk(place, Reason.SETTINGS, "web", DISK),), [])
     assert seen(3 << 20, ABSENT) == ((launch,), [(place, "DiskLarger")])
     assert seen(2 << 20, runs) == ((), [])
-    assert seen(1 << 20, runs) == ((), [(place, "GrowthPending")])
+    assert seen(1 << 20, runs) == ((GrowDisk(place, Reason.SETTINGS, "web", DISK, running=True),), [])
     assert seen(3 << 20, runs) == ((), [(place, "DiskLarger")])
     read_only = replace(spec, disks=(replace(DISK, read_only=True),))
     fixed = Desired({"br0": BRIDGE}, {"web": read_only})

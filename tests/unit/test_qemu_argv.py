@@ -58,14 +58,14 @@ def test_golden_disks_and_nics() -> None:
     argv = qemu_argv(WEB, "qemu", FILES, kvm=False)
     begin = argv.index("-add-fd")
     assert " ".join(argv[begin:]) == (
-        "-add-fd set=0,fd=8 -add-fd set=0,fd=9 "
+        "-add-fd set=0,fd=8,opaque=disk-root -add-fd set=0,fd=9,opaque=disk-root "
         '-blockdev {"driver": "qcow2", "node-name": "disk-root", "read-only": false, "discard": "unmap", '
         '"cache": {"direct": false, "no-flush": false}, "file": {"driver": "file", "node-name": "file-root", '
         '"filename": "/dev/fdset/0", "read-only": false, "discard": "unmap", '
         '"cache": {"direct": false, "no-flush": false}}} '
         '-device {"driver": "virtio-blk-pci", "id": "disk-root", "drive": "disk-root", "serial": "root", '
         '"write-cache": "on", "bus": "slot-1", "addr": "0x0", "bootindex": 1} '
-        "-add-fd set=1,fd=10 "
+        "-add-fd set=1,fd=10,opaque=disk-data "
         '-blockdev {"driver": "raw", "node-name": "disk-swap", "read-only": true, "discard": "ignore", '
         '"cache": {"direct": true, "no-flush": false}, "file": {"driver": "host_device", "node-name": "file-swap", '
         '"filename": "/dev/fdset/1", "read-only": true, "discard": "ignore", '
@@ -114,7 +114,7 @@ def test_accel_and_cpu(accel: str, kvm: bool, cpu: str | None, expected: list[st
 )
 def test_cache_modes(cache: str, write_cache: str, direct: bool, no_flush: bool) -> None:
     disk = replace(ROOT, cache=cache)
-    assert disk_device("q35", disk, bootable=False)["write-cache"] == write_cache
+    assert disk_device("q35", disk)["write-cache"] == write_cache
     assert disk_blockdev(disk, DiskSet(0, ()))["cache"] == {"direct": direct, "no-flush": no_flush}
 
 

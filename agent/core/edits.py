@@ -1,0 +1,109 @@
+"""What a running guest takes over of its edited unit: everything live, and the devices that can be plugged now.
+
+The result is what the guest is to be like from now on, and is written down before anything is done to it. What it lacks
+then is plugged, what is leaving is unplugged, and an agent that dies in the middle leaves both to the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.effects import is_live
+from agent.core.observed import VmState
+from agent.core.qemu_platform import MICROVM, family, root_port_id
+
+Device = TypeVar("Device", NicSpec, DiskSpec)
+
+_LIVE_VM = tuple(field.name for field in fields(VmSpec) if is_live("vm", field.name) or field.name == "file")
+_LIVE_NIC = tuple(field.name for field in fields(NicSpec) if is_live("nic", field.name))
+_LIVE_DISK = tuple(field.name for field in fields(DiskSpec) if is_live("disk", field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a guest is to be like, and the devices that it must let go of for that."""
+
+    spec: VmSpec
+    leaving_nics: tuple[NicSpec, ...] = ()
+    leaving_disks: tuple[DiskSpec, ...] = ()
+
+
+def live_edit(state: VmState, wanted: VmSpec) -> Edit | None:
+    """What a guest takes over of its unit while it runs; None if that is how it runs already.
+
+    A device that is leaving and is wanted again stays, as it is plugged; one that is wanted differently is not plugged
+    anew beneath the guest, that waits for its next start.
+    """
+    if not (state.leaving_nics or state.leaving_disks) and (state.spec is wanted or state.spec == wanted):
+        return None
+    nics = (*state.spec.nics, *state.leaving_nics)
+    disks = (*state.spec.disks, *state.leaving_disks)
+    taken = {nic.slot for nic in nics} | {disk.slot for disk in disks}
+    kept_nics, leaving_nics = _sorted_out(state, nics, wanted.nics, _LIVE_NIC)
+    kept_disks, leaving_disks = _sorted_out(state, disks, wanted.disks, _LIVE_DISK)
+    new_nics = _new(state, nics, wanted.nics, taken)
+    new_disks = _new(state, disks, wanted.disks, taken)
+    spec = replace(
+        state.spec,
+        **{name: getattr(wanted, name) for name in _LIVE_VM},
+        nics=_in_order([*kept_nics, *new_nics], wanted.nics),
+        disks=_in_order([*kept_disks, *new_disks], wanted.disks),
+    )
+    edit = Edit(spec, leaving_nics, leaving_disks)
+    return None if edit == Edit(state.spec, state.leaving_nics, state.leaving_disks) else edit
+
+
+def _sorted_out(
+    state: VmState, present: Sequence[Device], wanted: Sequence[Device], live: Collection[str]
+) -> tuple[list[Device], tuple[Device, ...]]:
+    """The devices that stay, with what is live of their edits, and those that leave."""
+    by_id = {device.id: device for device in wanted}
+    kept = [
+        replace(device, **{name: getattr(by_id.get(device.id, device), name) for name in live})
+        for device in present
+        if device.id in by_id or not can_unplug(state, device)
+    ]
+    staying = {device.id for device in kept}
+    return kept, tuple(device for device in present if device.id not in staying)
+
+
+def _new(state: VmState, present: Sequence[Device], wanted: Sequence[Device], taken: set[int]) -> list[Device]:
+    """The devices that the guest has not and that can be plugged now; their places are `taken` from then on."""
+    known = {device.id for device in present}
+    found: list[Device] = []
+    for device in wanted:
+        if device.id not in known and device.slot not in taken and can_plug(state, device):
+            taken.add(device.slot)
+            found.append(device)
+    return found
+
+
+def _in_order(devices: Sequence[Device], wanted: Sequence[Device]) -> tuple[Device, ...]:
+    """In the order of the unit, so that a guest without anything pending has exactly its unit's spec."""
+    order = {device.id: number for number, device in enumerate(wanted)}
+    return tuple(sorted(devices, key=lambda device: order.get(device.id, len(order))))
+
+
+def can_plug(state: VmState, device: NicSpec | DiskSpec) -> bool:
+    """Whether a running guest has a place for a device: on q35 a root port, which QEMU cannot add later."""
+    if not can_unplug(state, device):
+        return False
+    if family(state.spec.machine) != "q35":
+        return True
+    return state.devices is not None and root_port_id(device.slot) in state.devices
+
+
+def can_unplug(state: VmState, device: NicSpec | DiskSpec) -> bool:
+    """Whether a device's kind can be plugged at all (QEMU: neither on a microvm, nor a drive on SATA)."""
+    return state.spec.machine != MICROVM and (isinstance(device, NicSpec) or device.bus != "sata")
+
+
+def lacks_places(state: VmState, wanted: VmSpec) -> bool:
+    """Whether it is not known yet which places a guest has, while its unit has a device that it has not."""
+    if state.devices is not None:
+        return False
+    nics, disks = {nic.id for nic in state.spec.nics}, {disk.id for disk in state.spec.disks}
+    return any(nic.id not in nics for nic in wanted.nics) or any(disk.id not in disks for disk in wanted.disks)

@@ -1,0 +1,119 @@
+"""What an edit of each key does to a guest that runs: the table of all keys, by the table of a unit that holds them.
+
+The planner takes over what is live; everything else waits, as `pending`, for the guest's next start. The manual and
+`vmhost plan` print it, and a test proves that no key of the schema is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Effect(StrEnum):
+    """`live`: taken over while the guest runs. `restart`: at its next start. `replace`: then it is another guest."""
+
+    LIVE = "live"
+    RESTART = "restart"
+    REPLACE = "replace"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEffect:
+    """The effect of editing one key, and in words what becomes of a guest that runs."""
+
+    effect: Effect
+    says: str
+
+
+def _live(says: str) -> KeyEffect:
+    return KeyEffect(Effect.LIVE, says)
+
+
+def _restart(says: str = "at its next start") -> KeyEffect:
+    return KeyEffect(Effect.RESTART, says)
+
+
+_HEALED = _live("the bridge is changed in place; guests stay connected")
+
+EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
+    "bridge": {
+        "ports": _live("ports are put in and taken out one by one"),
+        "addresses": _live("new ones are added first, then old ones removed"),
+        "mac": _HEALED,
+        "mtu": _HEALED,
+        "stp": _HEALED,
+        "adopt": _live("decides whether a foreign bridge of this name is taken over"),
+    },
+    "vm": {
+        "cpus": _restart(),
+        "memory": _restart(),
+        "machine": _restart(),
+        "firmware": _restart(),
+        "secure-boot": _restart(),
+        "cpu": _restart(),
+        "accel": _restart(),
+        "kernel": _restart(),
+        "initrd": _restart(),
+        "append": _restart(),
+        "extra-args": _restart(),
+        "vnc": _restart(),
+        "rng": _restart(),
+        "watchdog": _restart(),
+        "hotplug-slots": _restart("at its next start it has that many free places for devices"),
+        "restart": _live("counts from its next end on"),
+        "stop-timeout": _live("counts from its next stop on"),
+        "after": _live("counts from its next start on, and when the host shuts down"),
+        "description": _live("nothing happens to the guest"),
+        "enabled": _live("false shuts the guest down, true starts it"),
+        "overcommit": _live("counts from its next start on"),
+        "uuid": KeyEffect(
+            Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"
+        ),
+    },
+    "disk": {
+        "media": _restart(),
+        "path": _restart(),
+        "bus": _restart(),
+        "size": _live("it grows under the guest, which sees its new size; it never shrinks"),
+        "format": _restart(),
+        "cache": _restart(),
+        "read-only": _restart(),
+        "discard": _restart(),
+    },
+    "nic": {
+        "bridge": _live("its tap is moved to the other bridge; the guest sees its cable stay plugged"),
+        "mac": _restart(),
+        "tap": _live("its tap is renamed"),
+        "model": _restart(),
+        "mtu": _live("its tap has it at once; the guest is told at its next start"),
+    },
+    "serial": {
+        "port": _restart(),
+        "to": _restart(),
+    },
+}
+"""By the table `[bridge.NAME]`, `[vm.NAME]`, and those of a guest's devices."""
+
+PLUGGING: Mapping[str, str] = {
+    "disk": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go",
+    "nic": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go",
+    "serial": "at its next start",
+}
+"""What becomes of a guest that runs when a whole device's table is added or removed."""
+
+_SUFFIXES = ("_mib", "_bytes", "_bps", "_s")
+
+
+def key_of_field(field: str) -> str:
+    """The key of a unit that a field of a spec comes from: `stop_timeout_s` is `stop-timeout`."""
+    for suffix in _SUFFIXES:
+        field = field.removesuffix(suffix)
+    return field.replace("_", "-")
+
+
+def is_live(table: str, field: str) -> bool:
+    """Whether a running guest takes over an edit of this field of a spec."""
+    effect = EFFECTS[table].get(key_of_field(field))
+    return effect is not None and effect.effect is Effect.LIVE

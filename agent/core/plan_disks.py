@@ -1,0 +1,97 @@
+"""The frontier for the disks of guests: before a launch, and beneath a guest that runs."""
+
+from __future__ import annotations
+
+from agent.core.desired import DiskSpec, VmSpec
+from agent.core.device_actions import CreateDisk, GrowDisk, PlugDisk, UnplugDisk
+from agent.core.draft import Draft
+from agent.core.marks import disk_resource
+from agent.core.observed import DiskState, VmState
+from agent.core.qemu_argv import disk_node
+from agent.core.reasons import Reason
+
+LOOK_AGAIN_S = 1.0
+"""When to look again for a disk that is missing: nothing rings when a file system is mounted."""
+
+
+def plan_disk_before_launch(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
+    """Whether a disk's file is there, and large enough; what it lacks is planned or told."""
+    resource = disk_resource(spec.name, disk.id)
+    if not _plan_file(draft, resource, spec.name, disk):
+        return False
+    state = draft.observed.disks.get(disk.path)
+    if state is not None and _tell_size(draft, resource, disk, state):
+        draft.propose(GrowDisk(resource, Reason.SETTINGS, spec.name, disk))
+        return False
+    return resource not in draft.observed.in_flight
+
+
+def plan_running_disks(draft: Draft, name: str, state: VmState) -> None:
+    """Plug what a running guest lacks, grow what is too small, and take away what is leaving."""
+    for disk in state.spec.disks:
+        if is_plugged(state, disk):
+            _plan_size(draft, name, state, disk)
+        elif _plan_file(draft, disk_resource(name, disk.id), name, disk):
+            draft.propose(PlugDisk(disk_resource(name, disk.id), Reason.MISSING, name, disk))
+    for disk in state.leaving_disks:
+        resource = disk_resource(name, disk.id)
+        if is_plugged(state, disk):
+            tell_detaching(draft, resource, state, disk.id)
+        draft.propose(UnplugDisk(resource, Reason.UNWANTED, name, disk))
+
+
+def is_plugged(state: VmState, disk: DiskSpec) -> bool:
+    """Whether a running guest has a disk, as far as is known."""
+    return state.devices is None or disk_node(disk.id) in state.devices
+
+
+def tell_detaching(draft: Draft, resource: str, state: VmState, device: str) -> None:
+    """Tell that a guest is asked for a device: it may take its time, and it may refuse."""
+    paused = "" if state.run_state == "running" else f"; it cannot while it is {state.run_state or 'silent'}"
+    draft.tell(resource, "Detaching", f"{state.spec.name} is asked to let go of {device}{paused}")
+
+
+def _plan_file(draft: Draft, resource: str, vm: str, disk: DiskSpec) -> bool:
+    """Whether a disk's file is there; one that never existed is created, one that did is only waited for."""
+    if not disk.path:
+        return True
+    state = draft.observed.disks.get(disk.path)
+    if state is None:
+        draft.wait_for_answer(resource)
+        return False
+    if state.exists:
+        return True
+    draft.wake_at(draft.now_s + LOOK_AGAIN_S)
+    if state.known:
+        why = "is gone; it is waited for, a blank one is never put in its place"
+    elif not state.folder_exists:
+        why = ": its folder does not exist; make it, or mount what belongs there"
+    elif disk.media == "cdrom":
+        why = "does not exist; it is waited for, without path = there is none"
+    elif disk.size_bytes is None:
+        why = "does not exist, and without size = it is not created"
+    else:
+        draft.propose(CreateDisk(resource, Reason.MISSING, vm, disk))
+        return False
+    draft.tell(resource, "DiskMissing", disk.path + ("" if why.startswith(":") else " ") + why)
+    return False
+
+
+def _plan_size(draft: Draft, name: str, state: VmState, disk: DiskSpec) -> None:
+    """Grow the disk of a guest that runs, which sees its new size at once."""
+    seen = draft.observed.disks.get(disk.path)
+    if seen is None or not seen.exists or seen.size_bytes == disk.size_bytes:
+        return
+    resource = disk_resource(name, disk.id)
+    if _tell_size(draft, resource, disk, seen) and state.run_state is not None:
+        draft.propose(GrowDisk(resource, Reason.SETTINGS, name, disk, running=True))
+
+
+def _tell_size(draft: Draft, resource: str, disk: DiskSpec, state: DiskState) -> bool:
+    """Whether a disk is smaller than its unit says; one that is larger is told, and stays so."""
+    if disk.size_bytes is None or state.size_bytes is None or disk.read_only:
+        return False
+    if disk.size_bytes < state.size_bytes:
+        message = f"{disk.path} has {state.size_bytes} bytes, more than size = says; a disk is never shrunk"
+        draft.tell(resource, "DiskLarger", message)
+    return disk.size_bytes > state.size_bytes

@@ -1,0 +1,215 @@
+"""Carries out the actions on what is plugged into a running guest: its NICs and disks come, go, and grow.
+
+Each may be interrupted between any two steps and is then done again from its start, where what is there already, or
+gone already, is no error. What a guest is to be like was written down before (`TakeOver`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+
+from agent.core.desired import DiskSpec, NicSpec
+from agent.core.device_actions import ArmTap, GrowDisk, PlugDisk, PlugNic, ReplugNic, TakeOver, UnplugDisk, UnplugNic
+from agent.core.digest import digest
+from agent.core.errors import PermanentError, TransientError
+from agent.core.qemu_argv import (
+    DiskSet,
+    devices_of_disk,
+    disk_blockdev,
+    disk_node,
+    netdev_id,
+    nic_device,
+    nic_id,
+    nic_netdev,
+)
+from agent.host.disks import grow_disk, open_disk
+from agent.host.launches import LaunchRecord
+from agent.host.qmp import CommandRefusedError
+from agent.host.tap import find_descriptor_number
+from agent.runtime.descriptors import Descriptors
+from agent.runtime.execute_links import LinkExecutor
+from agent.runtime.guest import Guest
+from agent.runtime.guests import Guests
+from agent.runtime.negotiated import negotiated_settings
+
+DETACH_WITHIN_S = 20.0
+"""A guest with a driver lets go within 1.2 s; one that boots, or has none, is asked again later."""
+
+FIRST_PLUGGED_SET = 2001
+"""The descriptor set of slot 0 for disks that are plugged; those of a launch have lower numbers."""
+
+
+class DeviceExecutor:
+    """Each method does one action and returns when QEMU shows it, or raises an ActionError."""
+
+    def __init__(self, guests: Guests, links: LinkExecutor, descriptors: Descriptors) -> None:
+        self._guests = guests
+        self._links = links
+        self._descriptors = descriptors
+
+    async def change(self, action: TakeOver | PlugNic | UnplugNic | ReplugNic | PlugDisk | UnplugDisk) -> None:
+        """Do one of these actions."""
+        match action:
+            case TakeOver():
+                await self._take_over(action)
+            case PlugNic():
+                await self._plug(action)
+            case UnplugNic():
+                await self._unplug_nic(action)
+            case ReplugNic():
+                await self._replug_nic(action)
+            case PlugDisk():
+                await self._plug_disk(action)
+            case UnplugDisk():
+                await self._unplug_disk(action)
+
+    async def _take_over(self, action: TakeOver) -> None:
+        """Write down what the guest is to be like from now on; QEMU is not touched."""
+        edit = action.edit
+
+        def taken_over(record: LaunchRecord) -> LaunchRecord:
+            if record.spec.uuid != action.uuid:
+                raise TransientError(f"{action.vm} is another guest by now", reason="Gone")
+            return replace(
+                record,
+                spec=edit.spec,
+                digest=digest(edit.spec),
+                leaving_nics=edit.leaving_nics,
+                leaving_disks=edit.leaving_disks,
+            )
+
+        await self._guests.keep(action.vm, taken_over)
+
+    async def _plug(self, action: PlugNic) -> None:
+        """Plug a NIC on its tap."""
+        guest, nic = self._guests.get(action.vm), action.nic
+        # An interrupted try may have left its backend, which would keep the tap busy.
+        await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
+        fd = self._descriptors.of_tap(action.vm, action.uid, nic)
+        await self._plug_nic(guest, nic, fd)
+
+    async def _plug_nic(self, guest: Guest, nic: NicSpec, fd: int) -> None:
+        backend = netdev_id(nic.id)
+        await guest.connection().send_descriptor(backend, fd)
+        await guest.execute("netdev_add", nic_netdev(nic, backend))
+        try:
+            await guest.execute("device_add", nic_device(guest.record.spec.machine, nic))
+        except CommandRefusedError:
+            await _forgiving(guest, "netdev_del", {"id": backend})
+            raise
+        number = find_descriptor_number(guest.process.pid, nic.tap) if guest.process is not None else None
+        if number is not None:
+            await self._guests.keep(
+                guest.name, lambda record: replace(record, nic_fds={**record.nic_fds, nic.id: number})
+            )
+        await guest.look_at_devices()
+
+    async def _unplug_nic(self, action: UnplugNic) -> None:
+        """Unplug a NIC; its tap is nobody's then."""
+        guest, nic = self._guests.get(action.vm), action.nic
+        await self._detach(guest, nic_id(nic.id), nic.id)
+        await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
+        self._descriptors.forget(action.vm, nic.id)
+        await self._guests.keep(action.vm, lambda record: _without_nic(record, nic))
+        await guest.look_at_devices()
+
+    async def _replug_nic(self, action: ReplugNic) -> None:
+        """Replace a NIC's lost tap: the guest notices, so it is only done where no descriptor of it can be had (Yama's
+        `ptrace_scope=3`, an agent without CAP_SYS_PTRACE). The NIC keeps its PCI address and its MAC.
+
+        `PermanentError` on a machine that cannot unplug (microvm).
+        """
+        guest, nic = self._guests.get(action.vm), action.nic
+        await self._detach(guest, nic_id(nic.id), nic.id)
+        await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
+        resource, reason, bridge = action.resource, action.reason, action.bridge_ifindex
+        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False)
+        await self._links.arm(arm, lambda _: negotiated_settings(action.vm, nic, self._guests))
+        await self._plug_nic(guest, nic, self._links.descriptor(action.vm, nic.id))
+
+    async def _plug_disk(self, action: PlugDisk) -> None:
+        """Plug a disk; its file is opened here, QEMU gets descriptors. What was refused leaves nothing in QEMU."""
+        guest, disk = self._guests.get(action.vm), action.disk
+        await self._clear_disk(guest, disk)
+        try:
+            await self._add_drive(guest, disk)
+            for device in devices_of_disk(guest.record.spec.machine, disk):
+                await guest.execute("device_add", device)
+        except CommandRefusedError:
+            await self._clear_disk(guest, disk)
+            raise
+        await guest.look_at_devices()
+
+    async def _add_drive(self, guest: Guest, disk: DiskSpec) -> None:
+        if not disk.path:
+            return
+        node, set_id = disk_node(disk.id), FIRST_PLUGGED_SET + disk.slot
+        opened = await asyncio.to_thread(open_disk, disk)
+        try:
+            for fd in opened.fds:
+                await guest.connection().add_descriptor(set_id, fd, node)
+        finally:
+            opened.close()
+        await guest.execute("blockdev-add", disk_blockdev(disk, DiskSet(set_id, (), opened.block_device)))
+
+    async def _unplug_disk(self, action: UnplugDisk) -> None:
+        """Unplug a disk; its file is closed, and stays."""
+        guest, disk = self._guests.get(action.vm), action.disk
+        for device in reversed(devices_of_disk(guest.record.spec.machine, disk)):
+            await self._detach(guest, str(device["id"]), disk.id)
+        await self._clear_disk(guest, disk)
+        await self._guests.keep(action.vm, lambda record: _without_disk(record, disk))
+        await guest.look_at_devices()
+
+    async def _clear_disk(self, guest: Guest, disk: DiskSpec) -> None:
+        """Have QEMU close what no device uses any more, also what an interrupted try left."""
+        node = disk_node(disk.id)
+        await _forgiving(guest, "blockdev-del", {"node-name": node})
+        for one in await guest.execute("query-fdsets"):
+            if any(fd.get("opaque") == node for fd in one["fds"]):
+                await _forgiving(guest, "remove-fd", {"fdset-id": one["fdset-id"]})
+
+    async def grow(self, action: GrowDisk) -> None:
+        """Grow a disk: QEMU does it where it has the disk open, and the guest sees its new size at once."""
+        if not action.running:
+            await grow_disk(action.disk)
+            return
+        arguments = {"node-name": disk_node(action.disk.id), "size": action.disk.size_bytes}
+        await self._guests.get(action.vm).execute("block_resize", arguments)
+
+    async def _detach(self, guest: Guest, device: str, called: str) -> None:
+        """Have the guest let go of a device (QMP `device_del`); one that it has not any more is no error.
+
+        `TransientError` `DetachRefused` if it does not in time: it may still do so later.
+        """
+        deleted = guest.device_deleted(device)
+        try:
+            await guest.execute("device_del", {"id": device})
+            async with asyncio.timeout(DETACH_WITHIN_S):
+                await deleted
+        except TimeoutError as error:
+            message = f"{guest.name} has not let go of {called} within {DETACH_WITHIN_S:g} s; it is asked again"
+            raise TransientError(f"{message} (does it use it, or has it no driver?)", reason="DetachRefused") from error
+        except CommandRefusedError as error:
+            deleted.cancel()
+            if error.error_class != "DeviceNotFound":
+                message = f"{guest.name} cannot unplug {called}: {error}"
+                raise PermanentError(message, reason="ReplugRefused") from error
+
+
+async def _forgiving(guest: Guest, command: str, arguments: dict[str, object]) -> None:
+    """A command that may find nothing to do."""
+    with suppress(CommandRefusedError):
+        await guest.execute(command, arguments)
+
+
+def _without_nic(record: LaunchRecord, nic: NicSpec) -> LaunchRecord:
+    numbers = {id_: number for id_, number in record.nic_fds.items() if id_ != nic.id}
+    leaving = tuple(one for one in record.leaving_nics if one.id != nic.id)
+    return replace(record, leaving_nics=leaving, nic_fds=numbers)
+
+
+def _without_disk(record: LaunchRecord, disk: DiskSpec) -> LaunchRecord:
+    return replace(record, leaving_disks=tuple(one for one in record.leaving_disks if one.id != disk.id))
