@@ -65,7 +65,7 @@ def test_golden_disks_and_nics() -> None:
         '"cache": {"direct": false, "no-flush": false}}} '
         '-device {"driver": "virtio-blk-pci", "id": "disk-root", "drive": "disk-root", "serial": "root", '
         '"write-cache": "on", "bus": "slot-1", "addr": "0x0", "bootindex": 1} '
-        "-add-fd set=1,fd=10,opaque=disk-data "
+        "-add-fd set=1,fd=10,opaque=disk-swap "
         '-blockdev {"driver": "raw", "node-name": "disk-swap", "read-only": true, "discard": "ignore", '
         '"cache": {"direct": true, "no-flush": false}, "file": {"driver": "host_device", "node-name": "file-swap", '
         '"filename": "/dev/fdset/1", "read-only": true, "discard": "ignore", '
