@@ -56,8 +56,8 @@ def describe(action: Action) -> str:
 
 def _describe_plugging(action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk) -> str:
     match action:
-        case TakeOver(vm=vm):
-            return f"{vm} takes over what it can of its edited unit while it runs"
+        case TakeOver(vm=vm, keys=keys):
+            return f"{vm} takes over {', '.join(keys) or 'where its unit is'} while it runs"
         case PlugNic(vm=vm, nic=nic):
             return f"plug {nic.id} into {vm}, on tap {nic.tap}"
         case UnplugNic(vm=vm, nic=nic):

@@ -65,13 +65,17 @@ class GrowDisk:
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """Write down what a running guest takes over of its edited unit; what follows from it follows in later passes."""
+    """Write down what a running guest takes over of its edited unit; what follows from it follows in later passes.
+
+    `keys` are those that change, as `nic.lan.bridge`, or whole devices, as `disk.data`.
+    """
 
     resource: str
     reason: Reason
     vm: str
     uuid: str
     edit: Edit
+    keys: tuple[str, ...] = ()
     disruption: Disruption = Disruption.NONE
 
 

@@ -40,6 +40,7 @@ _SINCE = {
 """Keys that came later, with what every guest had before them: at that they leave the fingerprint as it was, so that a
 guest that an earlier agent launched keeps its own."""
 
+_DEVICE_FIELDS = frozenset({"file", "disks", "nics", "serials"})
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
 _NIC_NOT_LAUNCHED = frozenset({"id"})
 _SERIAL_NOT_LAUNCHED = frozenset({"id"})
@@ -76,6 +77,19 @@ def pending_changes(launched: VmSpec, wanted: VmSpec) -> tuple[PendingChange, ..
         for key in changed
         if key not in kept and key.rpartition(".")[0] not in plugged
     )
+
+
+def changed_keys(before: VmSpec, after: VmSpec) -> tuple[str, ...]:
+    """All keys in which two specs differ, a whole device as one; also those that a launch does not depend on."""
+    old = dict(_values(before, _DEVICE_FIELDS))
+    own = {key for key, value in _values(after, _DEVICE_FIELDS) if old[key] != value}
+    sizes = {
+        f"disk.{disk.id}.size"
+        for disk in after.disks
+        for earlier in before.disks
+        if earlier.id == disk.id and earlier.size_bytes != disk.size_bytes
+    }
+    return tuple(sorted({*own, *sizes, *(change.key for change in pending_changes(before, after))}))
 
 
 def _devices(values: Mapping[str, str]) -> frozenset[str]:

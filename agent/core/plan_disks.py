@@ -35,9 +35,8 @@ def plan_running_disks(draft: Draft, name: str, state: VmState) -> None:
             draft.propose(PlugDisk(disk_resource(name, disk.id), Reason.MISSING, name, disk))
     for disk in state.leaving_disks:
         resource = disk_resource(name, disk.id)
-        if is_plugged(state, disk):
-            tell_detaching(draft, resource, state, disk.id)
-        draft.propose(UnplugDisk(resource, Reason.UNWANTED, name, disk))
+        if not is_plugged(state, disk) or asks_to_let_go(draft, resource, state, disk.id):
+            draft.propose(UnplugDisk(resource, Reason.UNWANTED, name, disk))
 
 
 def is_plugged(state: VmState, disk: DiskSpec) -> bool:
@@ -45,10 +44,12 @@ def is_plugged(state: VmState, disk: DiskSpec) -> bool:
     return state.devices is None or disk_node(disk.id) in state.devices
 
 
-def tell_detaching(draft: Draft, resource: str, state: VmState, device: str) -> None:
-    """Tell that a guest is asked for a device: it may take its time, and it may refuse."""
-    paused = "" if state.run_state == "running" else f"; it cannot while it is {state.run_state or 'silent'}"
-    draft.tell(resource, "Detaching", f"{state.spec.name} is asked to let go of {device}{paused}")
+def asks_to_let_go(draft: Draft, resource: str, state: VmState, device: str) -> bool:
+    """Tell that a guest is to let go of a device, in its own time; whether it can be asked now."""
+    running = state.run_state == "running"
+    why_not = "" if running else f"; it cannot while it is {state.run_state or 'silent'}"
+    draft.tell(resource, "Detaching", f"{state.spec.name} is asked to let go of {device}{why_not}")
+    return running
 
 
 def _plan_file(draft: Draft, resource: str, vm: str, disk: DiskSpec) -> bool:

@@ -10,7 +10,7 @@ from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
-from agent.core.plan_disks import tell_detaching
+from agent.core.plan_disks import asks_to_let_go
 from agent.core.qemu_argv import nic_id
 from agent.core.qemu_platform import MICROVM
 from agent.core.reasons import Reason
@@ -27,9 +27,10 @@ def plan_running_taps(draft: Draft, name: str, state: VmState) -> None:
         elif _plan_tap_before_launch(draft, state.spec, nic):
             draft.propose(PlugNic(tap_resource(name, nic.id), Reason.MISSING, name, state.spec.uid, nic))
     for nic in state.leaving_nics:
-        if state.devices is None or nic_id(nic.id) in state.devices:
-            tell_detaching(draft, tap_resource(name, nic.id), state, nic.id)
-        draft.propose(UnplugNic(tap_resource(name, nic.id), Reason.UNWANTED, name, nic))
+        resource = tap_resource(name, nic.id)
+        is_gone = state.devices is not None and nic_id(nic.id) not in state.devices
+        if is_gone or asks_to_let_go(draft, resource, state, nic.id):
+            draft.propose(UnplugNic(resource, Reason.UNWANTED, name, nic))
 
 
 def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from agent.core.actions import EndVm, LaunchVm, ReleaseVm, RenameVm, ResetVm, ResumeVm, StopVm
 from agent.core.desired import VmSpec
 from agent.core.device_actions import TakeOver
+from agent.core.digest import changed_keys
 from agent.core.draft import Draft
 from agent.core.edits import lacks_places, live_edit
 from agent.core.marks import is_own_bridge, vm_resource
@@ -80,7 +81,8 @@ def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> None:
     """Plan that a running guest takes over what it can of its unit; the rest is pending until its next start."""
     edit = live_edit(state, spec)
     if edit is not None:
-        draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, spec.uuid, edit))
+        keys = changed_keys(state.spec, edit.spec)
+        draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, spec.uuid, edit, keys))
     elif state.run_state is not None and lacks_places(state, spec):
         draft.wait_for_answer(vm_resource(spec.name))
 

@@ -84,8 +84,14 @@ def test_a_plan_names_every_action_before_and_none_after_and_an_edit_s_alone(age
     edited = new / "network.toml"
     edited.write_text(BRIDGE + 'mtu = 1400\nports = ["eth7"]\n')
     plan = planned(agent, edited)
-    assert texts(plan) == ["set mtu of br-test (mtu)"]
-    assert [(one["vm"], one["key"]) for one in plan["pending"]] == [("db", "nic.lan.mtu"), ("web", "nic.lan.mtu")]
+    assert sorted(texts(plan)) == [
+        "db takes over nic.lan.mtu while it runs",
+        "set mtu of br-test (mtu)",
+        "set mtu of db-lan (mtu)",
+        "set mtu of web-lan (mtu)",
+        "web takes over nic.lan.mtu while it runs",
+    ]
+    assert plan["pending"] == []
     assert [one["type"] for one in plan["conditions"]] == ["PortMissing"]
     edited.write_text(units["db.toml"].replace("stop-timeout", "enabled = false\nstop-timeout"))
     edited.rename(new / "db.toml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ class Web:
         """Wait until the guest is as its unit says, and see that it is the same one."""
         self.agent.vmhost("wait", "in-sync", "--timeout", "60")
         assert (self.agent.vm("web")["pid"], uptime(GUEST).boot) == (self.pid, self.boot)
+
+    def has_both(self, expected: bool) -> bool:
+        """Whether the guest sees the second NIC and the second disk, or neither."""
+        return ("eth1" in self.says("ls /sys/class/net")) == ("vda" in self.says("ls /sys/block")) == expected
 
     def says(self, command: str) -> str:
         """What a command in the guest prints."""
@@ -119,6 +124,5 @@ def test_an_agent_killed_at_any_moment_leaves_the_same_end(web: Web) -> None:
         web.agent.start(settle=False)
         web.settle()
         both = devices is with_both
-        wait_for(lambda both=both: ("eth1" in web.says("ls /sys/class/net")) is both)
-        wait_for(lambda both=both: ("vda" in web.says("ls /sys/block")) is both)
+        wait_for(partial(web.has_both, both))
         assert ("web-dmz" in ip_links()) is both
