@@ -87,6 +87,19 @@ def _in_order(devices: Sequence[Device], wanted: Sequence[Device]) -> tuple[Devi
     return tuple(sorted(devices, key=lambda device: order.get(device.id, len(order))))
 
 
+def untouched_by(edit: Edit, state: VmState) -> VmState:
+    """A guest with those devices only that stay, or go on leaving, when it takes an edit over."""
+    nics, disks = {nic.id for nic in edit.spec.nics}, {disk.id for disk in edit.spec.disks}
+    spec = replace(
+        state.spec,
+        nics=tuple(nic for nic in state.spec.nics if nic.id in nics),
+        disks=tuple(disk for disk in state.spec.disks if disk.id in disks),
+    )
+    leaving_nics = tuple(nic for nic in state.leaving_nics if nic.id not in nics)
+    leaving_disks = tuple(disk for disk in state.leaving_disks if disk.id not in disks)
+    return replace(state, spec=spec, leaving_nics=leaving_nics, leaving_disks=leaving_disks)
+
+
 def can_plug(state: VmState, device: NicSpec | DiskSpec) -> bool:
     """Whether a running guest has a place for a device: on q35 a root port, which QEMU cannot add later."""
     if not can_unplug(state, device):

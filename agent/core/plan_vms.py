@@ -9,7 +9,7 @@ from agent.core.desired import VmSpec
 from agent.core.device_actions import TakeOver
 from agent.core.digest import changed_keys
 from agent.core.draft import Draft
-from agent.core.edits import lacks_places, live_edit
+from agent.core.edits import lacks_places, live_edit, untouched_by
 from agent.core.marks import is_own_bridge, vm_resource
 from agent.core.observed import Intent, VmState
 from agent.core.plan_disks import LOOK_AGAIN_S, plan_disk_before_launch, plan_running_disks
@@ -73,18 +73,21 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
     elif _is_outdated(state, intent):
         plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
     else:
-        _plan_edit(draft, spec, state)
-        _plan_running(draft, spec.name, state, intent)
+        _plan_running(draft, spec.name, _plan_edit(draft, spec, state), intent)
 
 
-def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> None:
-    """Plan that a running guest takes over what it can of its unit; the rest is pending until its next start."""
+def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
+    """Plan that a running guest takes over what it can of its unit; the rest is pending until its next start.
+
+    Returns the guest without what that is about to change: it is neither plugged nor unplugged meanwhile.
+    """
     edit = live_edit(state, spec)
     if edit is not None:
         keys = changed_keys(state.spec, edit.spec)
         draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, spec.uuid, edit, keys))
     elif state.run_state is not None and lacks_places(state, spec):
         draft.wait_for_answer(vm_resource(spec.name))
+    return state if edit is None else untouched_by(edit, state)
 
 
 def _tell_unsupported(draft: Draft, spec: VmSpec) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from agent.core.allocation import PORTS_PER_DEVICE, ports_for
 from agent.core.desired import VmSpec
 
 Json = Mapping[str, object]
@@ -18,9 +19,6 @@ FIRST_SLOT_DEVICE = 0x08
 """PCI device number of slot 0; the numbers below it are kept for what belongs to the machine."""
 
 PVPANIC_ADDRESS, ENTROPY_ADDRESS, WATCHDOG_ADDRESS, SERIAL_ADDRESS = "0x3", "0x4", "0x5", "0x6"
-PORTS_PER_DEVICE = 8
-LAST_SLOT_DEVICE = 0x1E
-"""On q35 device 0x1f is the chipset's (ICH9)."""
 
 FIRMWARE_CODE, FIRMWARE_VARIABLES = "firmware-code", "firmware-variables"
 """The block nodes of a UEFI firmware's two flash chips."""
@@ -83,10 +81,7 @@ def number_of_root_ports(spec: VmSpec) -> int:
     """
     if family(spec.machine) != "q35":
         return 0
-    slots = [*(nic.slot for nic in spec.nics), *(disk.slot for disk in spec.disks)]
-    used = 1 + max(slots, default=-1)
-    devices = -(-(used + spec.hotplug_slots) // PORTS_PER_DEVICE)
-    return PORTS_PER_DEVICE * min(devices, LAST_SLOT_DEVICE - FIRST_SLOT_DEVICE + 1)
+    return ports_for([*(nic.slot for nic in spec.nics), *(disk.slot for disk in spec.disks)], spec.hotplug_slots)
 
 
 def root_port_id(slot: int) -> str:

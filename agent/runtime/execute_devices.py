@@ -109,6 +109,8 @@ class DeviceExecutor:
     async def _unplug_nic(self, action: UnplugNic) -> None:
         """Unplug a NIC; its tap is nobody's then."""
         guest, nic = self._guests.get(action.vm), action.nic
+        if nic not in guest.record.leaving_nics:
+            return  # it is wanted again meanwhile
         await self._detach(guest, nic_id(nic.id), nic.id)
         await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         self._descriptors.forget(action.vm, nic.id)
@@ -157,6 +159,8 @@ class DeviceExecutor:
     async def _unplug_disk(self, action: UnplugDisk) -> None:
         """Unplug a disk; its file is closed, and stays."""
         guest, disk = self._guests.get(action.vm), action.disk
+        if disk not in guest.record.leaving_disks:
+            return  # it is wanted again meanwhile
         for device in reversed(devices_of_disk(guest.record.spec.machine, disk)):
             await self._detach(guest, str(device["id"]), disk.id)
         await self._clear_disk(guest, disk)
