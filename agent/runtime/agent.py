@@ -199,6 +199,7 @@ class Agent:
 
     def _units_changed(self) -> None:
         self._chronicle.edited()
+        self._guests.share(self._units.desired.vms)
         self._disks.look(sized_disks(self._units.desired))
         self._doorbell.ring("units")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import structlog
 
+from agent.core.desired import VmSpec
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
@@ -127,6 +128,13 @@ class Guests:
             record = change(guest.record)
             await run_to_end(self._launches.save, record)
             guest.record = record
+
+    def share(self, specs: Mapping[str, VmSpec]) -> None:
+        """Let guests that are as their units say have the very specs of these: a pass then sees that at a glance."""
+        for guest in self:
+            spec = specs.get(guest.name)
+            if spec is not None and guest.record.spec is not spec and guest.record.spec == spec:
+                guest.record = replace(guest.record, spec=spec)
 
     async def close(self) -> None:
         """Let go of all monitors, so that the next agent finds them free."""
