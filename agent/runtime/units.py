@@ -137,9 +137,11 @@ class Units:
         as it is not, the file itself is there to be read again."""
         resolution = resolve(sources, self._context())
         await self._keeper.update(_remembering(resolution))
-        is_new = self.desired != resolution.desired or self.loaded != from_directory
+        is_edited = self.desired != resolution.desired
+        is_new = is_edited or self.loaded != from_directory
         names = new_names(self.desired.vms, resolution.desired.vms)
-        self.desired = resolution.desired
+        if is_edited:  # else the former objects stay, which guests share
+            self.desired = resolution.desired
         self.files = resolution.files
         self.loaded = from_directory
         if names:  # in the same breath: a pass in between would start or stop a guest for what was asked of another
