@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.core.desired import BridgeSpec, VmSpec
+from agent.core.desired import BridgeSpec, Limits, VmSpec
 from agent.core.device_actions import (
     ArmTap,
     CreateDisk,
@@ -199,6 +199,18 @@ class ResumeVm:
     disruption: Disruption = Disruption.NONE
 
 
+@dataclass(frozen=True, slots=True)
+class LimitVm:
+    """Set all limits of the service that a running guest's QEMU runs as; QEMU is not touched."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uuid: str
+    limits: Limits
+    disruption: Disruption = Disruption.NONE
+
+
 Action = (
     CreateBridge
     | ChangeLink
@@ -222,6 +234,7 @@ Action = (
     | RenameVm
     | ResetVm
     | ResumeVm
+    | LimitVm
 )
 
 

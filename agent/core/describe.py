@@ -11,6 +11,7 @@ from agent.core.actions import (
     EndVm,
     EnslavePort,
     LaunchVm,
+    LimitVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -29,8 +30,9 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.limits import limit_values
 
-VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm
+VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm | LimitVm
 
 
 def describe(action: Action) -> str:
@@ -84,6 +86,9 @@ def _describe_vm(action: VmAction) -> str:
             return f"reset {vm}"
         case ResumeVm(vm=vm):
             return f"let {vm} go on: there is room on its disks again"
+        case LimitVm(vm=vm, limits=limits):
+            given = [f"{key} = {value}" for key, value in limit_values(limits).items() if value]
+            return f"limits of {vm}: {', '.join(given) or 'none'}"
 
 
 def _describe_link(

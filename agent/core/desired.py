@@ -75,6 +75,19 @@ class SerialSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a guest's QEMU may take of its host; None is what the service manager gives everybody.
+
+    `cpu_quota_us`: microseconds of CPU time in each second. Weights are relative to other guests', 100 is everybody's.
+    """
+
+    cpu_weight: int | None = None
+    cpu_quota_us: int | None = None
+    io_weight: int | None = None
+    tasks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
     """A wanted guest. `uid` is the user and group that its QEMU runs as, allocated once per uuid.
 
@@ -113,6 +126,7 @@ class VmSpec:
     serials: tuple[SerialSpec, ...] = ()
     overcommit: bool = False
     hotplug_slots: int = 2
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)

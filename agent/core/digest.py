@@ -22,6 +22,7 @@ _NOT_LAUNCHED = frozenset(
         "nics",
         "serials",
         "overcommit",
+        "limits",
     }
 )
 """What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""

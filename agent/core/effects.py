@@ -36,6 +36,7 @@ def _restart(says: str = "at its next start") -> KeyEffect:
 
 
 _HEALED = _live("the bridge is changed in place; guests stay connected")
+_LIMIT = _live("set on its service at once")
 
 EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
     "bridge": {
@@ -68,6 +69,10 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "description": _live("nothing happens to the guest"),
         "enabled": _live("false shuts the guest down, true starts it"),
         "overcommit": _live("counts from its next start on"),
+        "cpu-weight": _LIMIT,
+        "cpu-quota": _LIMIT,
+        "io-weight": _LIMIT,
+        "tasks": _live("set on its service at once, but not below what its present CPUs need"),
         "uuid": KeyEffect(
             Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"
         ),

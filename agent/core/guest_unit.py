@@ -8,10 +8,11 @@ as root with the three capabilities that setpriv(1) needs to become the guest's 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.core.desired import VmSpec
+from agent.core.desired import Limits, VmSpec
+from agent.core.room import memory_max_bytes
 
 Property = tuple[str, str, object]
 """Name, D-Bus signature and value (org.freedesktop.systemd1(5), Properties of units)."""
@@ -28,6 +29,20 @@ _CAPABILITIES = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8}
 
 _RECURSIVE = 16384
 """MS_REC (mount(2)), as BindPaths= wants it."""
+
+
+_LIMITS = {
+    "cpu_weight": "CPUWeight",
+    "cpu_quota_us": "CPUQuotaPerSecUSec",
+    "io_weight": "IOWeight",
+    "tasks": "TasksMax",
+}
+"""The property of each limit (systemd.resource-control(5)). All are numbers of 64 bits."""
+
+LIMIT_PROPERTIES = tuple(_LIMITS.values())
+
+UNSET = (1 << 64) - 1
+"""How the manager writes "not set", and of TasksMax "infinity" (src/basic/cgroup-util.h, CGROUP_WEIGHT_INVALID)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,7 @@ def unit_properties(
     return (
         *_life(spec, launcher, environment, rights),
         *_confinement(),
+        *_resources(spec, kvm=rights.kvm),
         # extra-args may name any file, device and address, so only what no QEMU needs is taken from those guests.
         *(() if spec.extra_args else _own_places(spec, rights)),
     )
@@ -103,6 +119,33 @@ def _confinement() -> tuple[Property, ...]:
         ("KeyringMode", "s", "private"),
         ("ProtectProc", "s", "invisible"),
     )
+
+
+def _resources(spec: VmSpec, *, kvm: bool) -> tuple[Property, ...]:
+    """What it may take of the host. What devices in extra-args take nobody knows, so those guests have no MemoryMax.
+
+    No accounting is asked for: the manager makes a control group for each limit that is set, accounted for or not.
+    """
+    given = ((name, getattr(spec.limits, key)) for key, name in _LIMITS.items())
+    limits: tuple[Property, ...] = tuple((name, "t", value) for name, value in given if value is not None)
+    return limits if spec.extra_args else (("MemoryMax", "t", memory_max_bytes(spec, kvm=kvm)), *limits)
+
+
+def limit_properties(limits: Limits, default_tasks: int) -> tuple[Property, ...]:
+    """All properties that stand for a guest's limits, to be set on its running unit: also those that are not given.
+
+    `default_tasks` is what a unit without TasksMax= has: nothing of that property's own says "as if it were not set".
+    """
+    unset = dict.fromkeys(LIMIT_PROPERTIES, UNSET) | {"TasksMax": default_tasks}
+    values = ((name, getattr(limits, key)) for key, name in _LIMITS.items())
+    return tuple((name, "t", unset[name] if value is None else value) for name, value in values)
+
+
+def limits_of(properties: Mapping[str, object], default_tasks: int) -> Limits:
+    """The limits that a unit's properties stand for."""
+    values = {key: int(str(properties[name])) for key, name in _LIMITS.items()}
+    unset = dict.fromkeys(values, UNSET) | {"tasks": default_tasks}
+    return Limits(**{key: None if value == unset[key] else value for key, value in values.items()})
 
 
 def _own_places(spec: VmSpec, rights: UnitRights) -> tuple[Property, ...]:

@@ -17,6 +17,8 @@ GROUP = 0x766D686F
 ADDRESS_PROTOCOL = 118
 """The IFA_PROTO of addresses that we put on a link."""
 
+LIMITS = "limits"
+
 MAX_LINK_NAME = 15
 """IFNAMSIZ less the terminating NUL (linux/if.h)."""
 
@@ -61,6 +63,11 @@ def disk_resource(vm: str, disk: str) -> str:
 def vm_resource(name: str) -> str:
     """The resource name of a guest."""
     return f"vm/{name}"
+
+
+def limits_resource(name: str) -> str:
+    """The resource name of what a guest's service is limited to."""
+    return f"vm/{name}/{LIMITS}"
 
 
 def derived_mac(*parts: str) -> str:

@@ -18,6 +18,7 @@ from agent.core.actions import (
     EndVm,
     EnslavePort,
     LaunchVm,
+    LimitVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -36,6 +37,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.guest_unit import unit_name
 from agent.core.marks import bridge_mark, is_own_bridge, tap_mark
 from agent.core.observed import (
     AddressState,
@@ -195,7 +197,8 @@ def _apply_to_devices(observed: Observed, action: TakeOver | PlugNic | UnplugNic
         case TakeOver(edit=edit):
             _require(state.alive and state.spec.uuid == action.uuid, "the guest to edit is the one that was seen")
             nics, disks = edit.leaving_nics, edit.leaving_disks
-            state = replace(state, spec=edit.spec, leaving_nics=nics, leaving_disks=disks)
+            spec = replace(edit.spec, limits=state.spec.limits)
+            state = replace(state, spec=spec, leaving_nics=nics, leaving_disks=disks)
         case PlugNic(nic=nic):
             link = observed.links.get(nic.tap)
             _require(link is not None and link.alias == tap_mark(action.vm, nic.id) and link.up, f"{nic.tap} is ready")
@@ -236,6 +239,10 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
         case ResumeVm(vm=name):
             _require(observed.vms[name].run_state == "io-error", "only a guest that waits for space is let go on")
             return _with_vm(observed, name, replace(observed.vms[name], run_state="running", resumed_s=now_s))
+        case LimitVm(vm=name, limits=limits):
+            state = observed.vms[name]
+            _require(state.alive and state.unit and state.spec.uuid == action.uuid, f"{name} runs as a service")
+            return _with_vm(observed, name, replace(state, limits=limits, spec=replace(state.spec, limits=limits)))
         case ResetVm(vm=name, reset_generation=generation):
             return _with_vm(observed, name, replace(observed.vms[name], reset_generation=generation))
         case StopVm(vm=name, unit_asked=unit_asked):
@@ -291,4 +298,6 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
     pid = 1000 + len(observed.vms)
     state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)
     state = replace(state, devices=devices_at_launch(spec))
+    if observed.host.services:
+        state = replace(state, unit=unit_name(spec.name), limits=spec.limits)
     return _with_vm(observed, spec.name, state)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class VmState:
     `resumed_s`: when it was last let go on after a pause for want of space.
     `devices` are the ids of what is plugged into QEMU, None while that is not known; the `leaving` ones are to be
     unplugged and not gone yet.
+    `unit` is the service that its QEMU runs as, empty for a child of the agent; `limits` are those of that service,
+    None if unknown; `limits_awaited`: nobody has looked at them yet.
     """
 
     spec: VmSpec
@@ -85,6 +87,9 @@ class VmState:
     devices: frozenset[str] | None = None
     leaving_nics: tuple[NicSpec, ...] = ()
     leaving_disks: tuple[DiskSpec, ...] = ()
+    unit: str = ""
+    limits: Limits | None = None
+    limits_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,8 @@ class HostState:
 
     `memory` None: not looked at.
     `down`: an operator, or the shutdown of the host, wants no guest to run in this boot.
+    `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
+    not looked at.
     """
 
     boot_id: str = ""
@@ -159,6 +166,8 @@ class HostState:
     start_slots: int = 4
     memory: HostMemory | None = None
     down: bool = False
+    services: bool = False
+    controllers: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

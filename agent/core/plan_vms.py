@@ -13,6 +13,7 @@ from agent.core.edits import lacks_places, live_edit, untouched_by
 from agent.core.marks import is_own_bridge, vm_resource
 from agent.core.observed import Intent, VmState
 from agent.core.plan_disks import LOOK_AGAIN_S, plan_disk_before_launch, plan_running_disks
+from agent.core.plan_limits import plan_limits
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 from agent.core.reasons import Reason
@@ -74,6 +75,7 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
         plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
     else:
         _plan_running(draft, spec.name, _plan_edit(draft, spec, state), intent)
+        plan_limits(draft, spec, state)
 
 
 def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.core.actions import Action
 from agent.core.desired import Desired
 from agent.core.draft import Plan
+from agent.core.marks import LIMITS
 from agent.core.observed import Observed
 from agent.core.reasons import Reason
 
@@ -50,7 +51,9 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
     if kind == "bridge":
         return desired.bridges.get(name)
     if kind == "vm":
-        return desired.vms.get(name)
+        vm, _, part = name.partition("/")
+        spec = desired.vms.get(vm)
+        return spec.limits if spec is not None and part == LIMITS else desired.vms.get(name)
     if kind == "port":
         return next((bridge.name for bridge in desired.bridges.values() if name in bridge.ports), None)
     vm, _, nic_id = name.partition("/")
@@ -72,7 +75,7 @@ def _was_launched(resource: str, observed: Observed) -> bool:
 def _is_back(resource: str, observed: Observed) -> bool:
     """A guest that its policy leaves off is no longer a deviation, and yet not repaired."""
     kind, _, name = resource.partition("/")
-    return kind != "vm" or (name in observed.vms and observed.vms[name].run_state == "running")
+    return kind != "vm" or "/" in name or (name in observed.vms and observed.vms[name].run_state == "running")
 
 
 def with_actions(ledger: Ledger, actions: Iterable[Action]) -> Ledger:

@@ -31,6 +31,14 @@ one in KVM's (Linux, Documentation/virt/kvm/x86/mmu.rst)."""
 QCOW2_TABLE, QCOW2_MAX_BYTES = 8192, 32 * MIB
 """A qcow2's tables are cached up to 32 MiB, one byte for 8 KiB of the disk (QEMU, docs/qcow2-cache.txt)."""
 
+HEADROOM_MIB, HEADROOM_PART = 512, 16
+"""What a QEMU may take beyond the estimate, twice over, before the kernel ends it: this, and a part of the guest's
+memory. Screens that are looked at, requests to disks under way, page tables of guests inside the guest (KVM takes up to
+2 % of the memory for them: Linux, arch/x86/kvm, KVM_PERMILLE_MMU_PAGES) are far less; pages of its images, which count
+as well, are given up before anybody is ended."""
+TCG_MOST_MIB = 1536
+"""TCG keeps up to 1 GiB of translated code (QEMU, tcg/region.c), and lists of it; few guests ever fill that."""
+
 AGAIN_MIB = 64
 """How much more must be left before a guest is started that was refused: memory in use goes up and down."""
 
@@ -56,6 +64,13 @@ def overhead_bytes(spec: VmSpec, *, kvm: bool) -> int:
 def need_bytes(spec: VmSpec, *, kvm: bool) -> int:
     """All that a guest may take of the host's memory."""
     return spec.memory_mib * MIB + overhead_bytes(spec, kvm=kvm)
+
+
+def memory_max_bytes(spec: VmSpec, *, kvm: bool) -> int:
+    """The most that a guest's QEMU may take before it is ended alone: far more than a healthy one, less than a leak."""
+    tcg = spec.accel == "tcg" or not kvm
+    mib = spec.memory_mib + HEADROOM_MIB + spec.memory_mib // HEADROOM_PART + (TCG_MOST_MIB if tcg else 0)
+    return mib * MIB + 2 * overhead_bytes(spec, kvm=kvm)
 
 
 class Room:

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.core.desired import BridgeSpec, Desired
+from agent.core.desired import BridgeSpec, Desired, Limits, VmSpec
 from agent.core.digest import launched_values
+from agent.core.limits import limit_values
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import LinkState, Observed
 
@@ -42,10 +43,17 @@ class Setting:
 
 
 def settings_of_vm(name: str, desired: Desired, observed: Observed) -> tuple[Setting, ...]:
-    """Every key of a guest that its launch depends on; those of a guest that no unit wants are empty texts."""
+    """Every key of a guest that its launch depends on, and its limits; those of one that no unit wants are empty texts.
+
+    Limits run as the service manager says; those of a guest that is no service, or was not looked at, are not set.
+    """
     wanted, state = desired.vms.get(name), observed.vms.get(name)
-    runs = launched_values(state.spec) if state is not None and state.alive else None
-    return _side_by_side(launched_values(wanted) if wanted is not None else {}, runs)
+    runs = _settings(state.spec, state.limits or Limits()) if state is not None and state.alive else None
+    return _side_by_side(_settings(wanted, wanted.limits) if wanted is not None else {}, runs)
+
+
+def _settings(spec: VmSpec, limits: Limits) -> Mapping[str, str]:
+    return {**launched_values(spec), **limit_values(limits)}
 
 
 def settings_of_bridge(name: str, desired: Desired, observed: Observed) -> tuple[Setting, ...]:

@@ -113,6 +113,24 @@ class ServiceManager:
         with contextlib.suppress(PermanentError):
             await self._call("KillUnit", "ssi", [unit, "main", signal.SIGKILL.value])
 
+    async def properties(self, unit: str, names: Sequence[str]) -> Mapping[str, Any] | None:
+        """Properties of a service, None if the manager knows nothing of it."""
+        try:
+            path = await self._call("GetUnit", "s", [unit])
+            values = await asyncio.gather(*(self._property(path, SERVICE_INTERFACE, name) for name in names))
+        except PermanentError:
+            return None
+        return dict(zip(names, values, strict=True))
+
+    async def default(self, name: str) -> Any:
+        """A property of the manager itself, as a default that units have."""
+        return await self._property(MANAGER, f"{DESTINATION}.Manager", name)
+
+    async def set_properties(self, unit: str, properties: Sequence[Property]) -> None:
+        """Set properties of a unit that runs, until it ends; PermanentError if there is none, or it takes them not."""
+        values = [[name, Variant(signature, value)] for name, signature, value in properties]
+        await self._call("SetUnitProperties", "sba(sv)", [unit, True, values])
+
     async def clear(self, unit: str) -> None:
         """Have the manager forget a service that has ended; one that runs, or is not there, is left as it is.
 

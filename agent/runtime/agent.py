@@ -21,6 +21,7 @@ from agent.core.actions import (
     EndVm,
     EnslavePort,
     LaunchVm,
+    LimitVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -62,6 +63,7 @@ from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
+from agent.runtime.limits import LimitLooks, controllers_here
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unplugged_disks
 from agent.runtime.operator import Operator
@@ -132,12 +134,20 @@ class Agent:
         self._starts = starts
         self._doorbell = Doorbell()
         self._guests = Guests(self._launches, self._descriptors, starts, self._doorbell.ring, chronicle)
-        self._host = HostState(boot_id(), qemu.path, qemu.problem, start_slots())
+        self._host = HostState(
+            boot_id(),
+            qemu.path,
+            qemu.problem,
+            start_slots(),
+            services=starts.as_services,
+            controllers=controllers_here(),
+        )
         self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
         self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._memory = MemoryLooks()
+        self._limits = LimitLooks(self._guests, starts)
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
         self._vm_executor = VmExecutor(
             self._launches, self._guests, self._descriptors, self._keeper, state.firmware, starts
@@ -157,7 +167,9 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 self._guests.serve_in(group)
                 self._disks.look_in(group)
+                self._limits.look_in(group)
                 await adoption.take_over(self._host.boot_id)
+                self._limits.look()
                 self._descriptors.drop_rest()
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
                 group.create_task(self._follow_units(), name="units")
@@ -217,7 +229,8 @@ class Agent:
                 continue
             self._looked_s = now_s()
             qemu = await look_for_qemu()
-            self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem)
+            self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem, controllers=controllers_here())
+            self._limits.look()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -251,9 +264,10 @@ class Agent:
         return without_guests(memory, frozenset({*self._units.desired.vms, *self._guests.states()}))
 
     async def _look_at_all(self) -> None:
-        """Read units and links anew."""
+        """Read units, links and limits anew."""
         await self._units.take(await self._directory.reread())
         await self._links.full_look()
+        await self._limits.look_now()
 
     def _observe(self) -> tuple[Desired, Observed]:
         """All that the adapters know now; reads caches only."""
@@ -297,6 +311,8 @@ class Agent:
                 await vms.resume(action.vm)
             case ResetVm():
                 await vms.reset(action)
+            case LimitVm():
+                await vms.limit(action)
             case RenameVm():
                 await vms.rename(action)
             case CreateDisk():

@@ -74,7 +74,7 @@ class DeviceExecutor:
                 raise TransientError(f"{action.vm} is another guest by now", reason="Gone")
             return replace(
                 record,
-                spec=edit.spec,
+                spec=replace(edit.spec, limits=record.spec.limits),  # which are set, and written down, beside this
                 digest=digest(edit.spec),
                 leaving_nics=edit.leaving_nics,
                 leaving_disks=edit.leaving_disks,

@@ -9,11 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.core.actions import EndVm, LaunchVm, RenameVm, ResetVm, StopVm
-from agent.core.desired import VmSpec
+from agent.core.actions import EndVm, LaunchVm, LimitVm, RenameVm, ResetVm, StopVm
+from agent.core.desired import Limits, VmSpec
 from agent.core.device_actions import CreateDisk
 from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
+from agent.core.limits import limit_values
 from agent.core.memory import Memory, with_end, with_restart, with_stop
 from agent.core.observed import End, Intent
 from agent.core.qemu_argv import (
@@ -159,6 +160,7 @@ class VmExecutor:
         record = replace(prepared.record, pid=process.pid, start_time=process.start_time, unit=unit)
         guest = self._guests.add(record, process)
         guest.devices = devices_at_launch(spec)
+        guest.limits = spec.limits if unit else None  # it was started with them; the next look tells
         await run_to_end(self._launches.save, record)
         return guest
 
@@ -169,6 +171,20 @@ class VmExecutor:
     async def resume(self, name: str) -> None:
         """Let a guest go on that waited for space."""
         await self._guests.get(name).resume()
+
+    async def limit(self, action: LimitVm) -> None:
+        """Limit a guest's service, and read back what that has then."""
+        guest = self._guest(action.vm, action.uuid)
+        await self._starts.limit(guest.record, action.limits)
+        guest.note_limits(await self._starts.limits(guest.record))
+        if guest.limits != action.limits:
+            values = ", ".join(
+                f"{key} {value or 'not set'}" for key, value in limit_values(guest.limits or Limits()).items()
+            )
+            raise TransientError(f"{guest.record.unit} took its limits and has {values}", reason="LimitsNotTaken")
+        await self._guests.keep(
+            action.vm, lambda record: replace(record, spec=replace(record.spec, limits=action.limits))
+        )
 
     async def stop(self, action: StopVm) -> None:
         """End a guest, however long it takes, and forget its launch."""

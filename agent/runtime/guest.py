@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from agent.core.desired import Limits
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import LaunchRecord
@@ -81,6 +82,8 @@ class Guest:
         self.run_state: str | None = None
         self.exit_reason: str | None = None if process is not None else record.exit_reason
         self.resumed_s: float | None = None
+        self.limits: Limits | None = None
+        self.limits_awaited = False
         self.monitor: Monitor | None = None
         self.devices: frozenset[str] | None = None
         self.saving = asyncio.Lock()
@@ -121,6 +124,9 @@ class Guest:
             devices=self.devices,
             leaving_nics=self.record.leaving_nics,
             leaving_disks=self.record.leaving_disks,
+            unit=self.record.unit,
+            limits=self.limits,
+            limits_awaited=self.limits_awaited and self.alive,
         )
 
     async def serve(self) -> None:
@@ -222,6 +228,13 @@ class Guest:
         self._changed.set()
         self._changed = asyncio.Event()
         self._ring(source)
+
+    def note_limits(self, limits: Limits | None) -> None:
+        """Take note of what the guest's service is limited to, None if that is not to be had."""
+        changed = self.limits_awaited or limits != self.limits
+        self.limits, self.limits_awaited = limits, False
+        if changed:
+            self._ring("limits")
 
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = SILENT_AFTER_S

@@ -94,7 +94,8 @@ class Guests:
                 continue
             self._fetch_descriptors(record, process)
             unit = record.unit or unit_of(process)
-            self.add(replace(record, pid=process.pid, start_time=process.start_time, unit=unit), process)
+            guest = self.add(replace(record, pid=process.pid, start_time=process.start_time, unit=unit), process)
+            guest.limits_awaited = bool(unit)
             running += 1
         return running
 

@@ -11,9 +11,17 @@ from typing import Protocol
 
 import structlog
 
-from agent.core.desired import VmSpec
-from agent.core.errors import ActionError, TransientError
-from agent.core.guest_unit import UnitRights, is_guest_unit, unit_name, unit_properties
+from agent.core.desired import Limits, VmSpec
+from agent.core.errors import ActionError, PermanentError, TransientError
+from agent.core.guest_unit import (
+    LIMIT_PROPERTIES,
+    UnitRights,
+    is_guest_unit,
+    limit_properties,
+    limits_of,
+    unit_name,
+    unit_properties,
+)
 from agent.host.handover import handover, launcher_command
 from agent.host.launches import LaunchRecord
 from agent.host.processes import (
@@ -30,6 +38,9 @@ from agent.host.processes import (
 from agent.host.systemd import ServiceManager, UnitExistsError, UnitStatus, runs_as_service
 
 log = structlog.get_logger("vmhost.starts")
+
+DEFAULT_TASKS = "DefaultTasksMax"
+"""The manager's own property: what a unit without TasksMax= has."""
 
 MAX_UNITS = 9
 """How many units of one guest's name may be there at once: all but one belong to guests that were renamed."""
@@ -51,7 +62,13 @@ class Start:
 
 
 class Starts(Protocol):
-    """A way to run QEMU. Whichever it is: no privilege, exactly these descriptors, and it outlives the agent."""
+    """A way to run QEMU. Whichever it is: no privilege, exactly these descriptors, and it outlives the agent.
+
+    `as_services`: as a service of its own, which can be limited.
+    """
+
+    @property
+    def as_services(self) -> bool: ...  # noqa: D102
 
     async def start(self, start: Start) -> tuple[Process, str]:
         """Start QEMU: its process, and the unit that it runs as, if any. An ActionError if it cannot be started."""
@@ -62,6 +79,12 @@ class Starts(Protocol):
     async def kill(self, record: LaunchRecord, process: Process) -> None:
         """Kill a process that obeys nobody; nothing happens if it is gone. ActionError if that cannot be done now."""
 
+    async def limits(self, record: LaunchRecord) -> Limits | None:
+        """What the process is limited to, None if nobody knows. An ActionError if whoever knows does not answer."""
+
+    async def limit(self, record: LaunchRecord, limits: Limits) -> None:
+        """Limit a process that runs, with no other effect on it. An ActionError if that cannot be done."""
+
     async def clear(self, record: LaunchRecord) -> None:
         """Put away what is left of a process that is gone; never fails."""
 
@@ -71,6 +94,8 @@ class Starts(Protocol):
 
 class ChildStarts:
     """QEMU as a child: the way where there is no systemd, or the agent is not its service."""
+
+    as_services = False
 
     async def start(self, start: Start) -> tuple[Process, str]:
         """As `Starts.start`."""
@@ -87,6 +112,14 @@ class ChildStarts:
         """As `Starts.kill`."""
         kill(process)
 
+    async def limits(self, record: LaunchRecord) -> Limits | None:  # noqa: ARG002
+        """As `Starts.limits`: nobody limits a child."""
+        return None
+
+    async def limit(self, record: LaunchRecord, limits: Limits) -> None:  # noqa: ARG002
+        """As `Starts.limit`: a child cannot be limited."""
+        raise PermanentError(f"{record.spec.name} is no service of its own", reason="LimitsNotApplied")
+
     async def clear(self, record: LaunchRecord) -> None:
         """As `Starts.clear`: nothing is left."""
 
@@ -96,6 +129,8 @@ class ChildStarts:
 
 class UnitStarts:
     """QEMU as a transient service: systemd keeps how it ended, also while no agent runs."""
+
+    as_services = True
 
     def __init__(self, manager: ServiceManager, run_dir: Path) -> None:
         self._manager = manager
@@ -169,6 +204,20 @@ class UnitStarts:
             await self._manager.kill(record.unit)
         else:
             kill(process)
+
+    async def limits(self, record: LaunchRecord) -> Limits | None:
+        """As `Starts.limits`."""
+        if not record.unit:
+            return None
+        found = await self._manager.properties(record.unit, LIMIT_PROPERTIES)
+        return None if found is None else limits_of(found, await self._manager.default(DEFAULT_TASKS))
+
+    async def limit(self, record: LaunchRecord, limits: Limits) -> None:
+        """As `Starts.limit`."""
+        if not record.unit:
+            raise PermanentError(f"{record.spec.name} is no service of its own", reason="LimitsNotApplied")
+        default_tasks = await self._manager.default(DEFAULT_TASKS)
+        await self._manager.set_properties(record.unit, limit_properties(limits, default_tasks))
 
     async def clear(self, record: LaunchRecord) -> None:
         """As `Starts.clear`. A unit that could not be cleared is cleared before the guest's next start."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.machines import Mistake, platform_mistakes
@@ -18,6 +19,9 @@ FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 """From a NIC's `model` to QEMU's device."""
 KINDS = ("bridge", "vm")
+MAX_CPUS = 288
+MAX_TASKS = 1 << 22
+"""As many as there are process numbers (Linux, include/linux/threads.h, PID_MAX_LIMIT)."""
 
 
 def _checked(check: Callable[[object], Any]) -> BeforeValidator:
@@ -51,6 +55,8 @@ Path = Annotated[str, _checked(values.parse_path), _text("absolute path", patter
 Size = Annotated[int, _checked(values.parse_size), _text('size such as "32G"', pattern="^[0-9]+[KMGT]$")]
 Memory = Annotated[int, _checked(values.parse_memory), _text('size such as "512M"', pattern="^[0-9]+[KMGT]$")]
 Duration = Annotated[float, _checked(values.parse_duration), _text('duration such as "90s"', pattern="^[0-9]+[smh]$")]
+Quota = Annotated[int, _checked(values.parse_quota), _text('CPU time such as "150%"', pattern="^[0-9]+%$")]
+Weight = Annotated[int, Field(ge=1, le=10000)]
 Mac = Annotated[
     str, _checked(values.parse_mac), _text("unicast MAC address", pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")
 ]
@@ -136,9 +142,9 @@ class SerialTable(Table):
 
 
 class VmTable(Table):
-    """`[vm.NAME]`; `memory` in MiB, `stop_timeout` in seconds, `after` as names of guests."""
+    """`[vm.NAME]`; `memory` in MiB, `stop_timeout` in seconds, `after` as names of guests, `cpu_quota` in per cent."""
 
-    cpus: Annotated[int, Field(ge=1, le=288)] = 1
+    cpus: Annotated[int, Field(ge=1, le=MAX_CPUS)] = 1
     memory: Memory = 512
     machine: Literal["q35", "pc", "microvm"] = "q35"
     firmware: Literal["bios", "uefi"] = "bios"
@@ -159,6 +165,10 @@ class VmTable(Table):
     enabled: bool = True
     overcommit: bool = False
     hotplug_slots: Annotated[int, Field(ge=0, le=64)] = 2
+    cpu_weight: Weight | None = None
+    cpu_quota: Quota | None = None
+    io_weight: Weight | None = None
+    tasks: Annotated[int, Field(ge=1, le=MAX_TASKS)] | None = None
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)
@@ -204,6 +214,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
 def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     """What is wrong between the keys of a guest's table, also of one that has other mistakes."""
     yield from platform_mistakes(table)
+    yield from _tasks_mistakes(table)
     if "kernel" not in table:
         for key in ("initrd", "append"):
             if key in table:
@@ -223,6 +234,15 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
         if isinstance(path, str) and path.startswith("/") and "format" not in disk and not disk_format(path, None):
             keys = ("disk", str(name), "path")
             yield keys, f"path {values.quoted(path)} does not tell the format", _format_hint(path)
+
+
+def _tasks_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
+    cpus, tasks = table.get("cpus", 1), table.get("tasks")
+    if type(cpus) is not int or type(tasks) is not int or not (1 <= tasks <= MAX_TASKS and 1 <= cpus <= MAX_CPUS):
+        return
+    if tasks < (needed := tasks_needed(cpus)):
+        why = f"QEMU has one for each CPU, up to {POOL_TASKS} for disks and {OTHER_TASKS} others, and ends without"
+        yield ("tasks",), f"tasks must be at least {needed} for cpus = {cpus}, not {tasks}: {why}", f"tasks = {needed}"
 
 
 def _drive_mistakes(name: str, disk: Mapping[str, object]) -> Iterator[Mistake]:

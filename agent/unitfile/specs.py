@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.desired import BridgeSpec, DiskSpec, NicSpec, Restart, SerialSpec, VmSpec
+from agent.core.desired import BridgeSpec, DiskSpec, Limits, NicSpec, Restart, SerialSpec, VmSpec
+from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap
 from agent.unitfile.schema import NIC_MODELS, BridgeTable, VmTable, disk_format
 
@@ -79,10 +80,16 @@ def vm_spec(
         enabled=table.enabled,
         overcommit=table.overcommit,
         hotplug_slots=table.hotplug_slots,
+        limits=_limits(table),
         disks=_disks(table, slots),
         nics=_nics(name, uuid, table, slots, mtus),
         serials=tuple(SerialSpec(id=id_, port=serial.port, to=serial.to) for id_, serial in table.serial.items()),
     )
+
+
+def _limits(table: VmTable) -> Limits:
+    quota_us = None if table.cpu_quota is None else table.cpu_quota * QUOTA_PERCENT_US
+    return Limits(table.cpu_weight, quota_us, table.io_weight, table.tasks)
 
 
 def _disks(table: VmTable, slots: Mapping[str, int]) -> tuple[DiskSpec, ...]:

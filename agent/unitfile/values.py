@@ -22,6 +22,8 @@ MAX_FILE_BYTES = 1 << 20
 """A unit file that is larger is refused unread."""
 MAX_PATH_BYTES = 4095
 """PATH_MAX less the terminating NUL (linux/limits.h)."""
+MAX_QUOTA_PERCENT = 100_000
+"""A thousand CPUs; the least is 1 %, which is the kernel's least of 1 ms in 100 ms (sched-bwc.rst)."""
 MAX_APPEND_BYTES = 2047
 """COMMAND_LINE_SIZE less the terminating NUL (Linux, arch/x86/include/asm/setup.h)."""
 
@@ -33,6 +35,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", re.ASCII)
 _DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_QUOTA = re.compile(r"([0-9]{1,6})%", re.ASCII)
 _DURATION_S = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -147,6 +150,20 @@ def parse_duration(value: object) -> float:
     if seconds > MAX_STOP_TIMEOUT_S:
         raise BadValueError(f'must be at most "24h", not {shown(value)}')
     return float(seconds)
+
+
+def parse_quota(value: object) -> int:
+    """CPU time in per cent of one CPU, such as "150%"."""
+    found = _QUOTA.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        number = value if _is_number(value) else None
+        digits = value if isinstance(value, str) and re.fullmatch("[0-9]{1,6}", value, re.ASCII) else None
+        whole = digits or (number if isinstance(number, int) and 0 < number <= MAX_QUOTA_PERCENT else "")
+        hint = f'did you mean "{whole}%"?' if whole else ""
+        raise BadValueError(f'must be per cent of one CPU such as "150%", not {shown(value)}', hint)
+    if not 1 <= int(found[1]) <= MAX_QUOTA_PERCENT:
+        raise BadValueError(f'must be "1%" to "{MAX_QUOTA_PERCENT}%", not {shown(value)}')
+    return int(found[1])
 
 
 def parse_path(value: object) -> str:
