@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from agent.core.desired import Limits, VmSpec
@@ -33,6 +33,12 @@ def limit_values(limits: Limits) -> Mapping[str, str]:
         "tasks": limits.tasks,
     }
     return {key: "" if value is None else str(value) for key, value in values.items()}
+
+
+def next_in_turn(names: Sequence[str], latest: str, most: int) -> Sequence[str]:
+    """At most so many of these sorted names, those after the latest one first: all have their turn before any again."""
+    after = [name for name in names if name > latest]
+    return [*after, *(name for name in names if name <= latest)][:most]
 
 
 def wanted_limits(spec: VmSpec, launched: VmSpec) -> Limits:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import structlog
 
 from agent.core.errors import ActionError, ObservationError
+from agent.core.limits import next_in_turn
 from agent.host.control_groups import look_at_controllers
 from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
@@ -64,16 +65,12 @@ class LimitLooks:
 
     def _due(self) -> Sequence[Guest]:
         """Whoever was never looked at, and as many of the others as it may be, beginning after the latest one."""
-        services = sorted((guest for guest in self._guests if guest.alive and guest.record.unit), key=_name)
-        others = [guest for guest in services if not guest.limits_awaited]
-        after = [guest for guest in others if guest.name > self._latest]
-        turn = (after + others[: len(others) - len(after)])[:LOOKED_AT_ONCE]
-        self._latest = turn[-1].name if turn else ""
-        return [*(guest for guest in services if guest.limits_awaited), *turn]
-
-
-def _name(guest: Guest) -> str:
-    return guest.name
+        services = {guest.name: guest for guest in self._guests if guest.alive and guest.record.unit}
+        awaited = [guest for guest in services.values() if guest.limits_awaited]
+        others = sorted(name for name, guest in services.items() if not guest.limits_awaited)
+        turn = next_in_turn(others, self._latest, LOOKED_AT_ONCE)
+        self._latest = turn[-1] if turn else ""
+        return [*awaited, *(services[name] for name in turn)]
 
 
 def controllers_here() -> frozenset[str] | None:

@@ -196,9 +196,9 @@ def _in_words(detail: ErrorDetails, keys: Sequence[str]) -> tuple[str, str]:
         return f"unknown key {quoted(key)} in {_header(keys[:-1])}", suggestion(key, schema.keys_of(model))
     if kind == "missing":
         return f"{_header(keys[:-1])} needs {key}", ""
-    if kind in {"greater_than_equal", "less_than_equal"} or (kind == "int_type" and key in {"cpus", "mtu"}):
-        allowed = "1 to 288" if key == "cpus" else "68 to 65535"
-        return f"{key} must be a whole number, {allowed}, not {shown(value)}", _unquoted_hint(value)
+    if kind in {"greater_than_equal", "less_than_equal"} or (kind == "int_type" and key in schema.BOUNDS):
+        least, most = schema.BOUNDS[key]
+        return f"{key} must be a whole number, {least} to {most}, not {shown(value)}", _unquoted_hint(value)
     if kind == "literal_error":
         choices = re.findall("'([^']*)'", str(context.get("expected", "")))
         return f"{key} must be {_one_of(choices)}, not {shown(value)}", suggestion(value, choices)

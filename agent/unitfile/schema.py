@@ -19,14 +19,26 @@ FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 """From a NIC's `model` to QEMU's device."""
 KINDS = ("bridge", "vm")
-MAX_CPUS = 288
-MAX_TASKS = 1 << 22
-"""As many as there are process numbers (Linux, include/linux/threads.h, PID_MAX_LIMIT)."""
+BOUNDS = {
+    "cpus": (1, 288),
+    "mtu": (68, 65535),
+    "cpu-weight": (1, 10000),
+    "io-weight": (1, 10000),
+    "tasks": (1, 1 << 22),
+    "hotplug-slots": (0, 64),
+}
+"""Of each whole number, by its key; tasks up to the number of process numbers (Linux, linux/threads.h)."""
 
 
 def _checked(check: Callable[[object], Any]) -> BeforeValidator:
     """A check of agent.unitfile.values as pydantic runs it."""
     return BeforeValidator(check)
+
+
+def _number(key: str) -> Any:
+    """The bounds of a whole number as pydantic checks them."""
+    least, most = BOUNDS[key]
+    return Field(ge=least, le=most)
 
 
 def _once(items: tuple[str, ...]) -> tuple[str, ...]:
@@ -56,7 +68,8 @@ Size = Annotated[int, _checked(values.parse_size), _text('size such as "32G"', p
 Memory = Annotated[int, _checked(values.parse_memory), _text('size such as "512M"', pattern="^[0-9]+[KMGT]$")]
 Duration = Annotated[float, _checked(values.parse_duration), _text('duration such as "90s"', pattern="^[0-9]+[smh]$")]
 Quota = Annotated[int, _checked(values.parse_quota), _text('CPU time such as "150%"', pattern="^[0-9]+%$")]
-Weight = Annotated[int, Field(ge=1, le=10000)]
+CpuWeight = Annotated[int, _number("cpu-weight")]
+IoWeight = Annotated[int, _number("io-weight")]
 Mac = Annotated[
     str, _checked(values.parse_mac), _text("unicast MAC address", pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")
 ]
@@ -85,7 +98,7 @@ Vnc = Annotated[
     WithJsonSchema({"type": ["boolean", "string"], "pattern": r"^(127\.[0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"}),
 ]
 After = Annotated[str, _checked(values.parse_after), _text('guest as "vm:NAME"', pattern="^vm:")]
-Mtu = Annotated[int, Field(ge=68, le=65535)]
+Mtu = Annotated[int, _number("mtu")]
 
 
 class Table(BaseModel):
@@ -144,7 +157,7 @@ class SerialTable(Table):
 class VmTable(Table):
     """`[vm.NAME]`; `memory` in MiB, `stop_timeout` in seconds, `after` as names of guests, `cpu_quota` in per cent."""
 
-    cpus: Annotated[int, Field(ge=1, le=MAX_CPUS)] = 1
+    cpus: Annotated[int, _number("cpus")] = 1
     memory: Memory = 512
     machine: Literal["q35", "pc", "microvm"] = "q35"
     firmware: Literal["bios", "uefi"] = "bios"
@@ -164,11 +177,11 @@ class VmTable(Table):
     description: Text = ""
     enabled: bool = True
     overcommit: bool = False
-    hotplug_slots: Annotated[int, Field(ge=0, le=64)] = 2
-    cpu_weight: Weight | None = None
+    hotplug_slots: Annotated[int, _number("hotplug-slots")] = 2
+    cpu_weight: CpuWeight | None = None
     cpu_quota: Quota | None = None
-    io_weight: Weight | None = None
-    tasks: Annotated[int, Field(ge=1, le=MAX_TASKS)] | None = None
+    io_weight: IoWeight | None = None
+    tasks: Annotated[int, _number("tasks")] | None = None
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)
@@ -237,12 +250,20 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
 
 
 def _tasks_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
+    """Too few tasks for a guest's CPUs; a number that is out of its bounds is told already."""
     cpus, tasks = table.get("cpus", 1), table.get("tasks")
-    if type(cpus) is not int or type(tasks) is not int or not (1 <= tasks <= MAX_TASKS and 1 <= cpus <= MAX_CPUS):
+    if type(cpus) is not int or type(tasks) is not int or not (_is_within("cpus", cpus) and _is_within("tasks", tasks)):
         return
     if tasks < (needed := tasks_needed(cpus)):
-        why = f"QEMU has one for each CPU, up to {POOL_TASKS} for disks and {OTHER_TASKS} others, and ends without"
+        why = (
+            f"QEMU has a thread for each CPU, up to {POOL_TASKS} for disks and {OTHER_TASKS} others, and aborts without"
+        )
         yield ("tasks",), f"tasks must be at least {needed} for cpus = {cpus}, not {tasks}: {why}", f"tasks = {needed}"
+
+
+def _is_within(key: str, value: int) -> bool:
+    least, most = BOUNDS[key]
+    return least <= value <= most
 
 
 def _drive_mistakes(name: str, disk: Mapping[str, object]) -> Iterator[Mistake]:

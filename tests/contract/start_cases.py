@@ -10,18 +10,20 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.core.desired import VmSpec
+from agent.core.desired import Limits, VmSpec
+from agent.core.errors import PermanentError
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import ExitStatus, Process, service_of
 from agent.host.systemd import ServiceManager
 from agent.runtime.starts import ChildStarts, Start, Starts, UnitStarts, unit_of
 
 UID = 1_900_000_123
+NONE = Limits()
 WAITS = ("sleep", "300")
 MANY = 600
 """More descriptors than fit into two messages."""
@@ -53,10 +55,15 @@ class Ways:
 
     @asynccontextmanager
     async def run(
-        self, starts: Starts, argv: Sequence[str], fds: Sequence[int] = (), name: str = "start-case"
+        self,
+        starts: Starts,
+        argv: Sequence[str],
+        fds: Sequence[int] = (),
+        name: str = "start-case",
+        limits: Limits = NONE,
     ) -> AsyncIterator[tuple[Process, LaunchRecord]]:
         """A program in QEMU's place, gone and put away at the end."""
-        spec = VmSpec(name=name, uuid="u", uid=UID)
+        spec = VmSpec(name=name, uuid="u", uid=UID, limits=limits)
         lock = self.launches.lock(name, UID)
         directory, log_path = self.launches.directory(name), self.launches.log_path(name)
         start = Start(spec, argv, [*fds, lock], directory, log_path)
@@ -189,6 +196,28 @@ async def it_gets_as_many_descriptors_as_it_needs(ways: Ways) -> None:
             os.close(fd)
 
 
+async def it_is_limited_while_it_runs(ways: Ways) -> None:
+    """A service is, with what it was started with, then with other limits and with none; a child never is."""
+    given, other = Limits(200, 1_500_000, 50, 90), Limits(cpu_weight=1, tasks=100)
+    async with ways.starts() as starts, ways.run(starts, WAITS, limits=given) as (process, record):
+        assert starts.as_services == ways.as_units
+        if not ways.as_units:
+            assert await starts.limits(record) is None
+            with suppress(PermanentError):
+                await starts.limit(record, other)
+                raise AssertionError("a child was limited")
+            return
+        assert await starts.limits(record) == given
+        for limits in (other, NONE, given):
+            await starts.limit(record, limits)
+            async with ways.starts() as later:
+                assert await later.limits(record) == limits
+        assert await starts.limits(replace(record, unit="vmhost-vm-nobody.service")) is None
+        assert proc(process.pid, "cmdline") != b""
+    async with ways.starts() as starts, ways.run(starts, WAITS) as (_, record):
+        assert await starts.limits(record) == NONE  # nothing is left of the one before
+
+
 CASES: dict[str, Callable[[Ways], Coroutine[None, None, None]]] = {
     case.__name__: case
     for case in (
@@ -199,6 +228,7 @@ CASES: dict[str, Callable[[Ways], Coroutine[None, None, None]]] = {
         one_that_runs_is_not_put_away,
         a_renamed_guest_leaves_its_name_to_another,
         it_gets_as_many_descriptors_as_it_needs,
+        it_is_limited_while_it_runs,
     )
 }
 

@@ -265,3 +265,23 @@ def test_two_dozen_guests_come_up_and_the_agent_ends_without_them(agent: AgentPr
     assert agent.terminate() == 0
     agent.start()
     assert pids(agent) == before
+
+
+def test_limits_of_a_guest_that_is_no_service_are_told_and_hold_up_nothing(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web", 'cpu-weight = 200\ncpu-quota = "50%"'))
+    agent.start()
+    agent.vmhost("wait", "running", "web")
+    before = pids(agent)
+    told = conditions(agent, "vms", "web")["LimitsNotApplied"]
+    assert told["message"] == (
+        "cpu-weight, cpu-quota are not applied: its QEMU was started as a child of the agent, not as a service of its "
+        "own; run the agent as vmhost-agent.service, then `vmhost restart web`"
+    )
+    assert told["resource"] == "vm/web/limits"
+    agent.vmhost("wait", "settled")
+    assert agent.vm("web")["pending"] == []
+    assert told["message"] in agent.vmhost("why", "web")
+    agent.drop("web.toml", bare_vm("web"))
+    wait_for(lambda: agent.vm("web")["in_sync"])
+    assert conditions(agent, "vms", "web") == {}
+    assert pids(agent) == before

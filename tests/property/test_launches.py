@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.desired import DiskSpec, NicSpec, VmSpec
+from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
 from agent.core.digest import digest, pending_changes
 from agent.core.errors import TransientError
 from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
@@ -49,6 +49,7 @@ SPECS = st.builds(
     description=TEXT,
     enabled=st.booleans(),
     disks=st.lists(DISKS, max_size=2, unique_by=lambda disk: disk.id).map(tuple),
+    limits=st.builds(Limits, *(st.none() | NUMBERS for _ in range(4))),
     nics=st.lists(NICS, max_size=2, unique_by=lambda nic: nic.id).map(tuple),
 )
 RECORDS = st.builds(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.actions import Action, StopVm
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, Restart, VmSpec
 from agent.core.marks import bridge_mark, tap_mark
 from agent.core.model import apply
 from agent.core.observed import (
@@ -31,6 +31,7 @@ PORTS = ("eth1", "eth2", "eth3")
 GUESTS = ("one", "two", "three")
 MEMORIES = tuple(HostMemory(mib << 20) for mib in (0, 700, 1300, 64_000))
 """A guest of these may take some 600 MiB: room for none, for one, for two, for all."""
+LIMITS = (Limits(), Limits(), Limits(cpu_weight=200), Limits(cpu_quota_us=500_000, io_weight=7, tasks=81))
 dices = st.integers(0, 1 << 30).map(Random)
 
 
@@ -70,6 +71,7 @@ def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
         after=tuple(f"vm:{before}" for before in GUESTS[:number] if draw(st.booleans())),
         nics=nics,
         disks=disks,
+        limits=draw(st.sampled_from(LIMITS)),
     )
 
 
@@ -94,7 +96,7 @@ def hosts(draw: st.DrawFn) -> Observed:
     return Observed(
         links=links,
         disks={f"/srv/{name}.qcow2": DiskState(False, True, False) for name in GUESTS},
-        host=HostState(boot_id="boot"),
+        host=HostState(boot_id="boot", services=draw(st.booleans())),
         max_disruption=99,
     )
 
@@ -137,6 +139,7 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
     for name, state in observed.vms.items():
         assert desired.vms[name].enabled
         assert state.run_state == "running"
+        assert state.limits == (desired.vms[name].limits if observed.host.services else None)
         for nic in state.spec.nics:
             tap = observed.links[nic.tap]
             assert tap.alias == tap_mark(name, nic.id)
@@ -220,11 +223,14 @@ def test_an_edit_leads_to_where_a_fresh_start_leads(
     for name, state in edited.vms.items():
         assert second.vms[name].enabled
         assert state.alive
+        assert state.limits == (second.vms[name].limits if host.host.services else None)
 
 
 faults = st.lists(
     st.tuples(
-        st.sampled_from(["kill", "panic", "poweroff", "tap", "unmaster", "down", "bridge", "rename", "flush", "mac"]),
+        st.sampled_from(
+            ["kill", "panic", "poweroff", "limits", "tap", "unmaster", "down", "bridge", "rename", "flush", "mac"]
+        ),
         st.integers(0, 5),
     ),
     max_size=6,
@@ -235,7 +241,7 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C90
     taps = [link for link in observed.links.values() if link.alias.startswith("vmhost:tap/")]
     bridges = [link for link in observed.links.values() if link.alias.startswith("vmhost:bridge/")]
     vms = list(observed.vms)
-    if kind in {"kill", "panic", "poweroff"}:
+    if kind in {"kill", "panic", "poweroff", "limits"}:
         if not vms:
             return observed
         name = vms[which % len(vms)]
@@ -244,6 +250,7 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C90
             "kill": replace(state, alive=False, exit_reason="killed", run_state=None),
             "panic": replace(state, run_state="guest-panicked"),
             "poweroff": replace(state, run_state="shutdown"),
+            "limits": replace(state, limits=Limits(cpu_weight=9) if state.unit else None),
         }[kind]
         return replace(observed, vms={**observed.vms, name: dead})
     links = dict(observed.links)

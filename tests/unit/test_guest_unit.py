@@ -6,8 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.desired import VmSpec
-from agent.core.guest_unit import UnitRights, is_guest_unit, unit_name, unit_properties
+from agent.core.desired import Limits, VmSpec
+from agent.core.guest_unit import (
+    LIMIT_PROPERTIES,
+    UNSET,
+    UnitRights,
+    is_guest_unit,
+    limit_properties,
+    limits_of,
+    unit_name,
+    unit_properties,
+)
+from agent.core.room import memory_max_bytes
 from agent.host.processes import ExitStatus
 from agent.host.systemd import UnitStatus, runs_as_service
 from agent.runtime.starts import exit_status
@@ -68,6 +78,45 @@ def test_extra_args_may_name_files_and_devices_and_win_no_privilege() -> None:
     assert not found.keys() & {"ProtectSystem", "ProtectHome", "DevicePolicy", "RestrictAddressFamilies"}
     assert found["NoNewPrivileges"] is True
     assert found["CapabilityBoundingSet"] == 1 << 6 | 1 << 7 | 1 << 8
+
+
+def test_a_unit_starts_with_the_limits_that_are_given_and_no_others() -> None:
+    assert not properties(spec()).keys() & set(LIMIT_PROPERTIES)
+    limited = properties(spec(limits=Limits(cpu_weight=200, cpu_quota_us=1_500_000, io_weight=50, tasks=90)))
+    assert {name: limited[name] for name in LIMIT_PROPERTIES} == {
+        "CPUWeight": 200,
+        "CPUQuotaPerSecUSec": 1_500_000,
+        "IOWeight": 50,
+        "TasksMax": 90,
+    }
+
+
+def test_its_memory_is_bounded_far_above_what_it_may_need() -> None:
+    assert properties(spec())["MemoryMax"] == memory_max_bytes(spec(), kvm=False)
+    assert properties(spec(), replace(RIGHTS, kvm=True))["MemoryMax"] == memory_max_bytes(spec(), kvm=True)
+    with_more = properties(spec(extra_args=("-device", "nobody-knows"), limits=Limits(cpu_weight=200)))
+    assert "MemoryMax" not in with_more
+    assert with_more["CPUWeight"] == 200
+
+
+@pytest.mark.parametrize(
+    ("limits", "values"),
+    [
+        (Limits(), [UNSET, UNSET, UNSET, 28909]),
+        (Limits(cpu_weight=1), [1, UNSET, UNSET, 28909]),
+        (Limits(200, 10_000, 10_000, 90), [200, 10_000, 10_000, 90]),
+    ],
+)
+def test_a_limit_that_is_taken_back_is_the_default_again(limits: Limits, values: list[int]) -> None:
+    found = limit_properties(limits, 28909)
+    assert found == tuple((name, "t", value) for name, value in zip(LIMIT_PROPERTIES, values, strict=True))
+    assert limits_of({name: value for name, _, value in found}, 28909) == limits
+
+
+def test_what_others_set_is_seen() -> None:
+    values = dict.fromkeys(LIMIT_PROPERTIES, UNSET)
+    assert limits_of(values, 28909) == Limits(tasks=UNSET)
+    assert limits_of(values | {"CPUWeight": 0, "TasksMax": 28909}, 28909) == Limits(cpu_weight=0)
 
 
 @pytest.mark.parametrize(

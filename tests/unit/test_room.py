@@ -13,7 +13,7 @@ from agent.core.forecast import forecast
 from agent.core.model import PreconditionError, apply
 from agent.core.observed import HostMemory, HostState, Observed, VmState
 from agent.core.planning import plan
-from agent.core.room import MIB, Room, need_bytes, overhead_bytes
+from agent.core.room import MIB, Room, memory_max_bytes, need_bytes, overhead_bytes
 from tests.unit.planning_world import said
 
 GIB = 1 << 30
@@ -47,6 +47,21 @@ NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)
 def test_the_estimate_of_what_qemu_takes(spec: VmSpec, kvm: bool, mib: float) -> None:
     assert overhead_bytes(spec, kvm=kvm) == mib * MIB
     assert need_bytes(spec, kvm=kvm) == (spec.memory_mib + mib) * MIB
+
+
+@pytest.mark.parametrize(
+    ("spec", "kvm", "mib"),
+    [
+        # 4096 of its own, 512 and a 16th, and twice what room.py says that QEMU takes: 37 here.
+        (VmSpec("a", "u", 1, memory_mib=4096), True, 4096 + 512 + 256 + 2 * 37),
+        (VmSpec("a", "u", 1, memory_mib=128), True, 128 + 512 + 8 + 2 * 21.5),
+        # Translated code may fill 1 GiB.
+        (VmSpec("a", "u", 1, memory_mib=128, accel="tcg"), True, 128 + 512 + 8 + 1536 + 2 * 85.5),
+        (VmSpec("a", "u", 1, memory_mib=128), False, 128 + 512 + 8 + 1536 + 2 * 85.5),
+    ],
+)
+def test_the_bound_beyond_which_a_qemu_is_ended(spec: VmSpec, kvm: bool, mib: float) -> None:
+    assert memory_max_bytes(spec, kvm=kvm) == mib * MIB
 
 
 def test_two_hundred_small_guests_fit_into_24_gb() -> None:

@@ -32,6 +32,10 @@ stop-timeout = "5m"
 after = ["vm:db"]
 description = "the shop, \xc3\xa4"
 enabled = true
+cpu-weight = 200
+cpu-quota = "150%"
+io-weight = 50
+tasks = 82
 uuid = "6B6C4B0E-1d2f-4c58-9d1b-2f6c5d0a7e11"
 [vm.web.disk.root]
 path = "/srv/vm/web.qcow2"
@@ -64,6 +68,7 @@ def test_every_key_is_taken() -> None:
     assert unit.errors == ()
     web, bridge = unit.vms["web"], unit.bridges["br-lan"]
     assert (web.memory, web.stop_timeout, web.after) == (1024, 300.0, ("db",))
+    assert (web.cpu_weight, web.cpu_quota, web.io_weight, web.tasks) == (200, 150, 50, 82)
     assert (web.extra_args, web.vnc) == (("-device", "a,b=c", "-device", "a"), "127.0.0.1:1")
     assert web.uuid == "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11"
     assert (web.disk["root"].size, web.nic["lan"].mac) == (32 << 30, "de:ad:be:ef:32:10")
@@ -128,6 +133,22 @@ VM_MISTAKES = {
     'stop-timeout = "25h"': 'stop-timeout must be at most "24h", not "25h"',
     'stop_timeout = "1s"': 'unknown key "stop_timeout" in [vm.web] (did you mean "stop-timeout"?)',
     "nat = true": 'unknown key "nat" in [vm.web]',
+    "hotplug-slots = -1": "hotplug-slots must be a whole number, 0 to 64, not -1",
+    "cpu-weight = 0": "cpu-weight must be a whole number, 1 to 10000, not 0",
+    'cpu-weight = "idle"': 'cpu-weight must be a whole number, 1 to 10000, not "idle"',
+    "io-weight = 10001": "io-weight must be a whole number, 1 to 10000, not 10001",
+    "cpu-quota = 150": 'cpu-quota must be per cent of one CPU such as "150%", not 150 (did you mean "150%"?)',
+    'cpu-quota = "150"': 'cpu-quota must be per cent of one CPU such as "150%", not "150" (did you mean "150%"?)',
+    "cpu-quota = 1.5": 'cpu-quota must be per cent of one CPU such as "150%", not 1.5',
+    "cpu-quota = true": 'cpu-quota must be per cent of one CPU such as "150%", not true',
+    'cpu-quota = "0%"': 'cpu-quota must be "1%" to "100000%", not "0%"',
+    'cpu-quota = "100001%"': 'cpu-quota must be "1%" to "100000%", not "100001%"',
+    "tasks = 0": "tasks must be a whole number, 1 to 4194304, not 0",
+    "tasks = 80": "tasks must be at least 81 for cpus = 1, not 80: "
+    "QEMU has a thread for each CPU, up to 64 for disks and 16 others, and aborts without (tasks = 81)",
+    "cpus = 4\ntasks = 83": "tasks must be at least 84 for cpus = 4, not 83: "
+    "QEMU has a thread for each CPU, up to 64 for disks and 16 others, and aborts without (tasks = 84)",
+    'memory-max = "1G"': 'unknown key "memory-max" in [vm.web] (did you mean "memory"?)',
     'after = "vm:db"': 'after must be an array of strings, not "vm:db" (write ["vm:db"])',
     "after = []\nnic = 3": "nic must be a table, not 3",
     'uuid = "web"': 'uuid must be a uuid such as "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11", not "web"',

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.allocation import UID_BASE
+from agent.core.desired import Limits
 from agent.core.marks import derived_mac, derived_uuid
 from tests.unit.unit_directory import BRIDGE, SEED, Directory, said, states, vm
 
@@ -12,7 +13,7 @@ from tests.unit.unit_directory import BRIDGE, SEED, Directory, said, states, vm
 def test_specs_are_complete() -> None:
     result = Directory().save(
         a='[bridge.br0]\nmtu = 9000\nports = ["eth1"]\naddresses = ["10.0.0.1/24"]\n',
-        b=vm("web", 'memory = "1G"\nkernel = "/k"\nrestart = "never"')
+        b=vm("web", 'memory = "1G"\nkernel = "/k"\nrestart = "never"\ncpu-quota = "150%"\ntasks = 90')
         + '[vm.web.disk.root]\npath = "/srv/web.img"\nsize = "1G"\n[vm.web.nic.old]\nbridge = "br0"\nmtu = 1500\n',
     )
     assert said(result) == []
@@ -21,6 +22,7 @@ def test_specs_are_complete() -> None:
     assert (bridge.ports, bridge.addresses, bridge.file) == (("eth1",), ("10.0.0.1/24",), "a")
     assert (web.uuid, web.uid, web.file) == (derived_uuid(SEED, "web"), UID_BASE, "b")
     assert (web.memory_mib, web.kernel, web.restart, web.stop_timeout_s) == (1024, "/k", "never", 60.0)
+    assert web.limits == Limits(cpu_quota_us=1_500_000, tasks=90)
     (disk,) = web.disks
     assert (disk.format, disk.size_bytes, disk.slot, disk.discard) == ("raw", 1 << 30, 0, True)
     lan, old = web.nics
