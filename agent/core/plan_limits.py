@@ -10,12 +10,14 @@ from agent.core.marks import limits_resource
 from agent.core.observed import VmState
 from agent.core.reasons import Reason
 
+NO_LIMITS = Limits()
+
 
 def plan_limits(draft: Draft, spec: VmSpec, state: VmState) -> None:
     """Plan what makes the limits of a running guest as its unit says; a key that is not there is the default."""
     resource = limits_resource(spec.name)
-    keys = [key for key, value in limit_values(spec.limits).items() if value]
-    if keys:
+    if spec.limits != NO_LIMITS:
+        keys = [key for key, value in limit_values(spec.limits).items() if value]
         _tell_not_applied(draft, spec.name, state, keys)
     if not state.unit:
         return
@@ -24,7 +26,7 @@ def plan_limits(draft: Draft, spec: VmSpec, state: VmState) -> None:
         return
     wanted = wanted_limits(spec, state.spec)
     # What nobody could look at is set blindly if anything is wanted: it fails, or is as it should be.
-    if state.limits != wanted and (state.limits is not None or wanted != Limits()):
+    if state.limits != wanted and (state.limits is not None or wanted != NO_LIMITS):
         reason = Reason.SETTINGS if wanted == state.spec.limits else Reason.WANTED
         draft.propose(LimitVm(resource, reason, spec.name, spec.uuid, wanted))
 
