@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+MAX_DEVICES = 24
+"""NICs and disks of one guest: each takes a root port of its own, and a PCIe root bus has 32 places."""
+
 
 class Restart(StrEnum):
     """What follows when a guest ends without its operator asking for it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.desired import VmSpec
+from agent.core.desired import MAX_DEVICES, VmSpec
 from agent.core.observed import HostMemory, Observed
 
 MIB = 1 << 20
@@ -36,6 +36,8 @@ HEADROOM_MIB, HEADROOM_PART = 512, 16
 memory. Screens that are looked at, requests to disks under way, page tables of guests inside the guest (KVM takes up to
 2 % of the memory for them: Linux, arch/x86/kvm, KVM_PERMILLE_MMU_PAGES) are far less; pages of its images, which count
 as well, are given up before anybody is ended."""
+PLACE_MIB = DEVICE_MIB + QCOW2_MAX_BYTES // MIB
+"""What may come to each of a guest's places while it runs: a disk, and the tables of a large one."""
 TCG_MOST_MIB = 1536
 """TCG keeps up to 1 GiB of translated code (QEMU, tcg/region.c), and lists of it; few guests ever fill that."""
 
@@ -69,7 +71,15 @@ def need_bytes(spec: VmSpec, *, kvm: bool) -> int:
 def memory_max_bytes(spec: VmSpec, *, kvm: bool) -> int:
     """The most that a guest's QEMU may take before it is ended alone: far more than a healthy one, less than a leak."""
     tcg = spec.accel == "tcg" or not kvm
-    mib = spec.memory_mib + HEADROOM_MIB + spec.memory_mib // HEADROOM_PART + (TCG_MOST_MIB if tcg else 0)
+    devices = len(spec.disks) + len(spec.nics)
+    places = MAX_DEVICES if spec.machine == "pc" else devices + spec.hotplug_slots
+    mib = (
+        spec.memory_mib
+        + HEADROOM_MIB
+        + spec.memory_mib // HEADROOM_PART
+        + PLACE_MIB * places
+        + (TCG_MOST_MIB if tcg else 0)
+    )
     return mib * MIB + 2 * overhead_bytes(spec, kvm=kvm)
 
 

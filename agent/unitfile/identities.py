@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from agent.core.allocation import UID_BASE, Allocations, first_free, with_slots
+from agent.core.desired import MAX_DEVICES
 from agent.core.marks import derived_uuid
 from agent.unitfile.claims import Claim
-from agent.unitfile.schema import MAX_DEVICES
 
 
 class Uuids:

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.values import BadValueError
 
-MAX_DEVICES = 24
-"""NICs and disks of one guest: each takes a root port of its own, and a PCIe root bus has 32 places."""
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 """From a NIC's `model` to QEMU's device."""

@@ -8,10 +8,11 @@ import pytest
 
 from agent.core.actions import kind_of
 from agent.core.describe import describe
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, SerialSpec, VmSpec
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, SerialSpec, VmSpec
 from agent.core.digest import pending_changes
 from agent.core.edits import Edit, live_edit
 from agent.core.effects import EFFECTS, PLUGGING, Effect, is_live, key_of_field
+from agent.core.limits import limit_values
 from agent.core.observed import DiskState, Observed, VmState
 from agent.core.planning import plan
 from agent.core.qemu_argv import devices_at_launch
@@ -41,7 +42,7 @@ def test_every_key_of_the_schema_is_in_the_table_and_no_other() -> None:
 
 def test_every_field_of_a_spec_comes_from_a_key_or_is_known_not_to() -> None:
     ours = {
-        "vm": {"name", "file", "uid", "disks", "nics", "serials"},
+        "vm": {"name", "file", "uid", "disks", "nics", "serials", "limits"},
         "disk": {"id", "slot"},
         "nic": {"id", "slot"},
         "serial": {"id"},
@@ -51,6 +52,8 @@ def test_every_field_of_a_spec_comes_from_a_key_or_is_known_not_to() -> None:
     for table, spec in specs.items():
         unknown = {field.name for field in fields(spec) if key_of_field(field.name) not in EFFECTS[table]}
         assert unknown == ours[table]
+    limits = {key for key in limit_values(Limits()) if EFFECTS["vm"][key].effect is Effect.LIVE}
+    assert limits == {key_of_field(field.name.removesuffix("_us")) for field in fields(Limits)}
     assert is_live("vm", "stop_timeout_s")
     assert not is_live("vm", "memory_mib")
     assert not is_live("vm", "uid")

@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import LimitVm, Reason, StopVm
+from agent.core.actions import LimitVm, StopVm
 from agent.core.describe import describe
 from agent.core.desired import Desired, Limits, VmSpec
+from agent.core.device_actions import TakeOver
 from agent.core.digest import digest, pending_changes
 from agent.core.draft import Plan
 from agent.core.limits import next_in_turn, tasks_needed
 from agent.core.model import PreconditionError, apply
 from agent.core.observed import HostState, Observed, VmState
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from agent.core.repairs import Ledger, look
 from agent.core.show import Setting, settings_of_vm
 
@@ -49,6 +51,17 @@ def test_an_edit_is_applied_to_the_running_guest_by_one_action_and_waits_for_not
     back = limit(Limits(), Reason.WANTED)
     assert decided(PLAIN, after).actions == (back,)
     assert describe(back) == "limits of web: none"
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_what_else_an_edit_changes_is_taken_over_beside_it_in_any_order(step: int) -> None:
+    edited, observed = replace(LIMITED, description="the shop"), Observed(vms={"web": RUNNING}, host=HOST)
+    actions = decided(edited, RUNNING).actions
+    assert {type(action) for action in actions} == {TakeOver, LimitVm}
+    for action in actions[::step]:
+        observed = apply(observed, action)
+    assert observed.vms["web"] == replace(RUNNING, spec=edited, limits=GIVEN)
+    assert decided(edited, observed.vms["web"]) == Plan()
 
 
 def test_what_somebody_else_set_is_put_back_and_counts_as_a_repair() -> None:

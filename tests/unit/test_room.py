@@ -52,12 +52,15 @@ def test_the_estimate_of_what_qemu_takes(spec: VmSpec, kvm: bool, mib: float) ->
 @pytest.mark.parametrize(
     ("spec", "kvm", "mib"),
     [
-        # 4096 of its own, 512 and a 16th, and twice what room.py says that QEMU takes: 37 here.
-        (VmSpec("a", "u", 1, memory_mib=4096), True, 4096 + 512 + 256 + 2 * 37),
-        (VmSpec("a", "u", 1, memory_mib=128), True, 128 + 512 + 8 + 2 * 21.5),
+        # 4096 of its own, 512 and a 16th, 33 for each of two free places, and twice the estimate of QEMU itself: 37.
+        (VmSpec("a", "u", 1, memory_mib=4096), True, 4096 + 512 + 256 + 66 + 2 * 37),
+        (VmSpec("a", "u", 1, memory_mib=128), True, 128 + 512 + 8 + 66 + 2 * 21.5),
+        (VmSpec("a", "u", 1, memory_mib=128, disks=(QCOW2,), hotplug_slots=0), True, 128 + 512 + 8 + 33 + 2 * 26.5),
+        # A pc has places without any being kept free: for 24 disks and NICs.
+        (VmSpec("a", "u", 1, memory_mib=128, machine="pc"), True, 128 + 512 + 8 + 24 * 33 + 2 * 21.5),
         # Translated code may fill 1 GiB.
-        (VmSpec("a", "u", 1, memory_mib=128, accel="tcg"), True, 128 + 512 + 8 + 1536 + 2 * 85.5),
-        (VmSpec("a", "u", 1, memory_mib=128), False, 128 + 512 + 8 + 1536 + 2 * 85.5),
+        (VmSpec("a", "u", 1, memory_mib=128, accel="tcg"), True, 128 + 512 + 8 + 66 + 1536 + 2 * 85.5),
+        (VmSpec("a", "u", 1, memory_mib=128), False, 128 + 512 + 8 + 66 + 1536 + 2 * 85.5),
     ],
 )
 def test_the_bound_beyond_which_a_qemu_is_ended(spec: VmSpec, kvm: bool, mib: float) -> None:
