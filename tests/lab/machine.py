@@ -101,10 +101,17 @@ class Lab:
         self, command: str, stdin: bytes | None = None, timeout_s: float = RUN_TIMEOUT_S
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a shell command as the lab's root, whatever it exits with."""
-        entering = ["nsenter", "--target", str(self._pid), "--all", "--", "/bin/sh", "-c", command]
+        entering = self._entering(command)
         return subprocess.run(
             entering, input=stdin or b"", capture_output=True, env=ENVIRONMENT, timeout=timeout_s, check=False
         )
+
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        """Start a shell command as the lab's root, and go on meanwhile; the lab's end ends it too."""
+        return subprocess.Popen(self._entering(command), stdin=subprocess.DEVNULL, env=ENVIRONMENT)
+
+    def _entering(self, command: str) -> list[str]:
+        return ["nsenter", "--target", str(self._pid), "--all", "--", "/bin/sh", "-c", command]
 
     def output(self, command: str, *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S) -> str:
         """Run a shell command, which must exit with 0 unless `check` is off; its output."""

@@ -7,17 +7,22 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
+from tests.lab.console import GONE, recorded
 from tests.lab.machine import Lab
 from tests.lab.service import Installed
 from tests.lab.tree import debian_tree
 
 pytestmark = pytest.mark.timeout(300)  # a lab of its own, which ends
 
-STUBBORN_S = 4
+OBEDIENT_S, STUBBORN_S = 60, 4
+BOOT_S = 60
+BUTTON = "vmhost guest: power button"  # tests/guest/bin/power-button
+OFF = "reboot: Power down"  # Linux, kernel/reboot.c: the last words of a guest that powers itself off
 GUEST = """
 [vm.{name}]
 memory = "128M"
@@ -30,15 +35,15 @@ restart = "always"
 stop-timeout = "{timeout_s}s"
 """
 GUESTS = {  # each goes after the one before it; the middle one does not hear
-    "a": GUEST.format(name="a", append="", after="", timeout_s=60),
+    "a": GUEST.format(name="a", append="", after="", timeout_s=OBEDIENT_S),
     "b": GUEST.format(name="b", append="vmhost.acpi=ignore", after='"vm:a"', timeout_s=STUBBORN_S),
-    "c": GUEST.format(name="c", append="", after='"vm:b"', timeout_s=60),
+    "c": GUEST.format(name="c", append="", after='"vm:b"', timeout_s=OBEDIENT_S),
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_lab(lab_folder: Path, package: Path, guest_kernel: Path, guest_initrd: Path) -> Iterator[Installed]:
-    """A lab that is shut down: with three guests that have booted."""
+    """A lab that is shut down, with three guests."""
     folder = Path(tempfile.mkdtemp(dir=lab_folder))
     lab = Lab(debian_tree(), folder)
     try:
@@ -49,10 +54,7 @@ def own_lab(lab_folder: Path, package: Path, guest_kernel: Path, guest_initrd: P
             lab.copy_in(file, f"/var/cache/vmhost/demo/{file.name}")
         for name, text in GUESTS.items():
             lab.write(f"/etc/vmhost.d/{name}.toml", text.encode())
-        lab.output("vmhost wait settled --timeout 60", timeout_s=70)
-        for name in GUESTS:
-            ready = f"echo | timeout 5 vmhost console {name} --quiet-for 0.5"
-            lab.wait_until(lambda ready=ready: "#" in lab.output(ready, check=False), f"{name} to boot", 60)  # type: ignore[misc]
+        service.wait_settled()
         yield service
     finally:
         lab.kill()
@@ -63,28 +65,6 @@ def stops(events: list[str]) -> dict[str, float]:
     pattern = r"shut ([abc]) down within [0-9]+ s \(host-down\): done in ([0-9.]+) ms"
     found = [match for text in events if (match := re.fullmatch(pattern, text))]
     return {match[1]: float(match[2]) / 1000 for match in found}
-
-
-def test_guests_stop_in_reverse_order_at_poweroff(own_lab: Installed) -> None:
-    lab = own_lab.lab
-    lab.output("systemctl is-active vmhost-guests.service")
-    # What the agent knows when guests are down, in a file that outlives the lab.
-    last_words = b"[Service]\nExecStop=/bin/sh -c 'vmhost events --json >/var/cache/vmhost/events'\n"
-    lab.write("/run/systemd/system/vmhost-guests.service.d/test.conf", last_words)
-    lab.output("systemctl daemon-reload")
-    began_s = time.monotonic()
-    lab.output("systemctl poweroff", check=False)
-    lab.wait_until(lab.has_ended, "the lab to be off", 60)
-    took_s = time.monotonic() - began_s
-    events = [json.loads(line)["message"] for line in lab.left("var/cache/vmhost/events").read_text().splitlines()]
-    found = stops(events)
-    print(f"poweroff took {took_s:.1f} s, guests {found}")
-    assert list(found) == ["c", "b", "a"]
-    assert STUBBORN_S <= found["b"] < STUBBORN_S + 15
-    assert max(found["a"], found["c"]) < 15  # they heard the power button: their deadline is at 60 s
-    first_stop = next(number for number, text in enumerate(events) if text.startswith("shut c down"))
-    assert not [text for text in events[first_stop:] if text.startswith("launch QEMU")]
-    assert took_s < STUBBORN_S + 20
 
 
 def test_down_keeps_guests_off_over_an_agents_restart_until_up(own_lab: Installed) -> None:
@@ -98,3 +78,40 @@ def test_down_keeps_guests_off_over_an_agents_restart_until_up(own_lab: Installe
     assert "no guest starts before `vmhost up`" in lab.output("vmhost why a")
     lab.output("vmhost up", timeout_s=60)
     assert set(own_lab.pids()) == set(GUESTS)
+
+
+def test_at_poweroff_each_guest_hears_its_power_button_in_reverse_order(own_lab: Installed) -> None:
+    """What the guests themselves say, each on its console, and what the agent says of it."""
+    lab = own_lab.lab
+    lab.output("systemctl is-active vmhost-guests.service")
+    # What the agent knows when guests are down, in a file that outlives the lab.
+    last_words = b"[Service]\nExecStop=/bin/sh -c 'vmhost events --json >/var/cache/vmhost/events'\n"
+    lab.write("/run/systemd/system/vmhost-guests.service.d/test.conf", last_words)
+    lab.output("systemctl daemon-reload")
+    with recorded(lab, GUESTS) as consoles:
+        consoles.wait_for_shells(BOOT_S)  # a guest that boots does not hear its button
+        began_s = time.monotonic()
+        with lab.start("systemctl poweroff"):
+            consoles.read_to_the_end(60)
+        lab.wait_until(lab.has_ended, "the lab to be off", 60)
+        took_s = time.monotonic() - began_s
+    story = [line for line in consoles.lines if any(word in line.text for word in (BUTTON, OFF)) or line.text == GONE]
+    print(f"poweroff took {took_s:.1f} s:", *[f"{line.at_s - began_s:.2f} {line.vm} {line.text}" for line in story])
+    # One after the other. Only b, which does not obey, hears the button again, and does not say that it is off.
+    assert [vm for vm, _ in groupby(line.vm for line in story)] == ["c", "b", "a"]
+    for name in ("c", "a"):
+        heard, off, gone = [line for line in story if line.vm == name]
+        assert BUTTON in heard.text
+        assert OFF in off.text
+        assert gone.at_s - heard.at_s < OBEDIENT_S
+    *heard_by_b, gone = [line for line in story if line.vm == "b"]
+    assert heard_by_b
+    assert all(BUTTON in line.text for line in heard_by_b)
+    assert gone.at_s - heard_by_b[0].at_s < STUBBORN_S + 15
+    events = [json.loads(line)["message"] for line in lab.left("var/cache/vmhost/events").read_text().splitlines()]
+    found = stops(events)
+    assert list(found) == ["c", "b", "a"]
+    assert STUBBORN_S <= found["b"] < STUBBORN_S + 15
+    first_stop = next(number for number, text in enumerate(events) if text.startswith("shut c down"))
+    assert not [text for text in events[first_stop:] if text.startswith("launch QEMU")]
+    assert took_s < STUBBORN_S + 20
