@@ -13,6 +13,7 @@ from tests.lab.service import UNIT, Installed
 pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
 
 MOST_EXPOSED = 2.9
+FIRST_UID = 1_900_000_000
 CAPABILITIES = {"CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19}
 SECURITY = Path(__file__).parent.parent.parent / "docs/security.md"
 
@@ -30,6 +31,20 @@ def test_the_agent_has_the_capabilities_that_are_explained_and_no_others(install
     assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == sum(1 << bit for bit in CAPABILITIES.values())
     explained = re.findall(r"^\| `(CAP_[A-Z_]+)` \|", SECURITY.read_text(), re.MULTILINE)
     assert sorted(explained) == sorted(CAPABILITIES)
+
+
+def test_each_qemu_has_a_user_of_its_own_and_no_rights(installed: Installed) -> None:
+    users = set()
+    for pid in installed.pids().values():
+        lines = installed.lab.output(f"cat /proc/{pid}/status").splitlines()
+        status = dict(line.split(":\t") for line in lines if ":\t" in line)
+        assert {int(status[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        ids = {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()}
+        assert len(ids) == 1, status
+        users |= ids
+    assert len(users) == 2
+    assert min(map(int, users)) >= FIRST_UID
 
 
 def test_a_probe_in_qemus_place_reaches_nothing_but_its_own_folder(installed: Installed) -> None:
