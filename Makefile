@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 # command:package, or /path:package; a package is installed only where that is missing.
 TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables cpio:cpio \
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
-	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container groff:groff man:man-db lintian:lintian
+	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian
 
 .DELETE_ON_ERROR:
 .PHONY: setup tools venv guest demo-files check test demo bench mutants wheel deb lab lock clean

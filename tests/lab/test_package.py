@@ -41,12 +41,6 @@ def test_udev_marks_our_links_and_no_others(installed: Installed) -> None:
         lab.output("ip link delete foreign")
 
 
-def test_the_exposure_is_printed(installed: Installed) -> None:
-    said = installed.lab.output(f"systemd-analyze security --no-pager {UNIT}", check=False)
-    (line,) = [line for line in said.splitlines() if "Overall exposure" in line]
-    print(line)
-
-
 def test_lintian_finds_no_error(package: Path) -> None:
     done = subprocess.run(
         ["lintian", "--fail-on", "error", "--allow-root", str(package)], capture_output=True, text=True, check=False
@@ -55,12 +49,13 @@ def test_lintian_finds_no_error(package: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["vmhost.1", "vmhost-agent.8", "vmhost.unit.5"])
-def test_a_manual_page_renders_without_a_warning_and_is_found(page: str, installed: Installed) -> None:
-    command = ["groff", "-ww", "-man", "-Tutf8", "-rLL=100n"]
-    done = subprocess.run(command, input=manual.pages()[page], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+def test_a_manual_page_is_found_and_renders_without_a_warning(page: str, installed: Installed) -> None:
     name, _, section = page.rpartition(".")
-    assert "SEE ALSO" in installed.lab.output(f"man {section} {name}")
+    path = installed.lab.output(f"man --where {section} {name}").strip()
+    assert path.endswith(f"/{page}.gz")
+    done = installed.lab.try_run(f"man --warnings -E UTF-8 -l {path}")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"SEE ALSO" in done.stdout
 
 
 def test_the_manual_says_what_the_commands_and_the_schema_say(installed: Installed) -> None:
