@@ -58,6 +58,17 @@ class Installed:
         """Wait for the agent, also one that is only starting, to have done what there is to do."""
         self.lab.output("vmhost wait settled --timeout 30", timeout_s=40)
 
+    def wait_gone(self, names: set[str]) -> None:
+        """Wait for guests without a unit to be gone; approves their end, which is asked for where many end at once."""
+        self.lab.wait_until(lambda: self._are_gone(names), f"{', '.join(sorted(names))} to be gone")
+        self.wait_settled()
+
+    def _are_gone(self, names: set[str]) -> bool:
+        status = self.status()
+        for approval in status["agent"]["approvals"]:
+            self.lab.output(f"vmhost approve {approval['id']}", check=False)
+        return not names & {vm["name"] for vm in status["vms"]}
+
     def events(self) -> list[dict[str, Any]]:
         """What happened since the present agent began."""
         return [json.loads(line) for line in self.lab.output("vmhost events --json").splitlines()]

@@ -48,6 +48,7 @@ def limited(installed: Installed) -> Iterator[Installed]:
         installed.lab.output("rm -f /etc/vmhost.d/limited.toml")
         installed.lab.output(f"systemctl start {UNIT}")
         installed.wait_settled()
+        installed.wait_gone({"limited"})
 
 
 def guest(installed: Installed) -> Mapping[str, object]:

@@ -50,16 +50,7 @@ def units(installed: Installed, texts: dict[str, str]) -> Iterator[None]:
     finally:
         for name in texts:
             lab.output(f"rm -f /etc/vmhost.d/{name}.toml")
-        lab.wait_until(lambda: are_gone(installed, set(texts)), "the guests to be gone")
-        installed.wait_settled()
-
-
-def are_gone(installed: Installed, names: set[str]) -> bool:
-    """Whether none of these guests is left; approves their end, which is asked for more than three at once."""
-    status = installed.status()
-    for approval in status["agent"]["approvals"]:
-        installed.lab.output(f"vmhost approve {approval['id']}", check=False)
-    return not names & {vm["name"] for vm in status["vms"]}
+        installed.wait_gone(set(texts))
 
 
 def reasons(installed: Installed, name: str) -> str:
@@ -85,10 +76,10 @@ def test_a_plan_names_what_would_be_done_and_nothing_when_all_is_done(installed:
     assert before.returncode == 3  # no agent answers there
     assert [step["text"] for step in json.loads(before.stdout)["actions"]] == FROM_NOTHING
     assert lab.output("vmhost plan") == "nothing to do\n"
-    edited = lab.output("cat /etc/vmhost.d/network.toml") + "mtu = 1400\n"
+    edited = lab.output("cat /etc/vmhost.d/network.toml") + "stp = true\n"
     lab.write("/var/cache/vmhost/new/network.toml", edited.encode())
     plan: dict[str, Any] = json.loads(lab.output("vmhost plan --json /var/cache/vmhost/new/network.toml"))
-    assert [step["text"] for step in plan["actions"]] == ["set mtu of br-demo (mtu)"]
+    assert [step["text"] for step in plan["actions"]] == ["set stp of br-demo (settings)"]
     assert lab.output("vmhost plan") == "nothing to do\n"
 
 
