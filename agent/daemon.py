@@ -24,7 +24,7 @@ from agent.core.defaults import GROUP, SOCKET_NAME
 from agent.core.errors import AgentError
 from agent.core.rights import Readers, Rights
 from agent.core.status import AgentFacts
-from agent.host.netlink import Links
+from agent.host.netlink import RatedLinks
 from agent.host.notify import Notifier
 from agent.host.peers import find_group
 from agent.host.statedir import StateDirectory, StateRefusedError, lock_directory
@@ -127,7 +127,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier, 
     memory, problem = await asyncio.to_thread(state.load)
     qemu = await look_for_qemu()
     rights = Rights(os.geteuid(), await asyncio.to_thread(find_group, GROUP), settings.readers)
-    async with Links() as links, asyncio.TaskGroup() as group:
+    async with RatedLinks() as links, asyncio.TaskGroup() as group:
         metrics = Metrics(version=facts.version, qemu=qemu.version, started_s=time.time())
         chronicle = Chronicle(Journal(), metrics)
         if problem:

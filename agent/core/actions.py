@@ -101,6 +101,26 @@ class ChangeAddresses:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeRate:
+    """Limit what passes a NIC's tap, in bits per second: `rate_in_bps` towards the guest, `rate_out_bps` from it.
+
+    None leaves a direction alone, 0 takes its limit away. Ifindex and mark of the tap are checked before.
+    """
+
+    resource: str
+    reason: Reason
+    vm: str
+    nic: str
+    link: str
+    ifindex: int
+    expect_alias: str
+    mtu: int
+    rate_in_bps: int | None = None
+    rate_out_bps: int | None = None
+    disruption: Disruption = Disruption.NONE
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteLink:
     """Delete an own link; the ifindex and the mark are checked immediately before."""
 
@@ -218,6 +238,7 @@ Action = (
     | ReleasePort
     | ChangeAddresses
     | DeleteLink
+    | ChangeRate
     | ArmTap
     | ReplugNic
     | CreateDisk

@@ -6,6 +6,7 @@ from agent.core.actions import (
     Action,
     ChangeAddresses,
     ChangeLink,
+    ChangeRate,
     CreateBridge,
     DeleteLink,
     EndVm,
@@ -31,6 +32,7 @@ from agent.core.device_actions import (
     UnplugNic,
 )
 from agent.core.limits import limit_values
+from agent.core.rates import rate_text
 
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm | LimitVm
 
@@ -38,7 +40,15 @@ VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm
 def describe(action: Action) -> str:
     """What an action does, as a line for `vmhost events` and `vmhost plan`."""
     match action:
-        case CreateBridge() | ChangeLink() | EnslavePort() | ReleasePort() | ChangeAddresses() | DeleteLink():
+        case (
+            CreateBridge()
+            | ChangeLink()
+            | EnslavePort()
+            | ReleasePort()
+            | ChangeAddresses()
+            | DeleteLink()
+            | ChangeRate()
+        ):
             return _describe_link(action)
         case ArmTap(nic=nic, running=True):
             return f"re-arm QEMU's descriptor of {nic.id} onto a new tap {nic.tap}"
@@ -91,8 +101,14 @@ def _describe_vm(action: VmAction) -> str:
             return f"limits of {vm}: {', '.join(given) or 'none'}"
 
 
+def _describe_rate(action: ChangeRate) -> str:
+    rates = (("in", action.rate_in_bps), ("out", action.rate_out_bps))
+    told = [f"{rate_text(bps) if bps else 'any rate'} {direction}" for direction, bps in rates if bps is not None]
+    return f"let {' and '.join(told)} through {action.link} ({action.reason})"
+
+
 def _describe_link(
-    action: CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink,
+    action: CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink | ChangeRate,
 ) -> str:
     match action:
         case CreateBridge(spec=spec):
@@ -108,5 +124,7 @@ def _describe_link(
         case ChangeAddresses(bridge=bridge, add=add, remove=remove):
             signed = [f"+{address}" for address in add] + [f"-{address}" for address in remove]
             return f"addresses of {bridge}: {' '.join(signed)}"
+        case ChangeRate():
+            return _describe_rate(action)
         case DeleteLink(link=link):
             return f"delete {link}"

@@ -6,16 +6,23 @@ can be given a group, so a bridge without alias in `GROUP` is one whose making w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import uuid as uuids
 
 from agent.core.observed import LinkState
 
 GROUP = 0x766D686F
-"""The link group of our bridges ("vmho")."""
+"""The link group of our bridges and ifbs ("vmho")."""
 
 ADDRESS_PROTOCOL = 118
 """The IFA_PROTO of addresses that we put on a link."""
+
+QDISC_HANDLE = 0x766D0000
+"""The handle of a queueing discipline of ours ("vm", minor 0); the kernel gives 8001: and up to those without one."""
+
+FILTER_PRIORITY = 0x766D
+"""The priority of our filter among those of a tap: behind what an operator gives a small number."""
 
 LIMITS = "limits"
 
@@ -31,6 +38,16 @@ def bridge_mark(name: str) -> str:
 def tap_mark(vm: str, nic: str) -> str:
     """The alias of an own tap."""
     return f"vmhost:tap/{vm}/{nic}"
+
+
+def ifb_mark(vm: str, nic: str) -> str:
+    """The alias of the own ifb link through which passes what a NIC sends, while that is limited."""
+    return f"vmhost:ifb/{vm}/{nic}"
+
+
+def is_own_ifb(link: LinkState) -> bool:
+    """Whether a link is an ifb of ours, also one whose making was interrupted before it had its alias."""
+    return link.kind == "ifb" and (link.alias.startswith("vmhost:ifb/") or (link.alias == "" and link.group == GROUP))
 
 
 def is_own_bridge(link: LinkState) -> bool:
@@ -83,6 +100,15 @@ def derived_tap(vm: str, nic: str) -> str:
     if len(readable) <= MAX_LINK_NAME:
         return readable
     return "vm" + hashlib.sha256(readable.encode()).hexdigest()[: MAX_LINK_NAME - 2]
+
+
+@functools.lru_cache(4096)
+def derived_ifb(vm: str, nic: str) -> str:
+    """The name of a NIC's ifb: readable where it fits into a link's name, else hashed."""
+    readable = f"ifb-{vm}-{nic}"
+    if len(readable) <= MAX_LINK_NAME:
+        return readable
+    return "ifb" + hashlib.sha256(readable.encode()).hexdigest()[: MAX_LINK_NAME - 3]
 
 
 def derived_uuid(seed: uuids.UUID, name: str) -> str:

@@ -13,6 +13,7 @@ from agent.core.actions import (
     Action,
     ChangeAddresses,
     ChangeLink,
+    ChangeRate,
     CreateBridge,
     DeleteLink,
     EndVm,
@@ -38,19 +39,22 @@ from agent.core.device_actions import (
     UnplugNic,
 )
 from agent.core.guest_unit import unit_name
-from agent.core.marks import bridge_mark, is_own_bridge, tap_mark
+from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
 from agent.core.observed import (
     AddressState,
     DiskState,
     End,
+    IngressState,
     LinkState,
     NicBackend,
     NicState,
     Observed,
+    QdiscState,
     VmState,
 )
 from agent.core.qemu_argv import devices_at_launch, disk_node, nic_id
 from agent.core.qemu_platform import root_port_id
+from agent.core.rates import shape_of
 from agent.core.room import Room
 
 
@@ -63,6 +67,8 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
     match action:
         case CreateBridge() | ChangeAddresses() | EnslavePort() | ReleasePort() | ChangeLink() | DeleteLink():
             return _apply_to_links(observed, action)
+        case ChangeRate():
+            return _change_rate(observed, action)
         case ArmTap() | ReplugNic():
             return _apply_to_tap(observed, action)
         case CreateDisk(disk=disk):
@@ -98,7 +104,7 @@ def _next_ifindex(observed: Observed) -> int:
 
 
 def _is_own(link: LinkState) -> bool:
-    return link.alias.startswith("vmhost:") or is_own_bridge(link)
+    return link.alias.startswith("vmhost:") or is_own_bridge(link) or is_own_ifb(link)
 
 
 def _apply_to_links(
@@ -170,9 +176,44 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     link = _link(observed, action.link, action.ifindex)
     _require(_is_own(link) and link.alias == action.expect_alias, f"only an own link is deleted, {link.name} is not")
     _require(not _hangs_on_guest(observed, link.name), f"{link.name} hangs on a running guest")
+    led_to = {one.ingress.redirect for one in observed.links.values() if one.ingress is not None}
+    _require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
     links = {name: one for name, one in observed.links.items() if name != action.link}
     freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
     return replace(observed, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
+
+
+def _change_rate(observed: Observed, action: ChangeRate) -> Observed:
+    tap = _link(observed, action.link, action.ifindex)
+    _require(tap.alias == action.expect_alias == tap_mark(action.vm, action.nic), f"{tap.name} is the NIC's own tap")
+    if action.rate_in_bps is not None:
+        _require(tap.root is None or tap.root.own, f"no foreign discipline of {tap.name} is replaced")
+        _require(action.rate_in_bps or tap.root is not None, f"{tap.name} has a limit to take away")
+        tap = replace(tap, root=_bucket(action.rate_in_bps, action.mtu) if action.rate_in_bps else None)
+    if action.rate_out_bps is not None:
+        return _change_rate_out(observed, action, tap)
+    return _with_link(observed, tap)
+
+
+def _bucket(rate_bps: int, mtu: int) -> QdiscState:
+    return QdiscState("tbf", own=True, shape=shape_of(rate_bps, mtu))
+
+
+def _change_rate_out(observed: Observed, action: ChangeRate, tap: LinkState) -> Observed:
+    name, ingress = derived_ifb(action.vm, action.nic), tap.ingress or IngressState("ingress")
+    ifb = observed.links.get(name)
+    clear = ingress.redirect is not None or (ingress.kind == "ingress" and not ingress.foreign)
+    _require(clear, f"filters of {tap.name} are ours alone, or ours are among them")
+    if not action.rate_out_bps:
+        left = replace(ingress, redirect=None) if ingress.foreign or ingress.kind != "ingress" else None
+        seen = _with_link(observed, replace(tap, ingress=left))
+        gone = ifb is not None and is_own_ifb(ifb)
+        return replace(seen, links={n: one for n, one in seen.links.items() if n != name}) if gone else seen
+    _require(ifb is None or is_own_ifb(ifb), f"{name} is free or ours")
+    ifindex = ifb.ifindex if ifb is not None else _next_ifindex(observed)
+    root, mark = _bucket(action.rate_out_bps, action.mtu), ifb_mark(action.vm, action.nic)
+    made = LinkState(ifindex, name, "ifb", True, alias=mark, group=GROUP, root=root)
+    return _with_link(_with_link(observed, made), replace(tap, ingress=replace(ingress, redirect=ifindex)))
 
 
 def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:

@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
+from agent.core.rates import Shape
 
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """A link of the kernel. `kind` is rtnetlink's (`bridge`, `tun`, `veth`), None for a physical one."""
+    """A link of the kernel. `kind` is rtnetlink's (`bridge`, `tun`, `veth`), None for a physical one.
+
+    `root` is the queueing discipline that somebody gave it, None for the kernel's default; `ingress` is what is done
+    to frames that come in, None for nothing. It is looked at for own taps only.
+    """
 
     ifindex: int
     name: str
@@ -29,6 +34,30 @@ class LinkState:
     addresses: tuple[AddressState, ...] = ()
     stp: bool = False
     snooping: bool = False
+    root: QdiscState | None = None
+    ingress: IngressState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QdiscState:
+    """A link's root queueing discipline. `own`: a `tbf` with our handle; `shape` is what that one lets through."""
+
+    kind: str
+    own: bool = False
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IngressState:
+    """The ingress discipline of a tap: `ingress` or `clsact`.
+
+    `redirect` is the ifindex to which our filter sends everything, None if there is no filter of ours, 0 if it is not
+    as we make it. `foreign`: it holds filters that are not ours.
+    """
+
+    kind: str
+    redirect: int | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     RENAMED = "renamed"
     UNMARKED = "unmarked"
     SETTINGS = "settings"
+    RATE = "rate"
     SPACE = "space"
     EXITED = "exited"
     WANTED = "wanted"

@@ -16,6 +16,7 @@ from agent.core.actions import (
     Action,
     ChangeAddresses,
     ChangeLink,
+    ChangeRate,
     CreateBridge,
     DeleteLink,
     EndVm,
@@ -48,7 +49,7 @@ from agent.core.observed import HostState, Observed
 from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
 from agent.host.launches import Launches
-from agent.host.netlink import Links
+from agent.host.netlink import RatedLinks
 from agent.host.notify import Notifier
 from agent.host.processes import cap_log, find_qemu
 from agent.host.statedir import StateDirectory
@@ -117,7 +118,7 @@ class Agent:
         run_dir: Path,
         state: StateDirectory,
         memory: Memory,
-        links: Links,
+        links: RatedLinks,
         chronicle: Chronicle,
         max_disruption: int,
         facts: AgentFacts,
@@ -331,6 +332,8 @@ class Agent:
             case ArmTap():
                 await self._link_executor.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
             case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():
+                await self._link_executor.change(action)
+            case ChangeRate():
                 await self._link_executor.change(action)
             case _:
                 raise TypeError(f"no executor for {action}")

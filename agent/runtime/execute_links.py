@@ -8,6 +8,7 @@ from dataclasses import replace
 from agent.core.actions import (
     ChangeAddresses,
     ChangeLink,
+    ChangeRate,
     CreateBridge,
     DeleteLink,
     EnslavePort,
@@ -18,19 +19,19 @@ from agent.core.device_actions import ArmTap
 from agent.core.errors import TransientError
 from agent.core.marks import tap_mark
 from agent.core.memory import Memory
-from agent.host.netlink import Links
+from agent.host.netlink import RatedLinks
 from agent.host.tap import TapSettings, keep, open_tap, rearm
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.keeper import Keeper
 
 AskSettings = Callable[[ArmTap], Awaitable[TapSettings]]
-LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink
+LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink | ChangeRate
 
 
 class LinkExecutor:
     """Each method does one action and returns when the links' cache shows it, or raises an ActionError."""
 
-    def __init__(self, links: Links, descriptors: Descriptors, keeper: Keeper) -> None:
+    def __init__(self, links: RatedLinks, descriptors: Descriptors, keeper: Keeper) -> None:
         self._links = links
         self._descriptors = descriptors
         self._keeper = keeper
@@ -42,6 +43,8 @@ class LinkExecutor:
                 await self._links.create_bridge(spec)
             case ChangeLink(link=link, ifindex=ifindex, expect_alias=alias, change=change):
                 await self._links.change(link, ifindex, alias, change)
+            case ChangeRate():
+                await self._links.change_rate(action)
             case ChangeAddresses(ifindex=ifindex, add=add, remove=remove):
                 await self._links.change_addresses(ifindex, add, remove)
             case DeleteLink(link=link, ifindex=ifindex, expect_alias=alias):

@@ -1,10 +1,12 @@
-"""Links and addresses of the kernel, by rtnetlink: a cache that follows its events, and the changes of links.
+"""Links of the kernel with addresses and limits, by rtnetlink: a cache that follows its events, and the changes.
 
-`wire` moves bytes, `messages` gives them a meaning, `cache` keeps what was said last, `links` is what others use.
+`wire` moves bytes, `messages` and `traffic` give them a meaning, `cache` keeps what was said last; `links` and, above
+it, `rates` are what others use.
 """
 
 from agent.host.netlink.cache import LinkCache
 from agent.host.netlink.links import Links
 from agent.host.netlink.messages import LinkStatistics
+from agent.host.netlink.rates import RatedLinks
 
-__all__ = ["LinkCache", "LinkStatistics", "Links"]
+__all__ = ["LinkCache", "LinkStatistics", "Links", "RatedLinks"]

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from agent.core.observed import AddressState, LinkState
+from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
 from agent.host.netlink import messages as said
+from agent.host.netlink import traffic
 from agent.host.netlink.wire import Message
 
 
 class LinkCache:
-    """Links by ifindex with their addresses. A link message is a full statement about one link.
+    """Links by ifindex with their addresses and disciplines. A link message is a full statement about one link.
+
+    A message about filters is none: those are `unread` until somebody looks at them and calls `put_filters`.
 
     While a look at the whole is under way (`begin_look` to `end_look`) it is remembered what events were about: the
     look may have seen an older state of those, so it does not touch them.
@@ -23,8 +26,13 @@ class LinkCache:
         self.events: Counter[str] = Counter()
         self._links: dict[int, LinkState] = {}
         self._addresses: dict[int, dict[str, AddressState]] = {}
+        self._roots: dict[int, QdiscState] = {}
+        self._ingress_kinds: dict[int, str] = {}
+        self._ingress: dict[int, IngressState] = {}
+        self._unread: set[int] = set()
         self._touched: set[int] = set()
         self._touched_addresses: set[int] = set()
+        self._touched_traffic: set[int] = set()
         self._stated: set[str] = set()
         self._snapshot: Mapping[str, LinkState] | None = None
 
@@ -52,6 +60,8 @@ class LinkCache:
         self.events[name] += 1
         if message.type in {said.RTM_NEWADDR, said.RTM_DELADDR}:
             self._apply_address(message)
+        elif message.type >= traffic.RTM_NEWQDISC:
+            self._apply_traffic(message)
         else:
             self._apply_link(message)
 
@@ -80,15 +90,90 @@ class LinkCache:
             known.pop(address.address, None)
         self._show_addresses(ifindex)
 
+    def _apply_traffic(self, message: Message) -> None:
+        ifindex, parent = traffic.place_of(message)
+        new = message.type == traffic.RTM_NEWQDISC
+        if message.type in {traffic.RTM_NEWTFILTER, traffic.RTM_DELTFILTER}:
+            self._unread |= {ifindex} & self._ingress_kinds.keys()
+        elif parent == traffic.ROOT:
+            self._touched_traffic.add(ifindex)
+            self._put_root(ifindex, traffic.qdisc_state(message) if new and traffic.is_chosen(message) else None)
+        elif parent == traffic.INGRESS:
+            self._touched_traffic.add(ifindex)
+            self._put_ingress_kind(ifindex, traffic.kind_of(message) if new else None)
+
+    def _put_root(self, ifindex: int, root: QdiscState | None) -> None:
+        if root == self._roots.get(ifindex):
+            return
+        if root is None:
+            del self._roots[ifindex]
+        else:
+            self._roots[ifindex] = root
+        self._show(ifindex)
+
+    def _put_ingress_kind(self, ifindex: int, kind: str | None) -> None:
+        if kind is None:
+            self._ingress_kinds.pop(ifindex, None)
+            self._ingress.pop(ifindex, None)
+            self._show(ifindex)
+        else:
+            self._ingress_kinds[ifindex] = kind
+            self._unread.add(ifindex)
+
+    def take_unread(self) -> list[tuple[int, str]]:
+        """The own taps whose filters changed since the last call, each with the kind of its ingress discipline."""
+        unread, self._unread = self._unread, set()
+        return [
+            (ifindex, kind)
+            for ifindex in sorted(unread)
+            if (kind := self._ingress_kinds.get(ifindex)) is not None
+            and (link := self._links.get(ifindex)) is not None
+            and link.alias.startswith("vmhost:tap/")
+        ]
+
+    def put_filters(self, ifindex: int, ingress: IngressState) -> None:
+        """Take in what an own tap does to frames that come in, just read."""
+        if self._ingress.get(ifindex) != ingress:
+            self._ingress[ifindex] = ingress
+            self._show(ifindex)
+
+    def ingress_kind(self, ifindex: int) -> str | None:
+        """The kind of a link's ingress discipline, None when it has none."""
+        return self._ingress_kinds.get(ifindex)
+
+    def end_traffic_look(self, disciplines: Iterable[tuple[int, QdiscState | str]]) -> None:
+        """Take in a look at all disciplines, except of links that events were about since `begin_look`."""
+        roots: dict[int, QdiscState] = {}
+        kinds: dict[int, str] = {}
+        for ifindex, seen in disciplines:
+            if isinstance(seen, str):
+                kinds[ifindex] = seen
+            else:
+                roots[ifindex] = seen
+        for ifindex in (self._roots.keys() | roots.keys()) - self._touched_traffic:
+            self._put_root(ifindex, roots.get(ifindex))
+        for ifindex in (self._ingress_kinds.keys() | kinds.keys()) - self._touched_traffic:
+            self._put_ingress_kind(ifindex, kinds.get(ifindex))
+
+    def _show(self, ifindex: int) -> None:
+        link = self._links.get(ifindex)
+        if link is not None:
+            self._put(link)
+
     def _put(self, link: LinkState) -> None:
-        known = self._addresses.get(link.ifindex)
+        ifindex = link.ifindex
+        known = self._addresses.get(ifindex)
         link = replace(link, addresses=tuple(known.values())) if known else link
+        root, ingress = self._roots.get(ifindex), self._ingress.get(ifindex)
+        if link.root is not root or link.ingress is not ingress:
+            link = replace(link, root=root, ingress=ingress)
         if self._links.get(link.ifindex) != link:
             self._links[link.ifindex] = link
             self._snapshot = None
 
     def _forget(self, ifindex: int) -> None:
-        self._addresses.pop(ifindex, None)
+        for kept in (self._addresses, self._roots, self._ingress_kinds, self._ingress):
+            kept.pop(ifindex, None)
         if self._links.pop(ifindex, None) is not None:
             self._snapshot = None
 
@@ -101,6 +186,7 @@ class LinkCache:
         """Remember from here on what events are about."""
         self._touched.clear()
         self._touched_addresses.clear()
+        self._touched_traffic.clear()
 
     def end_look(self, links: Iterable[LinkState], addresses: Iterable[tuple[int, AddressState]]) -> None:
         """Take in a look at everything, except what events were about since it began."""

@@ -17,6 +17,7 @@ from agent.core import marks
 from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec
 from agent.core.observed import AddressState, LinkState
+from agent.host.netlink import traffic
 from agent.host.netlink.wire import Message, Writable, attributes
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -28,9 +29,13 @@ EVENT_NAMES = {
     RTM_DELLINK: "dellink",
     RTM_NEWADDR: "newaddr",
     RTM_DELADDR: "deladdr",
+    traffic.RTM_NEWQDISC: "newqdisc",
+    traffic.RTM_DELQDISC: "delqdisc",
+    traffic.RTM_NEWTFILTER: "newtfilter",
+    traffic.RTM_DELTFILTER: "deltfilter",
 }
-EVENT_GROUPS = (1, 5, 9)
-"""RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR."""
+EVENT_GROUPS = (1, 4, 5, 9)
+"""RTNLGRP_LINK, RTNLGRP_TC, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR."""
 
 IFF_UP = 1
 IFA_F_NODAD = 2
@@ -214,6 +219,17 @@ def new_bridge(spec: BridgeSpec) -> Writable:
     ]
     if spec.mac:
         message["attrs"].append(("IFLA_ADDRESS", spec.mac))
+    return cast("Writable", message)
+
+
+def new_ifb(name: str) -> Writable:
+    """The body of the RTM_NEWLINK that makes an ifb link, recognisable as ours by its group from the first moment."""
+    message = ifinfmsg()
+    message["attrs"] = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_GROUP", marks.GROUP),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ifb")]}),
+    ]
     return cast("Writable", message)
 
 

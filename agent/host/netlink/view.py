@@ -11,13 +11,26 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ObservationError
-from agent.core.observed import AddressState, LinkState
+from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
 from agent.host.netlink import messages as said
+from agent.host.netlink import traffic
 from agent.host.netlink.cache import LinkCache
-from agent.host.netlink.wire import EventSocket, KernelRefusedError, NoAnswerError, RequestSocket, dump
+from agent.host.netlink.wire import (
+    NLM_F_DUMP,
+    EventSocket,
+    Ignoring,
+    KernelRefusedError,
+    NoAnswerError,
+    RequestSocket,
+    dump,
+)
 
 EVENTS_AT_ONCE = 64
 """Datagrams that are read before the loop turns again, so that a flood (20 µs each) does not starve it."""
+
+
+FILTERS_AT_ONCE = 16
+"""Taps whose filters are read before the loop turns again, 0.05 ms for each."""
 
 
 def _nobody(_: str) -> None:
@@ -108,7 +121,26 @@ class LinkView:
             for message in batch:
                 self._cache.apply(message)
         if heard:
+            for ifindex, kind in self._cache.take_unread():
+                self._read_filters(ifindex, kind)
             self._ring("netlink")
+
+    def _read_filters(self, ifindex: int, kind: str) -> IngressState | None:
+        """Read what an own tap does to what comes in, in 0.05 ms; where that fails, the next full look decides."""
+        try:
+            filters = self._requests.ask(traffic.RTM_GETTFILTER, traffic.filter_query(ifindex), NLM_F_DUMP)
+        except (OSError, KernelRefusedError, NoAnswerError) as e:
+            self._count(e.number if isinstance(e, KernelRefusedError) else getattr(e, "errno", 0) or 0)
+            return None
+        seen = traffic.ingress_state(kind, filters)
+        self._cache.put_filters(ifindex, seen)
+        return seen
+
+    def _look_at_ingress(self, ifindex: int) -> IngressState | None:
+        """What a tap does to what comes in as of now; None when nothing is done to it."""
+        self.catch_up()
+        kind = self._cache.ingress_kind(ifindex)
+        return None if kind is None else self._read_filters(ifindex, kind)
 
     def _lost(self, error: OSError) -> None:
         """Count lost events and wake `watch`, which looks at everything."""
@@ -134,6 +166,7 @@ class LinkView:
         async with self._looking:
             links: list[LinkState] = []
             addresses: list[tuple[int, AddressState]] = []
+            disciplines: list[tuple[int, QdiscState | str]] = []
             try:
                 self.catch_up()
                 self._cache.begin_look()
@@ -141,10 +174,18 @@ class LinkView:
                     links += [link for m in part if (link := said.link_state(m)) is not None]
                 async for part in dump(said.RTM_GETADDR, said.address_query()):
                     addresses += [stated for m in part if (stated := said.address_state(m)) is not None]
+                with Ignoring(errno.EOPNOTSUPP):  # a kernel without any disciplines
+                    async for part in dump(traffic.RTM_GETQDISC, traffic.TrafficRequest(0, 0)):
+                        disciplines += traffic.chosen_disciplines(part)
             except (OSError, KernelRefusedError, NoAnswerError) as e:
                 raise ObservationError("netlink", str(e)) from e
             self.catch_up()
             self._cache.end_look(links, addresses)
+            self._cache.end_traffic_look(disciplines)
+            for number, (ifindex, kind) in enumerate(self._cache.take_unread(), start=1):
+                self._read_filters(ifindex, kind)
+                if number % FILTERS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
     async def statistics(self) -> Mapping[str, said.LinkStatistics]:
         """The counters of all links by name. Raises ObservationError."""
