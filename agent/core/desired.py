@@ -38,7 +38,10 @@ class BridgeSpec:
 
 @dataclass(frozen=True, slots=True)
 class NicSpec:
-    """A guest's network card and the tap that it hangs on. `slot` is its place among the guest's PCIe root ports."""
+    """A guest's network card and the tap that it hangs on. `slot` is its place among the guest's PCIe root ports.
+
+    `rate_in_bps` and `rate_out_bps` limit what goes to the guest and what comes from it; None: no limit.
+    """
 
     id: str
     bridge: str
@@ -47,6 +50,8 @@ class NicSpec:
     slot: int
     model: str = "virtio-net-pci"
     mtu: int = 1500
+    rate_in_bps: int | None = None
+    rate_out_bps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

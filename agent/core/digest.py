@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from agent.core.desired import DiskSpec, NicSpec, SerialSpec, VmSpec
+from agent.core.effects import key_of_field
+from agent.core.rates import rate_text
 
 _NOT_LAUNCHED = frozenset(
     {
@@ -33,6 +35,8 @@ _SINCE = {
     "firmware": "bios",
     "hotplug-slots": "2",
     "media": "disk",
+    "rate-in": "",
+    "rate-out": "",
     "rng": "true",
     "secure-boot": "false",
     "vnc": "false",
@@ -116,8 +120,7 @@ def launched_values(spec: VmSpec) -> Mapping[str, str]:
 def _values(spec: VmSpec | DiskSpec | NicSpec | SerialSpec, without: frozenset[str]) -> Iterator[tuple[str, str]]:
     for each in fields(spec):
         if each.name not in without:
-            key = each.name.removesuffix("_mib").removesuffix("_bytes").replace("_", "-")
-            yield key, _written(each.name, getattr(spec, each.name))
+            yield key_of_field(each.name), _written(each.name, getattr(spec, each.name))
 
 
 def _written(name: str, value: object) -> str:
@@ -127,6 +130,8 @@ def _written(name: str, value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         return json.dumps(value, ensure_ascii=False) if value else ""
+    if isinstance(value, int) and name.endswith("_bps"):
+        return rate_text(value)
     if isinstance(value, int) and name in _UNITS:
         return _size(value * _UNITS[name])
     return str(value)

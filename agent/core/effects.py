@@ -93,6 +93,8 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "tap": _live("its tap is renamed"),
         "model": _restart(),
         "mtu": _live("its tap has it at once; the guest is told at its next start"),
+        "rate-in": _live("what comes to the guest is limited anew at once"),
+        "rate-out": _live("what the guest sends is limited anew at once; nothing of it is lost but what waited"),
     },
     "serial": {
         "port": _restart(),

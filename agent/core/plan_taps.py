@@ -11,6 +11,7 @@ from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.plan_disks import asks_to_let_go
+from agent.core.plan_rates import plan_rate
 from agent.core.qemu_argv import nic_id
 from agent.core.qemu_platform import MICROVM
 from agent.core.reasons import Reason
@@ -46,6 +47,7 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
             )
         else:
             _maintain_tap(draft, name, nic, link)
+            plan_rate(draft, name, nic, link)
     elif link is not None and not _is_own_tap(link, name, nic):
         draft.tell(resource, "Conflict", _conflict_message(nic))
     elif backend.backend is NicBackend.DEAD:
@@ -59,6 +61,7 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
         draft.propose(ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, bridge))
     else:
         _maintain_tap(draft, name, nic, link)
+        plan_rate(draft, name, nic, link)
 
 
 def _plan_renamed_tap(draft: Draft, resource: str, present: str, nic: NicSpec) -> None:
@@ -86,7 +89,8 @@ def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
     if not _is_own_tap(link, spec.name, nic):
         draft.tell(resource, "Conflict", _conflict_message(nic))
         return False
-    return _maintain_tap(draft, spec.name, nic, link) and resource not in draft.observed.in_flight
+    right, limited = _maintain_tap(draft, spec.name, nic, link), plan_rate(draft, spec.name, nic, link)
+    return right and limited and resource not in draft.observed.in_flight
 
 
 def _conflict_message(nic: NicSpec) -> str:

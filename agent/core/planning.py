@@ -16,6 +16,7 @@ from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_down import plan_down
+from agent.core.plan_rates import plan_unwanted_ifbs
 from agent.core.plan_taps import plan_unwanted_taps
 from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.room import Room
@@ -56,6 +57,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         _plan_guests(draft, wanted, stops)
     if desired.complete:
         plan_unwanted_taps(draft, desired.vms)
+        plan_unwanted_ifbs(draft, desired.vms)
         plan_unwanted_bridges(draft, bridges)
     return draft.finish(stops.approval)
 

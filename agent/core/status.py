@@ -12,7 +12,7 @@ from agent.core.draft import Plan
 from agent.core.errors import UnitError
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Observed
-from agent.core.vm_display import nic_attached, vm_display_state
+from agent.core.vm_display import nic_attached, rates_in_force, vm_display_state
 
 Json = Mapping[str, object]
 
@@ -211,6 +211,7 @@ def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
 
 
 def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
+    rate_in, rate_out = rates_in_force(name, nic, inputs.observed.links)
     return {
         "name": nic.id,
         "tap": nic.tap,
@@ -218,6 +219,8 @@ def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
         "mac": nic.mac,
         "address": None,  # units cannot name one yet
         "attached": nic_attached(inputs.observed.vms.get(name), nic, inputs.observed.links),
+        "rate_in": rate_in,
+        "rate_out": rate_out,
     }
 
 

@@ -7,9 +7,10 @@ from enum import StrEnum
 
 from agent.core.conditions import NOTICES
 from agent.core.desired import NicSpec, VmSpec
-from agent.core.marks import vm_resource
+from agent.core.marks import derived_ifb, vm_resource
 from agent.core.observed import Attempt, End, Intent, LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.policy import FAILURES, wants_to_run
+from agent.core.rates import rate_text
 
 
 class DisplayState(StrEnum):
@@ -104,6 +105,19 @@ def is_running_as_asked(state: VmState | None, intent: Intent) -> bool:
         and state.generation >= intent.generation
         and state.reset_generation >= intent.reset_generation
     )
+
+
+def rates_in_force(vm: str, nic: NicSpec, links: Mapping[str, LinkState]) -> tuple[str | None, str | None]:
+    """The limits that a NIC has at present, as a unit would say them: towards the guest, and from it."""
+    tap, ifb = links.get(nic.tap), links.get(derived_ifb(vm, nic.id))
+    led = tap is not None and ifb is not None and tap.ingress is not None and tap.ingress.redirect == ifb.ifindex
+    return _own_rate(tap), _own_rate(ifb if led else None)
+
+
+def _own_rate(link: LinkState | None) -> str | None:
+    if link is None or link.root is None or link.root.shape is None:
+        return None
+    return rate_text(link.root.shape.rate_bps)
 
 
 def nic_attached(state: VmState | None, nic: NicSpec, links: Mapping[str, LinkState]) -> bool | None:

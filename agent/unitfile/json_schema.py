@@ -78,6 +78,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tap": "the host's end of it; a readable name is derived unless given",
         "model": "the card that the guest sees",
         "mtu": "the largest packet, in bytes; the guest is told",
+        "rate-in": 'at most this much goes to the guest, such as "10Mbit" (kbit, Mbit, Gbit; powers of ten)',
+        "rate-out": "at most this much comes from the guest, as for rate-in",
     },
 }
 """What each key is for, by table."""

@@ -69,6 +69,7 @@ Duration = Annotated[float, _checked(values.parse_duration), _text('duration suc
 Quota = Annotated[int, _checked(values.parse_quota), _text('CPU time such as "150%"', pattern="^[0-9]+%$")]
 CpuWeight = Annotated[int, _number("cpu-weight")]
 IoWeight = Annotated[int, _number("io-weight")]
+Rate = Annotated[int, _checked(values.parse_rate), _text('rate such as "10Mbit"', pattern="^[0-9]+[kMG]bit$")]
 Mac = Annotated[
     str, _checked(values.parse_mac), _text("unicast MAC address", pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")
 ]
@@ -137,13 +138,15 @@ class DiskTable(Table):
 
 
 class NicTable(Table):
-    """`[vm.NAME.nic.ID]`."""
+    """`[vm.NAME.nic.ID]`; rates in bits per second."""
 
     bridge: LinkName
     mac: Mac | None = None
     tap: LinkName | None = None
     model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = "virtio"
     mtu: Mtu | None = None
+    rate_in: Rate | None = None
+    rate_out: Rate | None = None
 
 
 class SerialTable(Table):

@@ -120,6 +120,8 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             slot=slots[f"nic/{name}"],
             model=NIC_MODELS[nic.model],
             mtu=nic.mtu or mtus.get(nic.bridge, DEFAULT_MTU),
+            rate_in_bps=nic.rate_in,
+            rate_out_bps=nic.rate_out,
         )
         for name, nic in table.nic.items()
     )

@@ -10,6 +10,7 @@ import ipaddress
 import re
 
 from agent.core.marks import MAX_LINK_NAME
+from agent.core.rates import UNITS_BPS
 from agent.core.text import printable
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -17,6 +18,8 @@ MAX_SIZE_BYTES = 1 << 53
 """8 PiB: more than anyone attaches, and far below where the 63-bit offsets of QEMU end."""
 MIN_MEMORY_BYTES = UNITS["M"]
 MAX_MEMORY_BYTES = 16 * UNITS["T"]
+MIN_RATE_BPS = 64_000
+MAX_RATE_BPS = 100 * UNITS_BPS["Gbit"]
 MAX_STOP_TIMEOUT_S = 24 * 3600
 MAX_FILE_BYTES = 1 << 20
 """A unit file that is larger is refused unread."""
@@ -29,6 +32,8 @@ MAX_APPEND_BYTES = 2047
 
 _SIZE = re.compile(r"([0-9]{1,16})([KMGT])", re.ASCII)
 _LOOSE_SIZE = re.compile(r"\s*([0-9]{1,12})(?:\.([0-9]))?\s*([kmgt]?)(?:i?b)?\s*", re.ASCII | re.IGNORECASE)
+_RATE = re.compile(r"([0-9]{1,12})(kbit|Mbit|Gbit)", re.ASCII)
+_LOOSE_RATE = re.compile(r"\s*([0-9]{1,9})\s*([kmg]?)(b|bits?|bps|bits?/s|bits?ps)?\s*", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,9})([smh])", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
@@ -164,6 +169,24 @@ def parse_quota(value: object) -> int:
     if not 1 <= int(found[1]) <= MAX_QUOTA_PERCENT:
         raise BadValueError(f'must be "1%" to "{MAX_QUOTA_PERCENT}%", not {shown(value)}')
     return int(found[1])
+
+
+def parse_rate(value: object) -> int:
+    """A rate such as "10Mbit", in bits per second; kbit, Mbit and Gbit are powers of ten."""
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise BadValueError(f'must be a rate such as "10Mbit" or "1Gbit", not {shown(value)}', _rate_hint(value))
+    rate = int(found[1]) * UNITS_BPS[found[2]]
+    if not MIN_RATE_BPS <= rate <= MAX_RATE_BPS:
+        raise BadValueError(f'must be "64kbit" to "100Gbit", not {shown(value)}')
+    return rate
+
+
+def _rate_hint(value: object) -> str:
+    """What was probably meant: "10M", "10 mbit" and "10Mbps" are "10Mbit". A bare number may be anything."""
+    found = _LOOSE_RATE.fullmatch(value) if isinstance(value, str) else None
+    unit = next((unit for unit in UNITS_BPS if found and found[2] and unit[0].lower() == found[2].lower()), None)
+    return f'did you mean "{found[1]}{unit}"?' if found and unit else ""
 
 
 def parse_path(value: object) -> str:

@@ -28,12 +28,12 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.mutation.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("planning", "plan_vms", "plan_taps", "plan_bridges", "approval", "policy")
+MODULES = ("planning", "plan_vms", "plan_taps", "plan_rates", "plan_bridges", "approval", "policy")
 TABLES = tuple(
     f"tests.unit.test_{name}"
     for name in (
         *("planning", "planning_guards", "planning_exactly", "planning_crowds", "policy"),
-        *("plan_space", "plan_platform", "plan_media", "plan_stopping"),
+        *("plan_space", "plan_platform", "plan_media", "plan_stopping", "plan_rates"),
     )
 )
 PROPERTIES = ("tests.property.test_planning",)

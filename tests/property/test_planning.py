@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from agent.core.actions import Action, StopVm
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, Restart, VmSpec
-from agent.core.marks import bridge_mark, tap_mark
+from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, tap_mark
 from agent.core.model import apply
 from agent.core.observed import (
     AddressState,
     DiskState,
     HostMemory,
     HostState,
+    IngressState,
     Intent,
     LinkState,
     NicBackend,
@@ -24,6 +25,7 @@ from agent.core.observed import (
     Observed,
 )
 from agent.core.planning import plan
+from agent.core.rates import is_shape, shape_of
 from agent.core.room import need_bytes
 
 BRIDGES = ("br-a", "br-b")
@@ -32,6 +34,8 @@ GUESTS = ("one", "two", "three")
 MEMORIES = tuple(HostMemory(mib << 20) for mib in (0, 700, 1300, 64_000))
 """A guest of these may take some 600 MiB: room for none, for one, for two, for all."""
 LIMITS = (Limits(), Limits(), Limits(cpu_weight=200), Limits(cpu_quota_us=500_000, io_weight=7, tasks=81))
+UNLIMITING = ("root", "ingress", "filter", "ifb", "ifb-half")
+RATES = (None, None, 10_000_000, 20_000_000)
 dices = st.integers(0, 1 << 30).map(Random)
 
 
@@ -57,7 +61,15 @@ def bridge_specs(draw: st.DrawFn) -> dict[str, BridgeSpec]:
 def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
     number = GUESTS.index(name)
     nics = tuple(
-        NicSpec(f"n{i}", bridge, f"02:00:00:00:0{number}:1{i}", f"{name}-n{i}", i)
+        NicSpec(
+            f"n{i}",
+            bridge,
+            f"02:00:00:00:0{number}:1{i}",
+            f"{name}-n{i}",
+            i,
+            rate_in_bps=draw(st.sampled_from(RATES)),
+            rate_out_bps=draw(st.sampled_from(RATES)),
+        )
         for i, bridge in enumerate(draw(st.lists(st.sampled_from(bridges), max_size=2)) if bridges else [])
     )
     disks = (DiskSpec("root", f"/srv/{name}.qcow2", "qcow2", 5, size_bytes=1 << 20),) if draw(st.booleans()) else ()
@@ -144,6 +156,22 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
             tap = observed.links[nic.tap]
             assert tap.alias == tap_mark(name, nic.id)
             assert tap.master == observed.links[nic.bridge].ifindex
+        present = {nic.id for nic in state.spec.nics}
+        for nic in desired.vms[name].nics:
+            if nic.id in present:
+                assert_limited(name, replace(nic, tap=f"{name}-{nic.id}"), observed)
+    used = {link.ingress.redirect for link in observed.links.values() if link.ingress is not None}
+    ifbs = {link.ifindex for link in observed.links.values() if link.kind == "ifb"}
+    assert ifbs <= used or not set(desired.vms) <= set(observed.vms)
+
+
+def assert_limited(vm: str, nic: NicSpec, observed: Observed) -> None:
+    tap, ifb = observed.links[nic.tap], observed.links.get(derived_ifb(vm, nic.id))
+    for rate, link in ((nic.rate_in_bps, tap), (nic.rate_out_bps, ifb)):
+        assert (rate is None) == (link is None or link.root is None)
+        assert rate is None or (link and link.root and is_shape(link.root.shape, shape_of(rate, nic.mtu)))
+    assert (tap.ingress is None) == (nic.rate_out_bps is None)
+    assert tap.ingress is None or (ifb is not None and tap.ingress.redirect == ifb.ifindex)
 
 
 def runnable(desired: Desired, observed: Observed) -> set[str]:
@@ -220,6 +248,11 @@ def test_an_edit_leads_to_where_a_fresh_start_leads(
     taps = {link.name for link in edited.links.values() if link.alias.startswith("vmhost:tap/")}
     wanted = {n.tap for s in (*second.vms.values(), *(v.spec for v in edited.vms.values())) for n in s.nics}
     assert taps <= wanted
+    seen = {n: s.spec for n, s in edited.vms.items()}
+    limited = {derived_ifb(v, n.id) for v, s in {**second.vms, **seen}.items() for n in s.nics if n.rate_out_bps}
+    idle = [link for link in edited.links.values() if link.alias.split("/")[1:2] not in ([name] for name in edited.vms)]
+    kept = {link.ingress.redirect for link in idle if link.ingress is not None}  # a tap that waits for its guest
+    assert {x.name for x in edited.links.values() if x.kind == "ifb" and x.ifindex not in kept} <= limited
     for name, state in edited.vms.items():
         assert second.vms[name].enabled
         assert state.alive
@@ -229,7 +262,20 @@ def test_an_edit_leads_to_where_a_fresh_start_leads(
 faults = st.lists(
     st.tuples(
         st.sampled_from(
-            ["kill", "panic", "poweroff", "limits", "tap", "unmaster", "down", "bridge", "rename", "flush", "mac"]
+            [
+                "kill",
+                "panic",
+                "poweroff",
+                "limits",
+                "tap",
+                "unmaster",
+                "down",
+                "bridge",
+                "rename",
+                "flush",
+                "mac",
+                *UNLIMITING,
+            ]
         ),
         st.integers(0, 5),
     ),
@@ -237,7 +283,7 @@ faults = st.lists(
 )
 
 
-def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C901 - one arm a fault
+def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C901, PLR0912 - one arm a fault
     taps = [link for link in observed.links.values() if link.alias.startswith("vmhost:tap/")]
     bridges = [link for link in observed.links.values() if link.alias.startswith("vmhost:bridge/")]
     vms = list(observed.vms)
@@ -269,6 +315,8 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C90
     if not taps:
         return observed
     link = taps[which % len(taps)]
+    if kind in UNLIMITING:
+        return replace(observed, links=unlimit(links, link, kind))
     vms_after = dict(observed.vms)
     if kind == "tap":
         del links[link.name]
@@ -289,6 +337,23 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:  # noqa: C90
     else:
         links[link.name] = replace(link, up=False)
     return replace(observed, links=links, vms=vms_after)
+
+
+def unlimit(links: dict[str, LinkState], tap: LinkState, kind: str) -> dict[str, LinkState]:
+    """What somebody may do to a limit, and every point at which the making or taking away of one may be interrupted."""
+    vm, nic = tap.alias.removeprefix("vmhost:tap/").split("/")
+    name = derived_ifb(vm, nic)
+    ifb = links.pop(name, LinkState(500 + tap.ifindex, name, "ifb"))
+    if kind == "root":
+        tap = replace(tap, root=None)
+    elif kind == "ingress":
+        tap = replace(tap, ingress=None)
+    elif kind == "filter":
+        tap = replace(tap, ingress=IngressState("ingress"))
+        links[name] = replace(ifb, alias=ifb_mark(vm, nic))
+    elif kind == "ifb-half":
+        links[name] = replace(ifb, up=False, alias="", group=GROUP, root=None)
+    return {**links, tap.name: tap}
 
 
 @given(desired=wishes(), host=hosts(), wrong=faults, dice=dices)

@@ -31,6 +31,8 @@ WEB = VmSpec(name="web", uuid="u", uid=7, nics=(LAN,), disks=(ROOT,))
         (replace(WEB, disks=()), [("disk.root", "/srv/web.qcow2", "")]),
         (replace(WEB, nics=(replace(LAN, bridge="br-b"),)), [("nic.lan.bridge", "br-lan", "br-b")]),
         (replace(WEB, nics=(LAN, replace(LAN, id="dmz", mac="m"))), [("nic.dmz", "", "m")]),
+        (replace(WEB, nics=(replace(LAN, rate_in_bps=10_000_000),)), [("nic.lan.rate-in", "", "10Mbit")]),
+        (replace(WEB, nics=(replace(LAN, rate_out_bps=64_000),)), [("nic.lan.rate-out", "", "64kbit")]),
     ],
 )
 def test_pending(wanted: VmSpec, expected: list[tuple[str, str, str]]) -> None:

@@ -11,10 +11,23 @@ from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, Restart, VmSpec
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
-from agent.core.observed import Attempt, End, HostState, Intent, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.observed import (
+    Attempt,
+    End,
+    HostState,
+    IngressState,
+    Intent,
+    LinkState,
+    NicBackend,
+    NicState,
+    Observed,
+    QdiscState,
+    VmState,
+)
+from agent.core.rates import shape_of
 from agent.core.status import AgentFacts, StatusInputs, status
 from agent.core.text import printable, suggestion
-from agent.core.vm_display import is_running_as_asked, nic_attached, vm_display_state
+from agent.core.vm_display import is_running_as_asked, nic_attached, rates_in_force, vm_display_state
 
 NIC = NicSpec("lan", "br-lan", "02:00:00:00:00:01", "web-lan", 0)
 WEB = VmSpec(
@@ -98,6 +111,8 @@ PROMISED = {
                     "mac": "02:00:00:00:00:01",
                     "address": None,
                     "attached": True,
+                    "rate_in": None,
+                    "rate_out": None,
                 }
             ],
             "disks": [
@@ -176,6 +191,20 @@ def ended(reason: str) -> Observed:
 
 def with_state(run_state: str | None) -> Observed:
     return Observed(host=HOST, vms={"web": replace(RUNNING, run_state=run_state)})
+
+
+def test_the_limits_of_a_nic_are_those_in_force() -> None:
+    bucket = QdiscState("tbf", own=True, shape=shape_of(10_000_000, 1500))
+    ifb = LinkState(9, "ifb-web-lan", "ifb", up=True, alias="vmhost:ifb/web/lan", root=bucket)
+    for root, redirect, expected in (
+        (bucket, 9, ("10Mbit", "10Mbit")),
+        (bucket, 0, ("10Mbit", None)),
+        (QdiscState("tbf"), 9, (None, "10Mbit")),
+        (None, None, (None, None)),
+    ):
+        tap = replace(TAP_LINK, root=root, ingress=IngressState("ingress", redirect))
+        assert rates_in_force("web", NIC, {**LINKS, "web-lan": tap, "ifb-web-lan": ifb}) == expected
+    assert rates_in_force("web", NIC, {}) == (None, None)
 
 
 @pytest.mark.parametrize(

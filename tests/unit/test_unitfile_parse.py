@@ -55,6 +55,8 @@ mac = "DE:ad:be:ef:32:10"
 tap = "lan-tap"
 model = "e1000e"
 mtu = 1400
+rate-in = "10Mbit"
+rate-out = "512kbit"
 """
 
 
@@ -97,6 +99,32 @@ def test_five_mistakes_are_five_errors_each_at_its_place() -> None:
         'u.toml:8:1: error: unknown key "memroy" in [vm.web] (did you mean "memory"?)',
         'u.toml:9:1: error: accel must be "auto", "kvm" or "tcg", not "kvmm" (did you mean "kvm"?)',
     ]
+
+
+NIC_MISTAKES = {
+    "rate-in = 10": 'rate-in must be a rate such as "10Mbit" or "1Gbit", not 10',
+    'rate-in = "10"': 'rate-in must be a rate such as "10Mbit" or "1Gbit", not "10"',
+    'rate-in = "10M"': 'rate-in must be a rate such as "10Mbit" or "1Gbit", not "10M" (did you mean "10Mbit"?)',
+    'rate-out = "10 mbps"': (
+        'rate-out must be a rate such as "10Mbit" or "1Gbit", not "10 mbps" (did you mean "10Mbit"?)'
+    ),
+    'rate-out = "1.5Gbit"': 'rate-out must be a rate such as "10Mbit" or "1Gbit", not "1.5Gbit"',
+    'rate-out = "10MB/s"': 'rate-out must be a rate such as "10Mbit" or "1Gbit", not "10MB/s"',
+    'rate-out = "63kbit"': 'rate-out must be "64kbit" to "100Gbit", not "63kbit"',
+    'rate-out = "101Gbit"': 'rate-out must be "64kbit" to "100Gbit", not "101Gbit"',
+    'rate = "1Mbit"': 'unknown key "rate" in [vm.web.nic.lan] (did you mean "rate-in"?)',
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), NIC_MISTAKES.items())
+def test_mistakes_of_a_nic(line: str, expected: str) -> None:
+    (error,) = errors_of(f'[vm.web.nic.lan]\nbridge = "br0"\n{line}\n')
+    assert error.removeprefix("u.toml:3:1: error: ") == expected
+
+
+def test_rates_are_bits_per_second_in_powers_of_ten() -> None:
+    nic = parse_unit("u.toml", VALID).vms["web"].nic["lan"]
+    assert (nic.rate_in, nic.rate_out) == (10_000_000, 512_000)
 
 
 VM_MISTAKES = {
