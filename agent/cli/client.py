@@ -74,16 +74,21 @@ class AgentClient:
         return self._ask("GET", "/v1/status", None, timeout_s)
 
     def intent(self, verb: str, name: str) -> str:
-        """Ask for `start`, `stop`, `restart` or `reset`. Never repeated: a restart heard twice would be two."""
+        """Ask for `start`, `stop`, `restart` and the like. Never repeated: a restart heard twice would be two."""
         return str(self._ask("POST", "/v1/intent", {"verb": verb, "name": name}, ANSWER_S)["message"])
+
+    def hold(self, name: str, reason: str) -> str:
+        """Ask that a guest be left alone."""
+        return str(self._ask("POST", "/v1/hold", {"name": name, "reason": reason}, ANSWER_S)["message"])
 
     def approve(self, identity: str) -> str:
         """Allow what a question of this id is about."""
         return str(self._ask("POST", "/v1/approve", {"id": identity}, ANSWER_S)["message"])
 
-    def set_down(self, *, down: bool) -> str:
+    def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
         """Have all guests stopped in order and none started, or have them started again."""
-        return str(self._ask("POST", "/v1/down", {"down": down}, ANSWER_S)["message"])
+        body = {"down": down, "budget_s": budget_s}
+        return str(self._ask("POST", "/v1/down", body, ANSWER_S)["message"])
 
     def plan(self, files: Mapping[str, bytes | None]) -> Json:
         """What the agent would do from here to settled, with these unit files in place by their names (None: gone)."""

@@ -81,12 +81,21 @@ def events(arguments: argparse.Namespace) -> int:
 
 
 def intent(arguments: argparse.Namespace) -> int:
-    """`vmhost start|stop|restart|reset NAME`: note the intent, then wait until it is true."""
+    """`vmhost start|stop|restart|reset|pause|resume|release NAME`: note the intent, then wait until it is true."""
     message = _client(arguments).intent(arguments.command, arguments.name)
+    if arguments.no_wait or arguments.command == "release":  # which is true as soon as it is noted
+        write_line(sys.stdout, message)
+        return TRUE
+    return _wait(arguments, {"stop": "stopped", "pause": "paused"}.get(arguments.command, "running"), arguments.name)
+
+
+def hold(arguments: argparse.Namespace) -> int:
+    """`vmhost hold NAME [--reason TEXT]`: note it, then wait until nothing is done to the guest any more."""
+    message = _client(arguments).hold(arguments.name, arguments.reason)
     if arguments.no_wait:
         write_line(sys.stdout, message)
         return TRUE
-    return _wait(arguments, "stopped" if arguments.command == "stop" else "running", arguments.name)
+    return _wait(arguments, "held", arguments.name)
 
 
 def approve(arguments: argparse.Namespace) -> int:
@@ -102,6 +111,14 @@ def down(arguments: argparse.Namespace) -> int:
         write_line(sys.stdout, message)
         return TRUE
     return _wait(arguments, "settled", None)
+
+
+def shutdown_all(arguments: argparse.Namespace) -> int:
+    """`vmhost shutdown-all [--timeout S]`: stop all guests within one budget, and say how it goes."""
+    from agent.cli.shutdown import DEFAULT_BUDGET_S, shut_all_down  # noqa: PLC0415 - seldom needed
+
+    budget_s = DEFAULT_BUDGET_S if arguments.timeout is None else arguments.timeout
+    return TRUE if shut_all_down(_client(arguments), budget_s, sys.stdout, as_json=arguments.json) else FALSE
 
 
 def _client(arguments: argparse.Namespace) -> AgentClient:

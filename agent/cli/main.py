@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.cli import commands, explain, tools
 from agent.cli.client import NoAgentError, RefusedError
@@ -15,7 +15,7 @@ from agent.core.defaults import RUN_DIR, STATE_DIR, UNITS_DIR
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
-NAMED = ("running", "stopped")
+NAMED = ("running", "stopped", "paused", "held")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,23 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
     status.set_defaults(run=commands.status)
     wait = add("wait", "return when it is true")
     wait.add_argument("what", nargs="?", default="settled", choices=("settled", "in-sync", *NAMED))
-    wait.add_argument("name", metavar="NAME", nargs="?", help="the guest, for running and stopped")
+    wait.add_argument("name", metavar="NAME", nargs="?", help="the guest, for all but settled and in-sync")
     _add_timeout(wait)
     wait.set_defaults(run=commands.wait)
     events = add("events", "show what happened")
     events.add_argument("-f", "--follow", action="store_true", help="go on with what happens from now on")
     events.set_defaults(run=commands.events)
-    for verb, text in INTENTS.items():
-        intent = add(verb, text)
-        intent.add_argument("name", metavar="NAME", help="the guest")
-        intent.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
-        _add_timeout(intent)
-        intent.set_defaults(run=commands.intent)
-    for verb, text in HOST.items():
-        host = add(verb, text)
-        host.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
-        _add_timeout(host)
-        host.set_defaults(run=commands.down)
+    _add_intents(add)
     approve = add("approve", "allow what the agent asked about (see status)")
     approve.add_argument("id", metavar="ID")
     approve.set_defaults(run=commands.approve)
@@ -97,17 +87,49 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_intents(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """What an operator wants of a guest, or of all of them; each is waited for."""
+    for verb, text in INTENTS.items():
+        intent = add(verb, text)
+        intent.add_argument("name", metavar="NAME", help="the guest")
+        intent.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
+        _add_timeout(intent)
+        intent.set_defaults(run=commands.intent)
+    hold = add("hold", "have the agent leave a guest, its taps and its disks alone, until it is released")
+    hold.add_argument("name", metavar="NAME", help="the guest")
+    hold.add_argument("--reason", metavar="TEXT", default="", help="why; shown with the guest")
+    hold.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
+    _add_timeout(hold)
+    hold.set_defaults(run=commands.hold)
+    shutdown = add("shutdown-all", "stop all guests, last started first, within one time budget, as `down` does")
+    shutdown.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        help="all guests' time together (default: 240 s); what runs then is ended",
+    )
+    shutdown.set_defaults(run=commands.shutdown_all)
+    for verb, text in HOST.items():
+        host = add(verb, text)
+        host.add_argument("--no-wait", action="store_true", help="return as soon as the agent knows")
+        _add_timeout(host)
+        host.set_defaults(run=commands.down)
+
+
 INTENTS = {
     "start": "start a guest, and keep it running by its unit",
     "stop": "stop a guest, and keep it stopped",
     "restart": "stop and start a guest; pending changes are applied",
     "reset": "press a guest's reset button",
+    "pause": "stop a guest's processors, and keep them so until it is resumed, started or restarted",
+    "resume": "let a guest go on, whoever or whatever paused it",
+    "release": "give a guest back to the agent that is held",
 }
 
 
 HOST = {
     "down": "stop all guests, last started first, and start none until `vmhost up` or the host's next boot",
-    "up": "let guests start again after `vmhost down`",
+    "up": "let guests start again after `vmhost down` or `vmhost shutdown-all`",
 }
 
 

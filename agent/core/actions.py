@@ -6,7 +6,7 @@ a pid with its uuid. `key` says which action it is (for retries), `resource` wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.core.desired import BridgeSpec, Limits, VmSpec
 from agent.core.device_actions import (
@@ -142,6 +142,7 @@ class LaunchVm:
     generation: int
     reset_generation: int
     disruption: Disruption = Disruption.NONE
+    resume_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +160,15 @@ class StopVm:
     """End a running guest: ACPI power button, at the deadline `quit`, then a kill. Done when its process is gone.
 
     `unit_asked`: a removed or disabled unit wants it, which counts towards the disruption limit.
+    `timeout_s` is no part of what is done: a budget that runs out makes it shorter in each pass, and that is no reason
+    to try a stop again at once that could not be done (`draft.fingerprint`).
     """
 
     resource: str
     reason: Reason
     vm: str
     uuid: str
-    timeout_s: float
+    timeout_s: float = field(repr=False)
     unit_asked: bool = False
     disruption: Disruption = Disruption.STOP
 
@@ -210,12 +213,24 @@ class ResetVm:
 
 
 @dataclass(frozen=True, slots=True)
-class ResumeVm:
-    """Let a guest go on that QEMU paused because its disk's file system was full (`io-error`), now that it is not."""
+class PauseVm:
+    """Have QEMU stop a guest's processors (`stop`), as its operator asked."""
 
     resource: str
     reason: Reason
     vm: str
+    disruption: Disruption = Disruption.STOP
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeVm:
+    """Let a guest go on: one that QEMU paused because its disk's file system was full (`io-error`), now that it is not,
+    or one whose operator asked for it. `resume_generation`: which wish that answers, None if none."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    resume_generation: int | None = None
     disruption: Disruption = Disruption.NONE
 
 
@@ -254,6 +269,7 @@ Action = (
     | EndVm
     | RenameVm
     | ResetVm
+    | PauseVm
     | ResumeVm
     | LimitVm
 )

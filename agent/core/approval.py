@@ -7,7 +7,7 @@ Removing or disabling the units of more running guests than `max_disruption` wit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from agent.core.desired import Desired
@@ -57,9 +57,12 @@ def is_unit_gone(name: str, state: VmState, desired: Desired) -> bool:
     return all(spec.uuid != state.spec.uuid for spec in desired.vms.values())
 
 
-def unit_stops(desired: Desired, observed: Observed, now_s: float) -> Stops:
-    """Sort the stops that the units ask for into those allowed now and those that wait for an approval."""
-    asked = [name for name in sorted(observed.vms) if _asks_to_stop(name, desired, observed)]
+def unit_stops(desired: Desired, observed: Observed, now_s: float, held: Collection[str] = ()) -> Stops:
+    """Sort the stops that the units ask for into those allowed now and those that wait for an approval.
+
+    Of guests that their operator holds, none is asked for.
+    """
+    asked = [name for name in sorted(observed.vms) if name not in held and _asks_to_stop(name, desired, observed)]
     approved = [name for name in asked if approval_key(observed.vms[name]) in observed.approved]
     rest = [name for name in asked if name not in approved]
     recent = [at_s for at_s in observed.stops_at_s if at_s > now_s - WINDOW_S]

@@ -13,6 +13,7 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    PauseVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -33,8 +34,9 @@ from agent.core.device_actions import (
 )
 from agent.core.limits import limit_values
 from agent.core.rates import rate_text
+from agent.core.reasons import Reason
 
-VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | ResumeVm | LimitVm
+VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | PauseVm | ResumeVm | LimitVm
 
 
 def describe(action: Action) -> str:
@@ -94,11 +96,18 @@ def _describe_vm(action: VmAction) -> str:
             return f"carry {vm} over to its new name {new_name}"
         case ResetVm(vm=vm):
             return f"reset {vm}"
-        case ResumeVm(vm=vm):
-            return f"let {vm} go on: there is room on its disks again"
         case LimitVm(vm=vm, limits=limits):
             given = [f"{key} = {value}" for key, value in limit_values(limits).items() if value]
             return f"limits of {vm}: {', '.join(given) or 'none'}"
+        case PauseVm() | ResumeVm():
+            return _describe_pause(action)
+
+
+def _describe_pause(action: PauseVm | ResumeVm) -> str:
+    if isinstance(action, PauseVm):
+        return f"pause {action.vm}, as its operator asked"
+    asked = action.reason is Reason.RESUME
+    return f"let {action.vm} go on" + (", as its operator asked" if asked else ": there is room on its disks again")
 
 
 def _describe_rate(action: ChangeRate) -> str:

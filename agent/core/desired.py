@@ -41,6 +41,7 @@ class NicSpec:
     """A guest's network card and the tap that it hangs on. `slot` is its place among the guest's PCIe root ports.
 
     `rate_in_bps` and `rate_out_bps` limit what goes to the guest and what comes from it; None: no limit.
+    `addresses` are the static addresses that the guest has there, without prefix.
     """
 
     id: str
@@ -52,6 +53,7 @@ class NicSpec:
     mtu: int = 1500
     rate_in_bps: int | None = None
     rate_out_bps: int | None = None
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class VmSpec:
     `hotplug_slots`: how many places for devices are free at its start, for those that are plugged later.
     `overcommit`: it is started also where the host has not enough memory for all that it may take.
     `watchdog` is what follows when its watchdog fires; None: it has none.
+    `after` are references to what it waits for (`core.references`). `ready`: when those that wait for it may start,
+    once it is "running", or once "tcp:HOST:PORT" takes connections, which is told as late after `ready_timeout_s`.
     """
 
     name: str
@@ -135,6 +139,8 @@ class VmSpec:
     overcommit: bool = False
     hotplug_slots: int = 2
     limits: Limits = Limits()
+    ready: str = "running"
+    ready_timeout_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ _NOT_LAUNCHED = frozenset(
         "serials",
         "overcommit",
         "limits",
+        "ready",
+        "ready_timeout_s",
     }
 )
 """What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""
@@ -47,7 +49,7 @@ guest that an earlier agent launched keeps its own."""
 
 _DEVICE_FIELDS = frozenset({"file", "disks", "nics", "serials"})
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
-_NIC_NOT_LAUNCHED = frozenset({"id"})
+_NIC_NOT_LAUNCHED = frozenset({"id", "addresses"})
 _SERIAL_NOT_LAUNCHED = frozenset({"id"})
 _UNITS = {"memory_mib": 1 << 20, "size_bytes": 1}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.core.actions import Action, key_of
 from agent.core.approval import Approval
 from agent.core.conditions import Condition
-from agent.core.observed import Observed
+from agent.core.desired import VmSpec
+from agent.core.observed import Observed, Reach
 from agent.core.room import Room
 
 
@@ -17,7 +19,8 @@ class Plan:
     """What may be done now, in any order; what stands in the way; and when to look again without being rung.
 
     `deviating` are the resources that are not as their spec wants, also those whose action is under way or put off;
-    `awaited` are those that were asked about and have not answered yet.
+    `awaited` are those that were asked about and have not answered yet; `asked` are references (`core.references`) that
+    somebody waits for, to be looked at until the next plan.
     """
 
     actions: tuple[Action, ...] = ()
@@ -26,6 +29,7 @@ class Plan:
     awaited: frozenset[str] = frozenset()
     approval: Approval | None = None
     wake_at_s: float | None = None
+    asked: frozenset[str] = frozenset()
 
 
 def fingerprint(action: Action) -> str:
@@ -36,14 +40,16 @@ def fingerprint(action: Action) -> str:
 class Draft:
     """Collects what one pass finds; it refuses a second action on a resource and one that is not due yet."""
 
-    def __init__(self, observed: Observed, now_s: float, room: Room) -> None:
+    def __init__(self, observed: Observed, now_s: float, room: Room, wanted: Mapping[str, VmSpec]) -> None:
         self.observed = observed
+        self.wanted = wanted
         self.room = room
         self.now_s = now_s
         self._actions: dict[str, Action] = {}
         self._conditions: list[Condition] = []
         self._deviating: set[str] = set()
         self._awaited: set[str] = set()
+        self._asked: set[str] = set()
         self._wake_at_s: float | None = None
 
     def propose(self, action: Action) -> bool:
@@ -72,6 +78,17 @@ class Draft:
         """Note that a resource is just being looked at: nothing can be said of it, and nothing is settled yet."""
         self._awaited.add(resource)
 
+    def ask(self, resource: str, reference: str) -> Reach:
+        """Ask for a look at what a resource waits for; what is known of it so far."""
+        self._asked.add(reference)
+        reach = self.observed.reachable.get(reference)
+        if reach is None:
+            self.wake_at(self.now_s)  # only the next pass has it looked at
+            reach = Reach(None, self.now_s)
+        if reach.ok is None:
+            self.wait_for_answer(resource)
+        return reach
+
     def wake_at(self, at_s: float | None) -> None:
         """Ask for a look at a time, in seconds of CLOCK_BOOTTIME."""
         if at_s is not None and (self._wake_at_s is None or at_s < self._wake_at_s):
@@ -85,11 +102,12 @@ class Draft:
         """The plan, its conditions in a fixed order."""
         return Plan(
             tuple(self._actions.values()),
-            tuple(sorted(self._conditions, key=lambda c: (c.resource, c.type, c.message))),
+            tuple(sorted(dict.fromkeys(self._conditions), key=lambda c: (c.resource, c.type, c.message))),
             frozenset(self._deviating),
             frozenset(self._awaited),
             approval,
             self._wake_at_s,
+            frozenset(self._asked),
         )
 
     def _is_due(self, action: Action) -> bool:

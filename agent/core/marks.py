@@ -50,6 +50,11 @@ def is_own_ifb(link: LinkState) -> bool:
     return link.kind == "ifb" and (link.alias.startswith("vmhost:ifb/") or (link.alias == "" and link.group == GROUP))
 
 
+def tap_owner(mark: str) -> str:
+    """The guest that an own tap's mark names."""
+    return mark.removeprefix("vmhost:tap/").partition("/")[0]
+
+
 def is_own_bridge(link: LinkState) -> bool:
     """Whether a link is a bridge of ours, also one whose making was interrupted before it had its alias."""
     return link.kind == "bridge" and (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.core.allocation import Allocations, spec_slots
 from agent.core.approval import WINDOW_S
 from agent.core.desired import BridgeSpec, VmSpec
-from agent.core.observed import End, Intent, VmState
+from agent.core.observed import End, Hold, Intent, VmState
 from agent.core.policy import ENDS_KEPT
 
 SAME_LAUNCH_S = 0.005
@@ -24,7 +24,8 @@ class Memory:
 
     `known_disks` were seen or made once, `enslaved` are ports that we put into bridges, `stops_at_s` recent stops that
     units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
-    the boot of the host in which no guest is to run, if it is this one.
+    the boot of the host in which no guest is to run, if it is this one; `down_by_s` when its guests' time to shut
+    themselves down is over (CLOCK_BOOTTIME of that boot).
     """
 
     seed: str
@@ -41,6 +42,7 @@ class Memory:
     stops_at_s: tuple[float, ...] = ()
     approved: frozenset[str] = frozenset()
     down_in: str = ""
+    down_by_s: float | None = None
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:
@@ -75,18 +77,33 @@ def with_stop(memory: Memory, name: str, uuid: str, now_s: float) -> Memory:
 
 
 def with_intent(memory: Memory, name: str, verb: str) -> Memory:
-    """Memory after an operator's `start`, `stop`, `restart` or `reset`; a start forgives earlier ends."""
+    """Memory after an operator's `start`, `stop`, `restart`, `reset`, `pause`, `resume` or `release`.
+
+    A start forgives earlier ends. The later word counts: whoever starts, stops or restarts a guest wants no pause of it
+    any more, and one that was paused is let go on by a start.
+    """
     old = memory.intents.get(name, Intent())
+    unpaused = replace(old, paused=False)
+    resumed = replace(unpaused, resume_generation=old.resume_generation + 1)
     changes = {
-        "start": replace(old, stopped=False),
-        "stop": replace(old, stopped=True),
-        "restart": replace(old, stopped=False, generation=old.generation + 1),
+        "start": replace(resumed if old.paused else old, stopped=False),
+        "stop": replace(unpaused, stopped=True),
+        "restart": replace(unpaused, stopped=False, generation=old.generation + 1),
         "reset": replace(old, reset_generation=old.reset_generation + 1),
+        "pause": replace(old, paused=True),
+        "resume": resumed,
+        "release": replace(old, hold=None),
     }
     intents = {**memory.intents, name: changes[verb]}
     if verb in {"start", "restart"}:
         return replace(memory, intents=intents, ends={n: e for n, e in memory.ends.items() if n != name})
     return replace(memory, intents=intents)
+
+
+def with_hold(memory: Memory, name: str, hold: Hold) -> Memory:
+    """Memory after an operator's `hold`; a later one replaces it."""
+    intent = replace(memory.intents.get(name, Intent()), hold=hold)
+    return replace(memory, intents={**memory.intents, name: intent})
 
 
 def new_names(before: Mapping[str, VmSpec], after: Mapping[str, VmSpec]) -> Mapping[str, str]:
@@ -96,14 +113,14 @@ def new_names(before: Mapping[str, VmSpec], after: Mapping[str, VmSpec]) -> Mapp
 
 
 def with_new_names(memory: Memory, names: Mapping[str, str]) -> Memory:
-    """Whether a guest was stopped by its operator goes with it, and never to whoever has its old name now."""
-    stopped = {new: memory.intents.get(old, Intent()).stopped for old, new in names.items()}
-    changes = {**dict.fromkeys(names, False), **stopped}
-    intents = {
-        name: replace(memory.intents.get(name, Intent()), stopped=stopped)
-        for name, stopped in changes.items()
-        if memory.intents.get(name, Intent()).stopped != stopped
-    }
+    """Whether its operator stopped, paused or holds a guest goes with it, never to whoever has its old name now."""
+    sources = {**dict.fromkeys(names, Intent()), **{new: memory.intents.get(o, Intent()) for o, new in names.items()}}
+    intents: dict[str, Intent] = {}
+    for name, source in sources.items():
+        old = memory.intents.get(name, Intent())
+        intent = replace(old, stopped=source.stopped, paused=source.paused, hold=source.hold)
+        if intent != old:
+            intents[name] = intent
     return replace(memory, intents={**memory.intents, **intents}) if intents else memory
 
 
@@ -123,6 +140,7 @@ def with_launch(memory: Memory, state: VmState) -> Memory:
         intent,
         generation=max(intent.generation, state.generation),
         reset_generation=max(intent.reset_generation, state.reset_generation),
+        resume_generation=max(intent.resume_generation, state.resume_generation),
     )
     return replace(
         memory,
@@ -135,9 +153,10 @@ def with_launch(memory: Memory, state: VmState) -> Memory:
 def without_guests(memory: Memory, present: frozenset[str]) -> Memory:
     """Forget what was asked of, and what happened to, guests that neither a unit nor a process knows any more.
 
-    Their uuids, uids and slots stay: a unit that returns finds its guest's identity as it was.
+    Their uuids, uids and slots stay: a unit that returns finds its guest's identity as it was, and a hold, which ends
+    by its operator's word only.
     """
-    intents = {name: value for name, value in memory.intents.items() if name in present}
+    intents = {name: value for name, value in memory.intents.items() if name in present or value.hold is not None}
     ends = {name: value for name, value in memory.ends.items() if name in present}
     restarts = {name: value for name, value in memory.restarts.items() if name in present}
     if (len(intents), len(ends), len(restarts)) == (len(memory.intents), len(memory.ends), len(memory.restarts)):

@@ -20,6 +20,7 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    PauseVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -50,11 +51,14 @@ from agent.core.observed import (
     NicState,
     Observed,
     QdiscState,
+    Reach,
     VmState,
 )
+from agent.core.plan_pauses import RESUMABLE
 from agent.core.qemu_argv import devices_at_launch, disk_node, nic_id
 from agent.core.qemu_platform import root_port_id
 from agent.core.rates import shape_of
+from agent.core.reasons import Reason
 from agent.core.room import Room
 
 
@@ -274,12 +278,8 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
     match action:
         case LaunchVm():
             return _launch(observed, action)
-        case ReleaseVm(vm=name):
-            _require(observed.vms[name].run_state == "prelaunch", "only a guest that QEMU holds is released")
-            return _with_vm(observed, name, replace(observed.vms[name], run_state="running"))
-        case ResumeVm(vm=name):
-            _require(observed.vms[name].run_state == "io-error", "only a guest that waits for space is let go on")
-            return _with_vm(observed, name, replace(observed.vms[name], run_state="running", resumed_s=now_s))
+        case ReleaseVm() | PauseVm() | ResumeVm():
+            return _apply_to_run_state(observed, action, now_s)
         case LimitVm(vm=name, limits=limits):
             state = observed.vms[name]
             _require(state.alive and state.unit and state.spec.uuid == action.uuid, f"{name} runs as a service")
@@ -307,6 +307,36 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             others = {n: s for n, s in observed.vms.items() if n != name}
             return replace(observed, vms={**others, new_name: renamed})
     raise PreconditionError(f"no such action: {action}")
+
+
+def _apply_to_run_state(observed: Observed, action: ReleaseVm | PauseVm | ResumeVm, now_s: float) -> Observed:
+    state = observed.vms[action.vm]
+    match action:
+        case ReleaseVm(vm=name):
+            _require(state.run_state == "prelaunch", "only a guest that QEMU holds is released")
+            return _ready(_with_vm(observed, name, replace(state, run_state="running")), name, now_s)
+        case PauseVm(vm=name):
+            _require(state.run_state == "running", "only a guest that runs is paused")
+            return _with_vm(observed, name, replace(state, run_state="paused"))
+        case ResumeVm():
+            return _resume(observed, action, now_s)
+
+
+def _resume(observed: Observed, action: ResumeVm, now_s: float) -> Observed:
+    state = observed.vms[action.vm]
+    allowed = RESUMABLE if action.reason is Reason.RESUME else {"io-error"}
+    _require(state.run_state in allowed, "only a guest that is paused, and may go on, is let go on")
+    answered = state.resume_generation if action.resume_generation is None else action.resume_generation
+    resumed = replace(state, run_state="running", resumed_s=now_s, resume_generation=answered)
+    return _with_vm(observed, action.vm, resumed)
+
+
+def _ready(observed: Observed, name: str, now_s: float) -> Observed:
+    """The world once a guest that was let run has become what those that wait for it call ready."""
+    ready = observed.vms[name].spec.ready
+    if ready == "running":
+        return observed
+    return replace(observed, reachable={**observed.reachable, ready: Reach(True, now_s)})
 
 
 def _with_vm(observed: Observed, name: str, state: VmState) -> Observed:
@@ -338,7 +368,7 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
     _require(shortage is None, f"the host can hold {spec.name}: {shortage}")
     pid = 1000 + len(observed.vms)
     state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)
-    state = replace(state, devices=devices_at_launch(spec))
+    state = replace(state, devices=devices_at_launch(spec), resume_generation=action.resume_generation)
     if observed.host.services:
         state = replace(state, unit=unit_name(spec.name), limits=spec.limits)
     return _with_vm(observed, spec.name, state)

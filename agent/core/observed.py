@@ -119,6 +119,7 @@ class VmState:
     unit: str = ""
     limits: Limits | None = None
     limits_awaited: bool = False
+    resume_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,39 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Who asked that a guest be left alone, since when (wall clock, ISO 8601), and why, in their own words."""
+
+    uid: int
+    since: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
-    """What the operator asked of a guest; levels, so that an interrupted one is finished and never doubled."""
+    """What the operator asked of a guest; levels, so that an interrupted one is finished and never doubled.
+
+    `resume_generation` counts what was asked of a guest that may be paused for any reason: each is answered once.
+    """
 
     stopped: bool = False
     generation: int = 0
     reset_generation: int = 0
+    paused: bool = False
+    resume_generation: int = 0
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whether what a guest starts after is there: None while the first look at it is under way.
+
+    `since_s`: since when that has been so. `why` it is not, in the kernel's words, if it said anything.
+    """
+
+    ok: bool | None
+    since_s: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +212,8 @@ class HostState:
     """What the host can do. `qemu` is the path of its QEMU, None when there is none; `qemu_problem` says why.
 
     `memory` None: not looked at.
-    `down`: an operator, or the shutdown of the host, wants no guest to run in this boot.
+    `down`: an operator, or the shutdown of the host, wants no guest to run in this boot; `down_by_s`: from when on no
+    guest gets any more time to shut itself down, None if each has its own.
     `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
     not looked at.
     """
@@ -197,13 +226,15 @@ class HostState:
     down: bool = False
     services: bool = False
     controllers: frozenset[str] | None = None
+    down_by_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """The world at one moment. Keys: links by name, guests by name, disks by path, attempts by action key.
 
-    `short` are the guests that the host had no memory for when it was planned last.
+    `short` are the guests that the host had no memory for when it was planned last. `reachable` goes by reference, as
+    an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by the last plan, and is looked at.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -219,3 +250,4 @@ class Observed:
     approved: frozenset[str] = frozenset()
     short: frozenset[str] = frozenset()
     max_disruption: int = 3
+    reachable: Mapping[str, Reach] = field(default_factory=dict)

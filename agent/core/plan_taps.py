@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
 from agent.core.draft import Draft
-from agent.core.marks import is_own_bridge, tap_mark, tap_resource
+from agent.core.marks import is_own_bridge, tap_mark, tap_owner, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.plan_disks import asks_to_let_go
 from agent.core.plan_rates import plan_rate
@@ -132,8 +132,8 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
     return False
 
 
-def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec]) -> None:
-    """Delete own taps that belong to no wanted NIC and hang on no running guest."""
+def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec], held: Collection[str] = ()) -> None:
+    """Delete own taps that belong to no wanted NIC and hang on no running guest, nor belong to one that is held."""
     vms = draft.observed.vms
     used = {nic.link for state in vms.values() for nic in state.nics.values() if nic.backend is NicBackend.ATTACHED}
     ours = [
@@ -146,7 +146,7 @@ def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec]) -> None:
     specs = [*wanted.items(), *((name, state.spec) for name, state in vms.items())]
     keep = {(nic.tap, tap_mark(name, nic.id)) for name, spec in specs for nic in spec.nics}
     for link in ours:
-        if (link.name, link.alias) in keep:
+        if (link.name, link.alias) in keep or tap_owner(link.alias) in held:
             continue
         resource = link.alias.removeprefix("vmhost:")
         draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
-from agent.core.actions import EndVm, LaunchVm, ReleaseVm, RenameVm, ResetVm, ResumeVm, StopVm
+from agent.core.actions import EndVm, LaunchVm, RenameVm, ResetVm, StopVm
 from agent.core.desired import VmSpec
 from agent.core.device_actions import TakeOver
 from agent.core.digest import changed_keys
 from agent.core.draft import Draft
 from agent.core.edits import lacks_places, live_edit, untouched_by
-from agent.core.marks import is_own_bridge, vm_resource
+from agent.core.marks import vm_resource
 from agent.core.observed import Intent, VmState
-from agent.core.plan_disks import LOOK_AGAIN_S, plan_disk_before_launch, plan_running_disks
+from agent.core.plan_after import tell_what_is_missing
+from agent.core.plan_disks import plan_disk_before_launch, plan_running_disks
 from agent.core.plan_limits import plan_limits
+from agent.core.plan_pauses import plan_run_state
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 from agent.core.reasons import Reason
@@ -31,13 +33,6 @@ NO_INTENT = Intent()
 
 MEMORY_AGAIN_S = 5.0
 """When to look again for memory: nothing rings when another program gives some back."""
-
-RESUME_FREE_BYTES = 64 << 20
-"""What the file system of each disk must have free before a guest goes on that was paused when there was nothing left:
-well above nothing, or it would be paused again at its next few writes."""
-
-RESUME_AGAIN_S = 10.0
-"""A guest that is paused again soon after (a quota tells of room that it does not give) is left so for this long."""
 
 REMAINS = {"shutdown": "guest_shutdown", "guest-panicked": "panic", "internal-error": "crash"}
 """Run states in which QEMU only holds what is left of a guest, and the exit reason that each means (QEMU, RunState)."""
@@ -136,7 +131,9 @@ def plan_kept(draft: Draft, name: str, state: VmState) -> None:
     """Keep a guest running that is deliberately left as it is: its links are healed, a hold of QEMU's is released."""
     if state.alive:
         _tell_unsupported(draft, state.spec)
-        _plan_running(draft, name, state, Intent(generation=state.generation, reset_generation=state.reset_generation))
+        intent = draft.observed.intents.get(name, NO_INTENT)
+        answered = replace(intent, generation=state.generation, reset_generation=state.reset_generation)
+        _plan_running(draft, name, state, answered)
 
 
 def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> None:
@@ -150,35 +147,10 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
         else:
             draft.wait_for_answer(resource)
             draft.wake_at(draft.now_s + UNRESPONSIVE_S - state.unanswered_s)
-    elif state.run_state == "prelaunch":
-        draft.propose(ReleaseVm(resource, Reason.WANTED, name))
-    elif state.run_state == "io-error":
-        _plan_resume(draft, name, state)
-    elif state.run_state == "watchdog":
-        message = (
-            f"its watchdog fired and paused it; look at it, then `vmhost restart {name}`, or `cont` on its monitor"
-        )
-        draft.tell(resource, "WatchdogFired", message)
-    elif state.run_state == "paused":
-        draft.tell(resource, "Paused", "somebody paused the guest over its monitor; `cont` there lets it run again")
-    elif state.reset_generation < intent.reset_generation:
+    elif not plan_run_state(draft, name, state, intent) and state.reset_generation < intent.reset_generation:
         draft.propose(ResetVm(resource, Reason.RESET, name, intent.reset_generation))
     plan_running_taps(draft, name, state)
     plan_running_disks(draft, name, state)
-
-
-def _plan_resume(draft: Draft, name: str, state: VmState) -> None:
-    """QEMU pauses a guest whose write found no space and does that write again when told to go on (qemu(1), werror)."""
-    resource, room_mib = vm_resource(name), RESUME_FREE_BYTES >> 20
-    written = [disk.path for disk in state.spec.disks if not disk.read_only]
-    message = f"paused: no space was left for a write to {' or '.join(written) or 'a disk'}"
-    draft.tell(resource, "PausedOnIoError", f"{message}; it goes on by itself once there are {room_mib} MiB free")
-    draft.wake_at(draft.now_s + LOOK_AGAIN_S)
-    states = [draft.observed.disks.get(path) for path in written]
-    has_room = all(disk is not None and (disk.free_bytes or 0) >= RESUME_FREE_BYTES for disk in states)
-    just_resumed = state.resumed_s is not None and draft.now_s < state.resumed_s + RESUME_AGAIN_S
-    if written and has_room and not just_resumed:
-        draft.propose(ResumeVm(resource, Reason.SPACE, name))
 
 
 def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
@@ -187,13 +159,17 @@ def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
     draft.tell_deviating(resource)
     if resource in draft.observed.in_flight or not _may_start_now(draft, spec):
         return
-    waits = [*_missing_predecessors(draft, spec), *_missing_bridges(draft, spec)]
-    for message in waits:
-        draft.tell(resource, "Waiting", message)
-    ready = not waits and plan_taps_before_launch(draft, spec)
+    ready = tell_what_is_missing(draft, spec) and plan_taps_before_launch(draft, spec)
     disks = [plan_disk_before_launch(draft, spec, disk) for disk in spec.disks]
     if ready and all(disks) and _has_memory(draft, spec) and _has_start_slot(draft):
-        launch = LaunchVm(resource, Reason.WANTED, spec, intent.generation, intent.reset_generation)
+        launch = LaunchVm(
+            resource,
+            Reason.WANTED,
+            spec,
+            intent.generation,
+            intent.reset_generation,
+            resume_generation=intent.resume_generation,
+        )
         if draft.propose(launch):
             draft.room.take(spec)
 
@@ -213,19 +189,6 @@ def _may_start_now(draft: Draft, spec: VmSpec) -> bool:
     draft.tell(resource, "Backoff", f"next start in {at_s - draft.now_s:.0f} s after {ends[-1].reason}")
     draft.wake_at(at_s)
     return False
-
-
-def _missing_predecessors(draft: Draft, spec: VmSpec) -> Sequence[str]:
-    vms = draft.observed.vms
-    names = [reference.removeprefix("vm:") for reference in spec.after]
-    return [f"waits for vm {n} to run" for n in names if n not in vms or vms[n].run_state != "running"]
-
-
-def _missing_bridges(draft: Draft, spec: VmSpec) -> Sequence[str]:
-    links = draft.observed.links
-    wanted = sorted({nic.bridge for nic in spec.nics})
-    ready = {n for n in wanted if n in links and is_own_bridge(links[n]) and links[n].up}
-    return [f"waits for bridge {name}" for name in wanted if name not in ready]
 
 
 def _has_memory(draft: Draft, spec: VmSpec) -> bool:

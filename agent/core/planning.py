@@ -6,7 +6,7 @@ Nothing is remembered between two calls but what `Observed` carries, so an inter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from agent.core.approval import Approval, Stops, is_unit_gone, unit_stops
@@ -16,6 +16,7 @@ from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_down import plan_down
+from agent.core.plan_held import held_guests, plan_held, tell_held
 from agent.core.plan_rates import plan_unwanted_ifbs
 from agent.core.plan_taps import plan_unwanted_taps
 from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
@@ -26,6 +27,7 @@ from agent.core.room import Room
 class Wanted:
     """Whom the pass serves: guests by their units, guests left as they are, those to rename and those to end.
 
+    `held` are those that their operator holds, and that are not to be renamed.
     `elsewhere`: the present name of each wanted guest that runs under another one and cannot be renamed yet.
     """
 
@@ -34,6 +36,7 @@ class Wanted:
     renamed: Mapping[str, str]
     leftover: tuple[str, ...]
     elsewhere: Mapping[str, str]
+    held: tuple[str, ...] = ()
 
 
 def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
@@ -41,22 +44,25 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
 
     `now_s` is CLOCK_BOOTTIME in seconds. Never raises; the same inputs give the same plan.
     """
-    draft = Draft(observed, now_s, Room(desired.vms, observed))
-    stops = unit_stops(desired, observed, now_s)
+    draft = Draft(observed, now_s, Room(desired.vms, observed), desired.vms)
+    held = held_guests(desired, observed)
+    stops = unit_stops(desired, observed, now_s, held)
     draft.wake_at(stops.wake_at_s)
-    wanted = sort_guests(desired, observed, stops)
+    wanted = sort_guests(desired, observed, stops, held)
     bridges = needed_bridges(desired, observed, wanted)
     for name, bridge in bridges.items():
         plan_bridge(draft, bridge, bridges)
         if name not in desired.bridges:
             message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
             draft.tell(bridge_resource(name), "StillNeeded", message)
+    for name, hold in held.items():
+        tell_held(draft, name, hold)
     if observed.host.down:
         plan_down(draft, desired.vms)
     else:
         _plan_guests(draft, wanted, stops)
     if desired.complete:
-        plan_unwanted_taps(draft, desired.vms)
+        plan_unwanted_taps(draft, desired.vms, held)
         plan_unwanted_ifbs(draft, desired.vms)
         plan_unwanted_bridges(draft, bridges)
     return draft.finish(stops.approval)
@@ -67,6 +73,8 @@ def _plan_guests(draft: Draft, wanted: Wanted, stops: Stops) -> None:
     for name, why in wanted.kept.items():
         draft.tell(vm_resource(name), "Held", why, reason=_held_reason(name, stops), deviates=False)
         plan_kept(draft, name, vms[name])
+    for name in wanted.held:
+        plan_held(draft, name)
     for name, new_name in wanted.renamed.items():
         plan_rename(draft, name, vms[name], new_name)
     for name in wanted.leftover:
@@ -78,7 +86,7 @@ def _plan_guests(draft: Draft, wanted: Wanted, stops: Stops) -> None:
         plan_vm(draft, spec)
 
 
-def sort_guests(desired: Desired, observed: Observed, stops: Stops) -> Wanted:
+def sort_guests(desired: Desired, observed: Observed, stops: Stops, held: Collection[str] = ()) -> Wanted:
     """Sort all guests, wanted or seen, by what is to become of them."""
     waiting = stops.waiting
     kept: dict[str, str] = {name: _approval_message(stops.approval) for name in observed.vms if name in waiting}
@@ -91,18 +99,19 @@ def sort_guests(desired: Desired, observed: Observed, stops: Stops) -> Wanted:
         new_name = _new_name(desired, observed, state)
         if new_name is not None:
             renamed[name] = new_name
-        elif wanted is not None:
+        elif name in held or wanted is not None:
             continue
         elif is_unit_gone(name, state, desired):
             leftover.append(name)
         else:
             kept[name] = _kept_message(desired, state)
-    blocked = {*kept, *renamed, *renamed.values()}
+    left = tuple(name for name in held if name not in renamed)
+    blocked = {*kept, *renamed, *renamed.values(), *left}
     present = {state.spec.uuid: name for name, state in observed.vms.items()}
     rest = {n: s for n, s in desired.vms.items() if n not in blocked}
     elsewhere = {n: present[s.uuid] for n, s in rest.items() if s.uuid in present and n not in observed.vms}
     vms = {n: s for n, s in rest.items() if n not in elsewhere} if elsewhere else rest
-    return Wanted(vms, kept, renamed, tuple(leftover), elsewhere)
+    return Wanted(vms, kept, renamed, tuple(leftover), elsewhere, left)
 
 
 def _new_name(desired: Desired, observed: Observed, state: VmState) -> str | None:
@@ -138,5 +147,6 @@ def needed_bridges(desired: Desired, observed: Observed, wanted: Wanted) -> Mapp
     """The wanted bridges, and those that no unit names any more but that a guest still hangs on."""
     used = {nic.bridge for spec in wanted.vms.values() for nic in spec.nics}
     used |= {nic.bridge for state in observed.vms.values() if state.alive for nic in state.spec.nics}
+    used |= {nic.bridge for name in wanted.held if name in desired.vms for nic in desired.vms[name].nics}
     retained = {name: desired.retained[name] for name in sorted(used) if name in desired.retained}
     return {**retained, **desired.bridges}

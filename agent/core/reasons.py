@@ -34,3 +34,5 @@ class Reason(StrEnum):
     RESTART = "restart"
     RESET = "reset"
     HOST_DOWN = "host-down"
+    PAUSE = "pause"
+    RESUME = "resume"

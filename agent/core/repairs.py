@@ -12,7 +12,9 @@ from agent.core.marks import LIMITS
 from agent.core.observed import Observed
 from agent.core.reasons import Reason
 
-EDITS = frozenset({Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET, Reason.HOST_DOWN})
+EDITS = frozenset(
+    {Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET, Reason.HOST_DOWN, Reason.PAUSE, Reason.RESUME}
+)
 """Reasons that come from a unit or an operator, never from a fault."""
 
 

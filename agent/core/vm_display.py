@@ -9,6 +9,7 @@ from agent.core.conditions import NOTICES
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.marks import derived_ifb, vm_resource
 from agent.core.observed import Attempt, End, Intent, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.plan_pauses import STILL
 from agent.core.policy import FAILURES, wants_to_run
 from agent.core.rates import rate_text
 
@@ -73,6 +74,8 @@ def _alive_state(state: VmState, spec: VmSpec | None, intent: Intent, conditions
         return _BY_RUN_STATE[state.run_state]
     if spec is None or not spec.enabled or intent.stopped:
         return DisplayState.STOPPING
+    if intent.paused and state.run_state == "prelaunch":
+        return DisplayState.PAUSED
     if state.run_state is None:
         return DisplayState.RUNNING  # its process lives and QEMU is not late with an answer yet
     return _BY_RUN_STATE.get(state.run_state, DisplayState.STARTING)
@@ -97,13 +100,14 @@ def _is_failed(attempt: Attempt | None) -> bool:
 
 
 def is_running_as_asked(state: VmState | None, intent: Intent) -> bool:
-    """Whether a guest runs and has answered the latest restart and reset asked for: what `wait running` means."""
+    """Whether a guest runs and has answered the latest restart, reset and resume: what `wait running` means."""
     return (
         state is not None
         and state.alive
         and state.run_state == "running"
         and state.generation >= intent.generation
         and state.reset_generation >= intent.reset_generation
+        and state.resume_generation >= intent.resume_generation
     )
 
 
@@ -118,6 +122,11 @@ def _own_rate(link: LinkState | None) -> str | None:
     if link is None or link.root is None or link.root.shape is None:
         return None
     return rate_text(link.root.shape.rate_bps)
+
+
+def is_paused_as_asked(state: VmState | None, intent: Intent) -> bool:
+    """Whether a guest stands still because its operator asked for it: what `wait paused` means."""
+    return state is not None and state.alive and intent.paused and state.run_state in STILL
 
 
 def nic_attached(state: VmState | None, nic: NicSpec, links: Mapping[str, LinkState]) -> bool | None:

@@ -10,6 +10,7 @@ from agent.core.desired import VmSpec
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Attempt, Intent, VmState
 from agent.core.policy import next_start_s, streak, wants_to_run
+from agent.core.references import guests_of
 from agent.core.show import UnitText
 from agent.core.status import Owners, StatusInputs
 from agent.core.vm_display import vm_display_state
@@ -110,6 +111,8 @@ class _Story:
             return f'{policy} does not answer an end by "{recent[-1].reason}", so it stays off'
         if recent and self._name not in observed.vms:
             return f'{policy} answers its end by "{recent[-1].reason}", so it is to run again'
+        if intent.paused:
+            return "the operator paused it, and that holds until `vmhost resume`"
         after = f", after {', '.join(one.removeprefix('vm:') for one in spec.after)}" if spec.after else ""
         return f"it is to run{after}; {policy} says what follows an end"
 
@@ -166,7 +169,7 @@ class _Story:
         spec = self._desired.vms.get(self._name)
         if spec is None or not any(c.type == "Waiting" for c, _ in self._conditions):
             return
-        targets = [vm_resource(one.removeprefix("vm:")) for one in spec.after]
+        targets = [vm_resource(one) for one in guests_of(spec.after)]
         targets += sorted({bridge_resource(nic.bridge) for nic in spec.nics})
         for target in targets:
             found = next((c for c, _ in self._inputs.status.conditions if _is_of(c, target)), None)
@@ -175,6 +178,8 @@ class _Story:
 
     def _next_of_vm(self, spec: VmSpec | None, state: VmState | None) -> str:
         held = self._of_type("Held")
+        if held is not None and held.reason == "Operator":
+            return f"it stays as it is; `vmhost release {self._name}` gives it back to the agent"
         if held is not None and held.reason == "ApprovalNeeded" and (approval := self._inputs.status.plan.approval):
             return f"`vmhost approve {approval.id}` stops it; bringing its unit back keeps it"
         if held is not None or spec is None:

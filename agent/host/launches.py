@@ -48,6 +48,7 @@ class LaunchRecord:
     spec: VmSpec
     generation: int = 0
     reset_generation: int = 0
+    resume_generation: int = 0
     digest: str = ""
     nic_fds: Mapping[str, int] = field(default_factory=dict)
     pid: int | None = None

@@ -23,6 +23,7 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    PauseVm,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -68,6 +69,7 @@ from agent.runtime.limits import LimitLooks, controllers_here
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unplugged_disks
 from agent.runtime.operator import Operator
+from agent.runtime.probes import Probes
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.starts import Starts
@@ -149,6 +151,7 @@ class Agent:
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._memory = MemoryLooks()
         self._limits = LimitLooks(self._guests, starts)
+        self._probes = Probes(self._doorbell.ring)
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
         self._vm_executor = VmExecutor(
             self._launches, self._guests, self._descriptors, self._keeper, state.firmware, starts
@@ -156,7 +159,13 @@ class Agent:
         self._device_executor = DeviceExecutor(self._guests, self._link_executor, self._descriptors)
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
         self.operator = Operator(
-            facts, self._reconciler, self._units, self._keeper, chronicle, look_at_all=self._look_at_all
+            facts,
+            self._reconciler,
+            self._units,
+            self._keeper,
+            chronicle,
+            look_at_all=self._look_at_all,
+            hurry=self._guests.hurry,
         )
 
     async def run(self) -> None:
@@ -169,6 +178,7 @@ class Agent:
                 self._guests.serve_in(group)
                 self._disks.look_in(group)
                 self._limits.look_in(group)
+                self._probes.probe_in(group)
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -285,6 +295,7 @@ class Agent:
                 self._host,
                 memory=self._memory.look(desired, vms),
                 down=memory.down_in == self._host.boot_id,
+                down_by_s=memory.down_by_s if memory.down_in == self._host.boot_id else None,
             ),
             intents=memory.intents,
             ends=memory.ends,
@@ -295,6 +306,7 @@ class Agent:
             approved=memory.approved,
             short=short_of_memory(self._reconciler.last.plan),
             max_disruption=self._max_disruption,
+            reachable=self._probes.look(self._reconciler.last.plan.asked),
         )
 
     async def _execute(self, action: Action) -> None:
@@ -309,26 +321,28 @@ class Agent:
             case EndVm():
                 await vms.end(action)
             case ResumeVm():
-                await vms.resume(action.vm)
+                await vms.resume(action)
+            case PauseVm():
+                await vms.pause(action.vm)
             case ResetVm():
                 await vms.reset(action)
             case LimitVm():
                 await vms.limit(action)
             case RenameVm():
                 await vms.rename(action)
+            case _:
+                await self._execute_on_devices(action)
+
+    async def _execute_on_devices(self, action: Action) -> None:
+        match action:
             case CreateDisk():
-                await vms.create_disk(action)
+                await self._vm_executor.create_disk(action)
                 await self._disks.look_now(action.disk)
             case GrowDisk():
                 await self._device_executor.grow(action)
                 await self._disks.look_now(action.disk)
             case TakeOver() | PlugNic() | UnplugNic() | ReplugNic() | PlugDisk() | UnplugDisk():
                 await self._device_executor.change(action)
-            case _:
-                await self._execute_on_links(action)
-
-    async def _execute_on_links(self, action: Action) -> None:
-        match action:
             case ArmTap():
                 await self._link_executor.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
             case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():

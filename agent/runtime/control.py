@@ -6,8 +6,9 @@
 | GET /v1/events?since=N&follow=1 | one event a line, JSON; with `follow` without end |
 | POST /v1/wait {"what", "name", "timeout_s"} | {"ok", "message"} once it is decided |
 | POST /v1/intent {"verb", "name"} | {"message"} |
+| POST /v1/hold {"name", "reason"} | {"message"}; who asks is known from the connection |
 | POST /v1/approve {"id"} | {"message"} |
-| POST /v1/down {"down": true or false} | {"message"} |
+| POST /v1/down {"down": true or false, "budget_s": all guests' time, or nothing} | {"message"} |
 | POST /v1/plan {"files": {NAME: text or null}} | what would be done with these in place or gone (`core.forecast`) |
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.why`) |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.show`) |
@@ -38,8 +39,11 @@ from agent.host.peers import peer_of
 from agent.host.unitdir import is_unit_name
 from agent.telemetry.journal import Event
 
-Verb = Literal["start", "stop", "restart", "reset"]
-WaitFor = Literal["settled", "in-sync", "running", "stopped"]
+Verb = Literal["start", "stop", "restart", "reset", "pause", "resume", "release"]
+WaitFor = Literal["settled", "in-sync", "running", "stopped", "paused", "held"]
+NAMED = frozenset({"running", "stopped", "paused", "held"})
+"""What is waited for of one guest."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_SOCKET_PATH = 107
@@ -52,6 +56,7 @@ MAKING = ".new"
 """What the socket's name ends with until its mode is right."""
 
 MAX_REQUEST_BYTES = 65_536
+MAX_REASON = 500
 MAX_PLAN_BYTES = 16 << 20
 """A request to plan carries whole unit files: ten thousand ordinary ones."""
 
@@ -101,11 +106,17 @@ class AgentApi(Protocol):
     async def intent(self, verb: Verb, name: str) -> str:
         """Note what the operator asks of a guest, durably, and return at once with a line for the operator."""
 
+    async def hold(self, name: str, uid: int, reason: str) -> str:
+        """Note, durably, that a user wants a guest left alone; returns a line for the operator."""
+
     async def approve(self, identity: str) -> str:
         """Allow the stops that a question of this id is about; returns a line for the operator."""
 
-    async def set_down(self, *, down: bool) -> str:
-        """Stop all guests in order and start none, or let them start again; returns a line for the operator."""
+    async def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
+        """Stop all guests in order and start none, or let them start again; returns a line for the operator.
+
+        `budget_s`: the time, in seconds, that all of them have together; None: each has its own.
+        """
 
     async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:
         """What would be done from here to settled, with these unit files in place by their names (None: gone)."""
@@ -198,6 +209,7 @@ def _application(api: AgentApi, rights: Rights) -> web.Application:
             web.get("/v1/events", control.events),
             web.post("/v1/wait", control.wait),
             web.post("/v1/intent", control.intent),
+            web.post("/v1/hold", control.hold),
             web.post("/v1/approve", control.approve),
             web.post("/v1/down", control.down),
             web.post("/v1/plan", control.plan),
@@ -259,8 +271,8 @@ class _Control:
     async def wait(self, request: web.Request) -> web.StreamResponse:
         body = await _read_object(request)
         what = _word(body, "what", get_args(WaitFor))
-        name = _text(body, "name") if what in {"running", "stopped"} else None
-        result = await self._api.wait(cast(WaitFor, what), name, _timeout_s(body))
+        name = _text(body, "name") if what in NAMED else None
+        result = await self._api.wait(cast(WaitFor, what), name, _seconds(body, "timeout_s"))
         return web.json_response({"ok": result.ok, "message": result.message})
 
     async def intent(self, request: web.Request) -> web.StreamResponse:
@@ -269,15 +281,25 @@ class _Control:
         # Noted or not noted, never half: a peer that hangs up must not interrupt it.
         return web.json_response({"message": await asyncio.shield(self._api.intent(cast(Verb, verb), name))})
 
+    async def hold(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_object(request)
+        name, reason = _text(body, "name"), body.get("reason", "")
+        if not isinstance(reason, str) or len(reason) > MAX_REASON:
+            raise web.HTTPBadRequest(text=f"reason: want a text of at most {MAX_REASON} characters")
+        uid = peer_of(request.get_extra_info("socket")).uid
+        return web.json_response({"message": await asyncio.shield(self._api.hold(name, uid, reason))})
+
     async def approve(self, request: web.Request) -> web.StreamResponse:
         identity = _text(await _read_object(request), "id")
         return web.json_response({"message": await asyncio.shield(self._api.approve(identity))})
 
     async def down(self, request: web.Request) -> web.StreamResponse:
-        down = (await _read_object(request)).get("down")
+        body = await _read_object(request)
+        down, budget_s = body.get("down"), _seconds(body, "budget_s")
         if not isinstance(down, bool):
             raise web.HTTPBadRequest(text="down: want true or false")
-        return web.json_response({"message": await asyncio.shield(self._api.set_down(down=down))})
+        message = await asyncio.shield(self._api.set_down(down=down, budget_s=budget_s))
+        return web.json_response({"message": message})
 
     async def plan(self, request: web.Request) -> web.StreamResponse:
         body = await _read_object(request.clone(client_max_size=MAX_PLAN_BYTES))
@@ -331,10 +353,10 @@ def _word(body: Mapping[str, object], key: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _timeout_s(body: Mapping[str, object]) -> float | None:
-    value = body.get("timeout_s")
+def _seconds(body: Mapping[str, object], key: str) -> float | None:
+    value = body.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
-        raise web.HTTPBadRequest(text="timeout_s: want seconds")
+        raise web.HTTPBadRequest(text=f"{key}: want seconds")
     return float(value)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.core.actions import EndVm, LaunchVm, LimitVm, RenameVm, ResetVm, StopVm
+from agent.core.actions import EndVm, LaunchVm, LimitVm, RenameVm, ResetVm, ResumeVm, StopVm
 from agent.core.desired import Limits, VmSpec
 from agent.core.device_actions import CreateDisk
 from agent.core.digest import digest
@@ -126,7 +126,14 @@ class VmExecutor:
             firmware=firmware,
             log_sets=self._open_serial_logs(spec, opened),
         )
-        record = LaunchRecord(spec, action.generation, action.reset_generation, digest(spec), files.tap_fds)
+        record = LaunchRecord(
+            spec,
+            action.generation,
+            action.reset_generation,
+            action.resume_generation,
+            digest(spec),
+            files.tap_fds,
+        )
         self._launches.save(record)
         return Prepared(files, record, lock)
 
@@ -168,9 +175,17 @@ class VmExecutor:
         """Let a guest run that QEMU holds."""
         await self._guests.get(name).release()
 
-    async def resume(self, name: str) -> None:
-        """Let a guest go on that waited for space."""
-        await self._guests.get(name).resume()
+    async def pause(self, name: str) -> None:
+        """Stop a guest's processors."""
+        await self._guests.get(name).pause()
+
+    async def resume(self, action: ResumeVm) -> None:
+        """Let a guest go on, and record which wish that answered: one that is interrupted is done again, harmlessly."""
+        guest = self._guests.get(action.vm)
+        await guest.resume()
+        if action.resume_generation is not None:
+            guest.record = replace(guest.record, resume_generation=action.resume_generation)
+            await run_to_end(self._launches.save, guest.record)
 
     async def limit(self, action: LimitVm) -> None:
         """Limit a guest's service, and read back what that has then."""
@@ -218,6 +233,7 @@ class VmExecutor:
             guest.record,
             generation=max(guest.record.generation, asked.generation),
             reset_generation=max(guest.record.reset_generation, asked.reset_generation),
+            resume_generation=max(guest.record.resume_generation, asked.resume_generation),
         )
         await self._guests.rename(action.vm, action.new_name)
 

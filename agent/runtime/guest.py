@@ -97,6 +97,7 @@ class Guest:
         self._devices_old = False
         self._changed = asyncio.Event()
         self._cause: str | None = None
+        self._stop_by_s = 0.0
 
     @property
     def name(self) -> str:
@@ -115,6 +116,7 @@ class Guest:
             pid=self.process.pid if self.process else None,
             generation=self.record.generation,
             reset_generation=self.record.reset_generation,
+            resume_generation=self.record.resume_generation,
             run_state=self.run_state,
             exit_reason=self.exit_reason or self._cause,
             stopping=self.record.stopping,
@@ -279,20 +281,43 @@ class Guest:
         await self.execute("cont")
         self._stale.set()
 
+    async def pause(self) -> None:
+        """Have the guest's processors stop, and return when QEMU says so."""
+        await self.execute("stop")
+        self._stale.set()
+        await self._until(lambda: self.run_state != "running")
+
     async def connected(self) -> None:
         """Return when the run state is known, or the process is gone."""
         await self._until(lambda: self.run_state is not None or not self.alive)
 
     async def stop(self, timeout_s: float) -> None:
-        """End the guest: power button, at the deadline `quit`, then a kill. Returns when the process is gone."""
-        deadline_s = now_s() + timeout_s
-        while self._is_ending_itself() and now_s() < deadline_s:
-            with contextlib.suppress(ActionError):
-                await self.execute("system_powerdown", timeout_s=min(SILENT_AFTER_S, max(deadline_s - now_s(), 0.1)))
-            wait_s = min(POWER_BUTTON_EVERY_S, deadline_s - now_s())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._until(lambda: not self._is_ending_itself()), max(wait_s, 0))
+        """End the guest: power button, at the deadline `quit`, then a kill. Returns when the process is gone.
+
+        One that is paused is let go on first: only a guest that runs can shut itself down.
+        """
+        self._stop_by_s = now_s() + timeout_s
+        while self._is_ending_itself() and now_s() < self._stop_by_s:
+            await self._ask_to_shut_down(self._stop_by_s)
         await self.quit()
+
+    async def _ask_to_shut_down(self, by_s: float) -> None:
+        """Press the power button, and wait until the guest ends, it is time to press again, or there is less time."""
+        left_s = max(0.1, by_s - now_s())
+        with contextlib.suppress(ActionError):
+            if self.run_state == "paused":
+                await self.execute("cont", timeout_s=min(SILENT_AFTER_S, left_s))
+            await self.execute("system_powerdown", timeout_s=min(SILENT_AFTER_S, left_s))
+        wait_s = max(0.0, min(POWER_BUTTON_EVERY_S, by_s - now_s()))
+        with contextlib.suppress(TimeoutError):
+            ends = self._until(lambda: not self._is_ending_itself() or self._stop_by_s < by_s)
+            await asyncio.wait_for(ends, wait_s)
+
+    def hurry(self, by_s: float) -> None:
+        """Give a guest that is being stopped no more time than until then (CLOCK_BOOTTIME)."""
+        if by_s < self._stop_by_s:
+            self._stop_by_s = by_s
+            self._note_change("budget")
 
     def _is_ending_itself(self) -> bool:
         """Whether a guest may still obey its power button: one that QEMU holds, or that has ended, will not."""

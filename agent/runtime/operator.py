@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from agent.core.conditions import Condition
 from agent.core.digest import PendingChange, pending_changes
-from agent.core.marks import vm_resource
-from agent.core.memory import with_intent
-from agent.core.observed import Intent
+from agent.core.marks import tap_resource, vm_resource
+from agent.core.memory import with_hold, with_intent
+from agent.core.observed import Hold, Intent
 from agent.core.status import AgentFacts, StatusInputs, status
-from agent.core.vm_display import is_running_as_asked
+from agent.core.text import printable
+from agent.core.vm_display import is_paused_as_asked, is_running_as_asked
 from agent.runtime.chronicle import Chronicle
+from agent.runtime.clock import now_s
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult
 from agent.runtime.explain import Explainer
 from agent.runtime.keeper import Keeper
@@ -21,9 +24,13 @@ from agent.runtime.reconcile import Pass, Reconciler
 from agent.runtime.units import Units
 from agent.telemetry.journal import Event
 
+END_S = 7.0
+"""What QEMUs that do not even quit any more take until they are killed (`Guest.quit`), with some room."""
+
 
 class Operator:
-    """Implements `AgentApi`. `look_at_all` reads units and links anew, for a settled state to believe."""
+    """Implements `AgentApi`. `look_at_all` reads units and links anew, for a settled state to believe; `hurry` gives
+    the guests that are being stopped no more time than until an instant."""
 
     def __init__(
         self,
@@ -33,6 +40,7 @@ class Operator:
         keeper: Keeper,
         chronicle: Chronicle,
         look_at_all: Callable[[], Awaitable[None]],
+        hurry: Callable[[float], None],
     ) -> None:
         self._facts = facts
         self._reconciler = reconciler
@@ -40,6 +48,7 @@ class Operator:
         self._keeper = keeper
         self._chronicle = chronicle
         self._look_at_all = look_at_all
+        self._hurry = hurry
         self._problems: dict[str, str] = {}
         self._explainer = Explainer(self.inputs, reconciler, units, keeper, chronicle.journal)
 
@@ -101,8 +110,7 @@ class Operator:
                 if what in {"settled", "in-sync"}:
                     await self._wait_settled(in_sync=what == "in-sync")
                 else:
-                    holds = _is_running if what == "running" else _is_stopped
-                    await self._until(lambda seen: holds(seen, name or ""))
+                    await self._until(lambda seen: HOLDS[what](seen, name or ""))
         except TimeoutError:
             return WaitResult(False, self._missing(what, name))
         return WaitResult(True, f"{name} is {what}" if name else str(what))
@@ -145,17 +153,47 @@ class Operator:
 
     async def intent(self, verb: Verb, name: str) -> str:
         """Note what is asked of a guest, durably."""
-        known = {*self._reconciler.last.desired.vms, *self._reconciler.last.observed.vms}
-        if name not in known:
-            raise UnknownNameError("vm", name, sorted(known))
-        if verb != "stop" and name not in self._reconciler.last.desired.vms:
-            raise RefusedError(f"no valid unit names {name} any more; it can be stopped, or its unit put back")
-        if verb == "reset" and name not in self._reconciler.last.observed.vms:
-            raise RefusedError(f"{name} does not run; `vmhost start {name}` starts it")
+        self._refuse_unknown(name)
+        self._refuse_in_vain(verb, name)
         await self._keeper.update(lambda memory: with_intent(memory, name, verb))
         self._chronicle.journal.record(vm_resource(name), "intent", f"the operator asked for {verb} of {name}")
         await self._reconciler.next_pass()
-        return f"{verb} of {name} is under way"
+        return f"{name} is released" if verb == "release" else f"{verb} of {name} is under way"
+
+    async def hold(self, name: str, uid: int, reason: str) -> str:
+        """Note that a user wants a guest left alone, durably."""
+        self._refuse_unknown(name)
+        hold = Hold(uid, datetime.now(UTC).isoformat(timespec="seconds"), printable(reason))
+        await self._keeper.update(lambda memory: with_hold(memory, name, hold))
+        why = f" ({hold.reason})" if hold.reason else ""
+        self._chronicle.journal.record(vm_resource(name), "intent", f"uid {uid} holds {name}{why}")
+        await self._reconciler.next_pass()
+        return f"{name} is held; `vmhost release {name}` ends that"
+
+    def _refuse_unknown(self, name: str) -> None:
+        held = (one for one, intent in self._keeper.memory.intents.items() if intent.hold is not None)
+        known = {*self._reconciler.last.desired.vms, *self._reconciler.last.observed.vms, *held}
+        if name not in known:
+            raise UnknownNameError("vm", name, sorted(known))
+
+    def _refuse_in_vain(self, verb: Verb, name: str) -> None:
+        """Refuse what could not come true, each with what would help."""
+        seen = self._reconciler.last
+        intent = self._keeper.memory.intents.get(name, Intent())
+        if verb == "release":
+            if intent.hold is None:
+                raise RefusedError(f"nobody holds {name}")
+            return
+        if intent.hold is not None:
+            raise RefusedError(f"uid {intent.hold.uid} holds {name}; `vmhost release {name}` first")
+        if verb in {"start", "restart", "reset"} and name not in seen.desired.vms:
+            raise RefusedError(f"no valid unit names {name} any more; it can be stopped, or its unit put back")
+        if verb in {"reset", "pause", "resume"} and name not in seen.observed.vms:
+            raise RefusedError(f"{name} does not run; `vmhost start {name}` starts it")
+        if verb == "reset" and intent.paused:
+            raise RefusedError(f"{name} is paused; `vmhost resume {name}` first")
+        if verb in {"pause", "resume"} and intent.stopped:
+            raise RefusedError(f"{name} is stopped; `vmhost start {name}` starts it")
 
     async def approve(self, identity: str) -> str:
         """Allow exactly the stops that a question is about."""
@@ -169,12 +207,18 @@ class Operator:
         await self._reconciler.next_pass()
         return f"stopping {guests}"
 
-    async def set_down(self, *, down: bool) -> str:
+    async def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
         """Stop all guests in order and start none, or let them start again; held until the host's next boot."""
         wanted = self._reconciler.last.observed.host.boot_id if down else ""
-        if self._keeper.memory.down_in != wanted:
-            await self._keeper.update(lambda memory: replace(memory, down_in=wanted))
-            said = "all guests are to stop, and none is to start" if down else "guests are to run again"
+        by_s = now_s() + patience_s(budget_s) if down and budget_s is not None else None
+        before = self._keeper.memory
+        if before.down_in != wanted or before.down_by_s != by_s:
+            await self._keeper.update(lambda memory: replace(memory, down_in=wanted, down_by_s=by_s))
+        if by_s is not None:
+            self._hurry(by_s)
+        if before.down_in != wanted:
+            within = "" if budget_s is None else f" within {budget_s:g} s"
+            said = f"all guests are to stop{within}, and none is to start" if down else "guests are to run again"
             self._chronicle.journal.record("agent", "down" if down else "up", said)
         await self._reconciler.next_pass()
         return "guests are being stopped" if down else "guests are started as their units say"
@@ -190,6 +234,11 @@ class Operator:
     async def show(self, name: str) -> Mapping[str, object]:
         """What a name stands for in its unit, last good and as it runs."""
         return await self._explainer.show(name)
+
+
+def patience_s(budget_s: float) -> float:
+    """How long guests may take to shut themselves down, so that ending the rest fits into the budget as well."""
+    return budget_s - min(END_S, budget_s / 4)
 
 
 def pending(seen: Pass) -> Mapping[str, tuple[PendingChange, ...]]:
@@ -214,3 +263,24 @@ def _is_stopped(seen: Pass, name: str) -> bool:
     resource = vm_resource(name)
     absent = name not in seen.observed.vms or not seen.observed.vms[name].alive
     return absent and resource not in seen.plan.deviating and resource not in seen.observed.in_flight
+
+
+def _is_paused(seen: Pass, name: str) -> bool:
+    return is_paused_as_asked(seen.observed.vms.get(name), seen.observed.intents.get(name, Intent()))
+
+
+def _is_held(seen: Pass, name: str) -> bool:
+    """Whether a guest is held, and nothing that was begun before is still being done to it or to what it has."""
+    intent, resource = seen.observed.intents.get(name, Intent()), vm_resource(name)
+    ours = (resource, f"{resource}/", tap_resource(name, ""))
+    busy = any(one == resource or one.startswith(ours[1:]) for one in seen.observed.in_flight)
+    return intent.hold is not None and not busy
+
+
+HOLDS: Mapping[str, Callable[[Pass, str], bool]] = {
+    "running": _is_running,
+    "stopped": _is_stopped,
+    "paused": _is_paused,
+    "held": _is_held,
+}
+"""What can be waited for of one guest."""

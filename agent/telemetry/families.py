@@ -63,6 +63,9 @@ def _vm_families(vms: tuple[VmSample, ...]) -> Iterator[Metric]:
     pending = _gauge("vm_pending_changes", "Changes that wait for a restart of the guest.", "vm")
     started = _gauge("vm_start_time_seconds", "When a guest was launched, Unix time.", "vm")
     restarts = _counter("vm_restarts", "Launches that answered an end of the guest.", "vm")
+    held = _gauge(
+        "vm_held", "A guest that is left as it is: 1, with the reason; without a series it is not.", "vm", "reason"
+    )
     connected = _gauge("qmp_connected", "Whether the agent is connected to a guest's monitor.", "vm")
     for vm in vms:
         info.add_metric([vm.name, vm.uuid, vm.machine, vm.accel], 1)
@@ -73,9 +76,11 @@ def _vm_families(vms: tuple[VmSample, ...]) -> Iterator[Metric]:
         pending.add_metric([vm.name], vm.pending)
         restarts.add_metric([vm.name], vm.restarts)
         connected.add_metric([vm.name], int(vm.qmp_connected))
+        if vm.held:
+            held.add_metric([vm.name, vm.held], 1)
         if vm.started_s is not None:
             started.add_metric([vm.name], vm.started_s)
-    yield from (info, state, wanted, pending, started, restarts, connected)
+    yield from (info, state, wanted, pending, started, restarts, held, connected)
 
 
 def _nic_families(nics: tuple[NicSample, ...]) -> Iterator[Metric]:

@@ -38,7 +38,10 @@ class Traffic(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VmSample:
-    """A guest. `started_s` is Unix time, None while it does not run; `accel` is what it runs or would run with."""
+    """A guest. `started_s` is Unix time, None while it does not run; `accel` is what it runs or would run with.
+
+    `held`: the reason of its condition `Held`, empty without one.
+    """
 
     name: str
     uuid: str
@@ -50,6 +53,7 @@ class VmSample:
     restarts: int
     started_s: float | None
     qmp_connected: bool
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ def _specs(inputs: StatusInputs) -> Mapping[str, VmSpec]:
 
 def _vm_samples(inputs: StatusInputs, readings: Readings) -> tuple[VmSample, ...]:
     types: dict[str, set[str]] = {}
+    held = {c.resource: c.reason for c, _ in inputs.conditions if c.type == "Held"}
     for condition, _ in inputs.conditions:
         kind, _, rest = condition.resource.partition("/")
         if kind in {"vm", "tap"}:
@@ -155,6 +160,7 @@ def _vm_samples(inputs: StatusInputs, readings: Readings) -> tuple[VmSample, ...
             restarts=inputs.restarts.get(name, 0),
             started_s=readings.started_s.get(name),
             qmp_connected=name in readings.qmp_connected,
+            held=held.get(vm_resource(name), ""),
         )
         for name, spec in sorted(_specs(inputs).items())
     )

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from agent.core.marks import bridge_resource, vm_resource
+from agent.core.references import GUEST
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_display
+from agent.unitfile.order import parse_after
 from agent.unitfile.schema import KINDS
 from agent.unitfile.values import BadValueError
 
@@ -152,9 +154,9 @@ def _vm_references(name: str, table: Mapping[str, object]) -> Iterator[Reference
     resource = vm_resource(name)
     after = _items(table, "after")
     for place, item in enumerate(after):
-        target = _valid(values.parse_after, item)
-        if target is not None and item not in after[:place]:
-            yield Reference("vm", target, resource, "", ("vm", name, "after", place))
+        target = _valid(parse_after, item)
+        if target is not None and target.startswith(GUEST) and item not in after[:place]:
+            yield Reference("vm", target.removeprefix(GUEST), resource, "", ("vm", name, "after", place))
     for id_, nic in _tables(table, "nic"):
         bridge = _valid(values.parse_link_name, nic.get("bridge"))
         if bridge is not None:

@@ -44,7 +44,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "vnc": 'a screen: true (a Unix socket, see `vmhost vnc`), or a display on a loopback address, "127.0.0.1:1"',
         "restart": "after which ends it is started again; on-failure: not after it switched itself off",
         "stop-timeout": "how long the guest may take to shut down before its QEMU is ended",
-        "after": 'guests that are started before this one, each as "vm:NAME"',
+        "after": "what must be there before this one is started: guests that are ready (vm:NAME), files or folders "
+        "(path:/PATH), TCP ports that take connections (tcp:ADDRESS:PORT, IPv6 in brackets)",
+        "ready": "when those that go after this one are started: once it runs, or once it takes connections at a TCP "
+        "port, of its own first address unless one is given",
+        "ready-timeout": "after which time it is told (NotReady) that it is not ready; those that go after it wait on",
         "description": "for people",
         "enabled": "false: the guest is stopped and stays so",
         "overcommit": "start it also when the host has not enough memory for all that it may take",
@@ -80,6 +84,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "mtu": "the largest packet, in bytes; the guest is told",
         "rate-in": 'at most this much goes to the guest, such as "10Mbit" (kbit, Mbit, Gbit; powers of ten)',
         "rate-out": "at most this much comes from the guest, as for rate-in",
+        "address": "the address that the guest has there, or several, without prefix; shown in status, and asked for "
+        "ready. The guest sets it itself: it is neither leased nor filtered yet",
     },
 }
 """What each key is for, by table."""

@@ -16,6 +16,7 @@ from agent.core.allocation import Allocations
 from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.errors import UnitError
 from agent.core.marks import bridge_resource, derived_tap, vm_resource
+from agent.core.references import GUEST, guests_of
 from agent.unitfile.claims import Claim
 from agent.unitfile.conflicts import Finding, Side, find_conflicts
 from agent.unitfile.identities import Assigner, Uuids
@@ -232,14 +233,17 @@ def _vms(
     ids = {name: uuids.of(name, table.uuid) for name, table in tables.items()}
     assigner.keep_uuids(ids)
     after = {
-        name: [target for target in table.after if target in tables] for name, table in tables.items() if table.after
+        name: [target for target in guests_of(table.after) if target in tables]
+        for name, table in tables.items()
+        if table.after
     }
     looping = in_loops(after) if after else frozenset()
     specs: dict[str, VmSpec] = {}
     for name, table in tables.items():
         uuid, unit = ids[name], units[name]
         uid, slots = assigner.uid(uuid), assigner.slots(uuid, devices_of(table))
-        waits = tuple(target for target in after.get(name, ()) if (name, target) not in looping)
+        gone = {one for one in guests_of(table.after) if one not in tables or (name, one) in looping}
+        waits = tuple(one for one in table.after if one.removeprefix(GUEST) not in gone)
         mtus = {nic.bridge: bridges[nic.bridge].mtu for nic in table.nic.values() if nic.bridge in bridges}
         depends = (uuid, uid, slots, mtus, waits)
         if name not in unit.memo.vms or unit.memo.vms[name][0] != depends:

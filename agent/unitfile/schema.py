@@ -9,9 +9,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
-from agent.unitfile import values
+from agent.unitfile import order, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.machines import Mistake, platform_mistakes
+from agent.unitfile.order import order_mistakes
 from agent.unitfile.values import BadValueError
 
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
@@ -97,7 +98,21 @@ Vnc = Annotated[
     _checked(parse_vnc),
     WithJsonSchema({"type": ["boolean", "string"], "pattern": r"^(127\.[0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"}),
 ]
-After = Annotated[str, _checked(values.parse_after), _text('guest as "vm:NAME"', pattern="^vm:")]
+After = Annotated[
+    str, _checked(order.parse_after), _text('"vm:NAME", "path:/PATH" or "tcp:ADDRESS:PORT"', pattern="^(vm|path|tcp):")
+]
+Ready = Annotated[
+    str,
+    _checked(order.parse_ready),
+    _text('"running", "tcp:PORT" or "tcp:ADDRESS:PORT"', pattern="^(running|tcp:.*[0-9]+)$"),
+]
+GuestAddress = Annotated[str, _checked(order.parse_guest_address)]
+GuestAddresses = Annotated[
+    tuple[GuestAddress, ...],
+    BeforeValidator(order.listed_addresses),
+    AfterValidator(_once),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
+]
 Mtu = Annotated[int, _number("mtu")]
 
 
@@ -147,6 +162,7 @@ class NicTable(Table):
     mtu: Mtu | None = None
     rate_in: Rate | None = None
     rate_out: Rate | None = None
+    address: GuestAddresses = ()
 
 
 class SerialTable(Table):
@@ -157,7 +173,7 @@ class SerialTable(Table):
 
 
 class VmTable(Table):
-    """`[vm.NAME]`; `memory` in MiB, `stop_timeout` in seconds, `after` as names of guests, `cpu_quota` in per cent."""
+    """`[vm.NAME]`; `memory` in MiB, timeouts in seconds, `after` as references, `cpu_quota` in per cent."""
 
     cpus: Annotated[int, _number("cpus")] = 1
     memory: Memory = 512
@@ -176,6 +192,8 @@ class VmTable(Table):
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: Duration = 60.0
     after: Annotated[tuple[After, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    ready: Ready = "running"
+    ready_timeout: Duration = 120.0
     description: Text = ""
     enabled: bool = True
     overcommit: bool = False
@@ -230,6 +248,7 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     """What is wrong between the keys of a guest's table, also of one that has other mistakes."""
     yield from platform_mistakes(table)
     yield from _tasks_mistakes(table)
+    yield from order_mistakes(table)
     if "kernel" not in table:
         for key in ("initrd", "append"):
             if key in table:

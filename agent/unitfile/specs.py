@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from agent.core.desired import BridgeSpec, DiskSpec, Limits, NicSpec, Restart, SerialSpec, VmSpec
 from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap
+from agent.unitfile.order import ready_of
 from agent.unitfile.schema import NIC_MODELS, BridgeTable, VmTable, disk_format
 
 DEFAULT_MTU = 1500
@@ -81,6 +82,8 @@ def vm_spec(
         overcommit=table.overcommit,
         hotplug_slots=table.hotplug_slots,
         limits=_limits(table),
+        ready=ready_of(table.ready, (nic.address for nic in table.nic.values())),
+        ready_timeout_s=table.ready_timeout,
         disks=_disks(table, slots),
         nics=_nics(name, uuid, table, slots, mtus),
         serials=tuple(SerialSpec(id=id_, port=serial.port, to=serial.to) for id_, serial in table.serial.items()),
@@ -122,6 +125,7 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             mtu=nic.mtu or mtus.get(nic.bridge, DEFAULT_MTU),
             rate_in_bps=nic.rate_in,
             rate_out_bps=nic.rate_out,
+            addresses=nic.address,
         )
         for name, nic in table.nic.items()
     )

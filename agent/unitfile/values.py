@@ -297,12 +297,3 @@ def parse_address(value: object) -> str:
         if parsed.ip == parsed.network.broadcast_address:
             raise BadValueError(f"must be an address, not the broadcast address {shown(value)}")
     return parsed.with_prefixlen
-
-
-def parse_after(value: object) -> str:
-    """What a guest starts after: "vm:NAME"; returns NAME."""
-    kind, colon, name = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or kind != "vm" or not _VM_NAME.fullmatch(name):
-        hint = f'did you mean "vm:{value}"?' if isinstance(value, str) and _VM_NAME.fullmatch(value) else ""
-        raise BadValueError(f'must be a guest as "vm:NAME", not {shown(value)}', hint)
-    return name

@@ -84,8 +84,12 @@ class FakeAgent:
             raise RefusedError(f"nothing asks for an approval {identity}; `vmhost status` shows what does")
         return "3 guests may stop"
 
-    async def set_down(self, *, down: bool) -> str:
-        self.asked.append(("down" if down else "up", ""))
+    async def hold(self, name: str, uid: int, reason: str) -> str:
+        self.asked.append(("hold", name, str(uid), reason))
+        return f"{name} is held"
+
+    async def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
+        self.asked.append(("down" if down else "up", "" if budget_s is None else f"{budget_s:g}"))
         return "noted"
 
     async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:

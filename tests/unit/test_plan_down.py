@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.actions import EndVm, StopVm
+from agent.core.attempts import after_failure
 from agent.core.desired import Desired
-from agent.core.observed import Observed
+from agent.core.errors import TransientError
+from agent.core.observed import Observed, VmState
 from agent.core.planning import plan
 from tests.unit.planning_world import BRIDGE, DB, DB_RUNS, DESIRED, HOST, RUNNING, SETTLED, WEB, types
 
@@ -57,3 +59,56 @@ def test_each_has_its_own_time() -> None:
     slow = replace(RUNNING, spec=replace(WEB, stop_timeout_s=7.0))
     (action,) = [a for a in plan(WANTED, replace(BOTH, vms={"web": slow}), 1.0).actions if isinstance(a, StopVm)]
     assert (action.timeout_s, action.unit_asked, action.reason) == (7.0, False, "host-down")
+
+
+def in_a_row(count: int, timeout_s: float = 60.0) -> dict[str, VmState]:
+    """Guests of which each goes after the one before it."""
+    specs = [
+        replace(DB, name=f"g{n}", uuid=f"u{n}", stop_timeout_s=timeout_s, after=(f"vm:g{n - 1}",) if n else ())
+        for n in range(count)
+    ]
+    return {spec.name: replace(DB_RUNS, spec=spec, pid=5000 + n) for n, spec in enumerate(specs)}
+
+
+def timeouts(vms: dict[str, VmState], by_s: float, now_s: float) -> dict[str, float]:
+    observed = Observed(vms=vms, host=replace(DOWN, down_by_s=by_s))
+    return {a.vm: a.timeout_s for a in plan(Desired(), observed, now_s).actions if isinstance(a, StopVm)}
+
+
+def test_within_a_large_budget_each_has_its_own_time() -> None:
+    assert timeouts(in_a_row(3), 300.0, 0.0) == {"g2": 60.0}
+
+
+def test_in_a_budget_that_does_not_do_for_all_each_has_its_share() -> None:
+    assert timeouts(in_a_row(3), 30.0, 0.0) == {"g2": 10.0}
+    assert timeouts(in_a_row(2), 30.0, 4.0) == {"g1": 13.0}
+    assert timeouts(in_a_row(1), 30.0, 9.0) == {"g0": 21.0}
+
+
+def test_what_those_after_it_cannot_use_is_the_guests_own() -> None:
+    vms = in_a_row(3, 5.0)
+    vms["g2"] = replace(vms["g2"], spec=replace(vms["g2"].spec, stop_timeout_s=60.0))
+    assert timeouts(vms, 30.0, 0.0) == {"g2": 20.0}
+
+
+def test_once_the_budget_is_over_nobody_waits_and_nobody_has_time() -> None:
+    assert timeouts(in_a_row(3), 30.0, 30.0) == dict.fromkeys(("g0", "g1", "g2"), 0.0)
+    assert plan(Desired(), Observed(vms=in_a_row(2), host=replace(DOWN, down_by_s=30.0)), 1.0).wake_at_s == 30.0
+
+
+def test_a_thousand_in_a_row_and_a_circle_have_their_shares_too() -> None:
+    assert timeouts(in_a_row(1200), 60.0, 0.0) == {"g1199": 60.0 / 1200}
+    web = replace(RUNNING, spec=replace(WEB, after=("vm:db",)))
+    db = replace(DB_RUNS, spec=AFTER_WEB)
+    assert set(timeouts({"web": web, "db": db}, 30.0, 0.0)) == {"web", "db"}
+
+
+def test_a_stop_that_failed_is_not_tried_again_because_less_time_is_left() -> None:
+    observed = Observed(vms=in_a_row(1), host=replace(DOWN, down_by_s=30.0))
+    (stop,) = plan(Desired(), observed, 0.0).actions
+    attempt = after_failure(
+        stop, TransientError("no room", reason="RunDirectoryUnusable", retry_after_s=5.0), None, 0.0
+    )
+    failed = replace(observed, attempts={"stop-vm vm/g0": attempt})
+    assert plan(Desired(), failed, 4.0).actions == ()
+    assert len(plan(Desired(), failed, 5.0).actions) == 1

@@ -13,7 +13,7 @@ from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.model import PreconditionError, apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
 from agent.core.plan_disks import LOOK_AGAIN_S
-from agent.core.plan_vms import RESUME_AGAIN_S, RESUME_FREE_BYTES
+from agent.core.plan_pauses import RESUME_AGAIN_S, RESUME_FREE_BYTES
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 

@@ -156,7 +156,7 @@ def test_the_run_states_of_a_guest_that_runs() -> None:
     full = "paused: no space was left for a write to a disk; it goes on by itself once there are 64 MiB free"
     for run_state, type_, message in (
         ("io-error", "PausedOnIoError", full),
-        ("paused", "Paused", "somebody paused the guest over its monitor; `cont` there lets it run again"),
+        ("paused", "Paused", "somebody paused the guest over its monitor; `vmhost resume web` lets it run again"),
     ):
         decided = plan(DESIRED, with_vm(run_state=run_state), 0.0)
         assert (decided.actions, said(decided)) == ((), [("vm/web", type_, type_, message)])

@@ -110,6 +110,7 @@ PROMISED = {
                     "bridge": "br-lan",
                     "mac": "02:00:00:00:00:01",
                     "address": None,
+                    "addresses": [],
                     "attached": True,
                     "rate_in": None,
                     "rate_out": None,

@@ -102,7 +102,7 @@ def test_a_guest_that_others_start_after_vanishes() -> None:
     assert said(result) == [
         'x:2:10: error: guest "db" is no longer defined in any file (the guest no longer waits for it)'
     ]
-    assert result.desired.vms["web"].after == ("mail",)
+    assert result.desired.vms["web"].after == ("vm:mail",)
 
 
 def test_loops_are_told_where_they_are_closed() -> None:
@@ -116,7 +116,7 @@ def test_loops_are_told_where_they_are_closed() -> None:
     directory.save(x='[vm.a]\nafter = ["vm:b"]\n', y="[vm.b]\n")
     late = directory.save(y='[vm.b]\nafter = ["vm:a"]\n')
     assert states(late) == {"x": "valid", "y": "held"}
-    assert late.desired.vms["a"].after == ("b",)
+    assert late.desired.vms["a"].after == ("vm:b",)
     assert late.desired.vms["b"].after == ()
 
 
