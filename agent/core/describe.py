@@ -89,7 +89,7 @@ def _describe_vm(action: VmAction) -> str:
         case ReleaseVm(vm=vm):
             return f"let {vm} run"
         case StopVm(vm=vm, timeout_s=timeout_s):
-            return f"shut {vm} down within {timeout_s:g} s ({action.reason})"
+            return f"shut {vm} down within {round(timeout_s, 1):g} s ({action.reason})"
         case EndVm(vm=vm, exit_reason=reason):
             return f"put away what is left of {vm} ({reason})"
         case RenameVm(vm=vm, new_name=new_name):
