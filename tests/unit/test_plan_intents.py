@@ -20,6 +20,8 @@ from agent.core.why import WhyInputs, why
 from tests.unit.planning_world import (
     ABSENT,
     BRIDGE,
+    DB,
+    DB_RUNS,
     DESIRED,
     HOST,
     RUNNING,
@@ -240,3 +242,17 @@ def test_why_says_what_ends_it() -> None:
             conditions=[(condition, "") for condition in decided.conditions],
         )
         assert (topic, text) in [(one.topic, one.text) for one in why("vm", "web", WhyInputs(inputs, 1.0))]
+
+
+def test_the_bridge_that_a_held_guest_would_start_on_stays_though_no_unit_names_it() -> None:
+    desired = Desired(vms={"web": WEB}, retained={"br0": BRIDGE})
+    assert plan(desired, wishing(HELD, with_links(SETTLED.links["br0"], of=ABSENT)), 1.0).actions == ()
+
+
+def test_a_held_guest_whose_new_name_is_still_taken_is_left_alone_under_its_old_one() -> None:
+    other = replace(DB_RUNS, spec=replace(DB, name="shop"))
+    desired = Desired({"br0": BRIDGE}, {"shop": replace(WEB, name="shop")})
+    observed = replace(SETTLED, vms={"web": LOST_TAP.vms["web"], "shop": other}, intents={"shop": HELD})
+    decided = plan(desired, replace(observed, links={"br0": SETTLED.links["br0"]}), 1.0)
+    assert not [action for action in decided.actions if "web" in action.resource]
+    assert ("vm/web", "Held", "Operator") in [found[:3] for found in said(decided)]
