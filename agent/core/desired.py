@@ -41,7 +41,7 @@ class NicSpec:
     """A guest's network card and the tap that it hangs on. `slot` is its place among the guest's PCIe root ports.
 
     `rate_in_bps` and `rate_out_bps` limit what goes to the guest and what comes from it; None: no limit.
-    `addresses` are the static addresses that the guest has there, without prefix.
+    `address` holds the static addresses that the guest has there, without prefix.
     """
 
     id: str
@@ -53,7 +53,7 @@ class NicSpec:
     mtu: int = 1500
     rate_in_bps: int | None = None
     rate_out_bps: int | None = None
-    addresses: tuple[str, ...] = ()
+    address: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ guest that an earlier agent launched keeps its own."""
 
 _DEVICE_FIELDS = frozenset({"file", "disks", "nics", "serials"})
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
-_NIC_NOT_LAUNCHED = frozenset({"id", "addresses"})
+_NIC_NOT_LAUNCHED = frozenset({"id", "address"})
 _SERIAL_NOT_LAUNCHED = frozenset({"id"})
 _UNITS = {"memory_mib": 1 << 20, "size_bytes": 1}
 
@@ -96,7 +96,13 @@ def changed_keys(before: VmSpec, after: VmSpec) -> tuple[str, ...]:
         for earlier in before.disks
         if earlier.id == disk.id and earlier.size_bytes != disk.size_bytes
     }
-    return tuple(sorted({*own, *sizes, *(change.key for change in pending_changes(before, after))}))
+    addresses = {
+        f"nic.{nic.id}.address"
+        for nic in after.nics
+        for earlier in before.nics
+        if earlier.id == nic.id and earlier.address != nic.address
+    }
+    return tuple(sorted({*own, *sizes, *addresses, *(change.key for change in pending_changes(before, after))}))
 
 
 def _devices(values: Mapping[str, str]) -> frozenset[str]:

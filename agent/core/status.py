@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.core.conditions import Condition
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, VmSpec
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
@@ -202,19 +202,12 @@ def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
         "restarts": inputs.restarts.get(name, 0),
         "in_sync": not pending and "Held" not in types and vm_resource(name) not in found.deviating,
         "pending": [{"key": change.key, "from": change.before, "to": change.after} for change in pending],
-        "nics": [_nic_status(inputs, name, _with_addresses(nic, wanted)) for nic in spec.nics],
+        "nics": [_nic_status(inputs, name, nic) for nic in spec.nics],
         "disks": [_disk_status(disk) for disk in spec.disks],
         "file": spec.file,
         "description": (wanted or spec).description,
         "conditions": _conditions(conditions),
     }
-
-
-def _with_addresses(nic: NicSpec, wanted: VmSpec | None) -> NicSpec:
-    """A NIC as it runs, with the addresses that its unit gives it now: those are no part of a launch."""
-    if wanted is None:
-        return nic
-    return replace(nic, addresses=next((one.addresses for one in wanted.nics if one.id == nic.id), nic.addresses))
 
 
 def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
@@ -224,8 +217,8 @@ def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
         "tap": nic.tap,
         "bridge": nic.bridge,
         "mac": nic.mac,
-        "address": nic.addresses[0] if nic.addresses else None,
-        "addresses": list(nic.addresses),
+        "address": nic.address[0] if nic.address else None,
+        "addresses": list(nic.address),
         "attached": nic_attached(inputs.observed.vms.get(name), nic, inputs.observed.links),
         "rate_in": rate_in,
         "rate_out": rate_out,

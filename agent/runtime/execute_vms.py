@@ -184,8 +184,8 @@ class VmExecutor:
         guest = self._guests.get(action.vm)
         await guest.resume()
         if action.resume_generation is not None:
-            guest.record = replace(guest.record, resume_generation=action.resume_generation)
-            await run_to_end(self._launches.save, guest.record)
+            answered = action.resume_generation
+            await self._guests.keep(action.vm, lambda record: replace(record, resume_generation=answered))
 
     async def limit(self, action: LimitVm) -> None:
         """Limit a guest's service, and read back what that has then."""

@@ -125,7 +125,7 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             mtu=nic.mtu or mtus.get(nic.bridge, DEFAULT_MTU),
             rate_in_bps=nic.rate_in,
             rate_out_bps=nic.rate_out,
-            addresses=nic.address,
+            address=nic.address,
         )
         for name, nic in table.nic.items()
     )

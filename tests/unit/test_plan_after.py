@@ -61,7 +61,7 @@ def test_once_it_is_ready_whoever_waits_starts_and_nothing_is_asked_any_more() -
     decided = plan(WANTED, seeing(Reach(True, 113.0)), 113.0)
     assert (launched(decided), said(decided), decided.asked) == (["app"], [], frozenset({PORT}))
     running = replace(DB_RUNS, spec=AFTER_DB, pid=4713)
-    settled = replace(DB_IS_UP, vms={**DB_IS_UP.vms, "app": running})
+    settled = replace(DB_IS_UP, vms={"db": replace(DB_RUNS, spec=READY_DB), "app": running})
     assert plan(WANTED, settled, 114.0) == Plan()
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import EndVm, LaunchVm, PauseVm, Reason, ReleaseVm, ResumeVm
+from agent.core.actions import EndVm, LaunchVm, PauseVm, ReleaseVm, ResumeVm
 from agent.core.describe import describe
 from agent.core.desired import Desired
 from agent.core.draft import Plan
@@ -14,6 +14,7 @@ from agent.core.memory import Memory, with_hold, with_intent, with_new_names, wi
 from agent.core.model import PreconditionError, apply
 from agent.core.observed import Hold, Intent, NicBackend, NicState, Observed
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from agent.core.status import AgentFacts, StatusInputs
 from agent.core.vm_display import DisplayState, is_paused_as_asked, is_running_as_asked, vm_display_state
 from agent.core.why import WhyInputs, why

@@ -115,7 +115,7 @@ after = ["vm:db", "path:/srv/disk", "tcp:10.0.0.1:53"]
     assert said(result) == []
     db, web = result.desired.vms["db"], result.desired.vms["web"]
     assert (db.ready, db.ready_timeout_s) == ("tcp:[fd00::5]:5432", 90.0)
-    assert {nic.id: nic.addresses for nic in db.nics} == {"none": (), "lan": ("fd00::5", "10.0.0.5")}
+    assert {nic.id: nic.address for nic in db.nics} == {"none": (), "lan": ("fd00::5", "10.0.0.5")}
     assert web.after == ("vm:db", "path:/srv/disk", "tcp:10.0.0.1:53")
     assert (web.ready, web.ready_timeout_s) == ("running", 120.0)
 
