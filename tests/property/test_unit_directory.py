@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.core.references import guests_of
 from agent.unitfile.resolve import Resolution
 from tests.unit.unit_directory import BRIDGE, Directory, vm
 
@@ -38,7 +39,7 @@ def check_invariants(result: Resolution, files: Iterable[str]) -> None:
     links = [*taps, *desired.bridges, *(port for spec in desired.bridges.values() for port in spec.ports)]
     assert len(links) == len(set(links))
     for spec in desired.vms.values():
-        assert set(spec.after) <= desired.vms.keys()
+        assert set(guests_of(spec.after)) <= desired.vms.keys()
         assert all(nic.bridge in desired.bridges or nic.bridge in desired.retained for nic in spec.nics)
     assert not desired.bridges.keys() & desired.retained.keys()
 
