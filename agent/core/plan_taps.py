@@ -11,6 +11,7 @@ from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, tap_mark, tap_owner, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.plan_disks import asks_to_let_go
+from agent.core.plan_pauses import STILL
 from agent.core.plan_rates import plan_rate
 from agent.core.qemu_argv import nic_id
 from agent.core.qemu_platform import MICROVM
@@ -56,6 +57,9 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
     elif link is None and state.spec.machine == MICROVM:
         message = f"{nic.tap} is gone, no descriptor of it can be had, and a microvm cannot replug a NIC"
         draft.tell(resource, "TapLost", f"{message}; `vmhost restart {name}` brings it back")
+    elif link is None and state.run_state in STILL:
+        message = f"{nic.tap} is gone, and a NIC cannot be replugged while its guest is {state.run_state}"
+        draft.tell(resource, "TapLost", f"{message}; that follows once {name} runs")
     elif link is None:
         bridge = _bridge_ifindex(draft, nic)
         draft.propose(ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, bridge))

@@ -146,7 +146,7 @@ def test_a_held_guest_is_left_alone_until_it_is_released(agent: AgentProcess) ->
     agent.vmhost("wait", "in-sync", "--timeout", "30")
     assert state(agent) == "running"
     assert "web-lan" in ip_links()
-    assert "vmhost_vm_held{" not in agent.metrics()
+    wait_for(lambda: "vmhost_vm_held{" not in agent.metrics())
     refused = agent.command("release", "web")
     assert (refused.returncode, refused.stderr) == (1, "vmhost: nobody holds web\n")
 

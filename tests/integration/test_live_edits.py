@@ -11,6 +11,8 @@ import pytest
 
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
+from tests.integration.test_edits import conditions
+from tests.integration.test_intents import on_monitor
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip_output
 from tests.probe import answers_within, run_in_guest, tell_guest, uptime
@@ -126,3 +128,32 @@ def test_an_agent_killed_at_any_moment_leaves_the_same_end(web: Web) -> None:
         both = devices is with_both
         wait_for(partial(web.has_both, both))
         assert ("web-dmz" in ip_links()) is both
+
+
+def test_a_held_guest_takes_over_nothing_and_a_paused_one_what_needs_no_answer_of_its_own(web: Web) -> None:
+    agent = web.agent
+    agent.vmhost("hold", "web")
+    web.edit(NIC + SECOND_NIC + web.data("64M"), 'description = "both"')
+    wait_for(lambda: agent.vm("web")["pending"] != [])
+    agent.vmhost("wait", "settled")
+    assert (agent.vm("web")["state"], web.disk.exists(), "web-dmz" in ip_links()) == ("held", False, False)
+    agent.vmhost("release", "web")
+    web.settle()
+    wait_for(partial(web.has_both, True))
+
+    agent.vmhost("pause", "web")
+    web.edit(NIC + web.data("96M"))
+    wait_for(lambda: "Detaching" in conditions(agent, "vms", "web"))
+    wait_for(lambda: 96 << 20 in [one["image"]["virtual-size"] for one in on_monitor(agent, "query-named-block-nodes")])
+    assert (agent.vm("web")["state"], "web-dmz" in ip_links()) == ("paused", True)
+    agent.vmhost("resume", "web")
+    web.settle()
+    wait_for(lambda: "eth1" not in web.says("ls /sys/class/net"))
+
+    agent.vmhost("pause", "web")
+    web.edit(NIC + SECOND_NIC + web.data("96M"))
+    agent.vmhost("wait", "in-sync", "--timeout", "30")
+    assert (agent.vm("web")["state"], "web-dmz" in ip_links()) == ("paused", True)
+    agent.vmhost("resume", "web")
+    wait_for(partial(web.has_both, True))
+    web.settle()
