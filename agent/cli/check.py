@@ -11,7 +11,7 @@ from typing import TextIO
 
 from agent.core.allocation import Allocations
 from agent.core.errors import UnitError
-from agent.core.text import printable
+from agent.core.text import counted, printable
 from agent.host.unitdir import UnitContent, read_directory, read_unit_file
 from agent.unitfile.parse import ParsedUnit, parse_unit
 from agent.unitfile.resolve import ResolveContext, UnitSource, resolve
@@ -41,7 +41,7 @@ def check(paths: Sequence[str], units: Path, out: TextIO) -> int:
     for problem in problems:
         print(f"error: {problem}", file=out)
     count = len(problems) + _write_errors(_errors(contents, out), asked, out)
-    print(f"{_counted(len(asked), 'file')}, {_counted(count, 'error')}", file=out)
+    print(f"{counted(len(asked), 'file')}, {counted(count, 'error')}", file=out)
     return 1 if count else 0
 
 
@@ -89,10 +89,6 @@ def _write_errors(found: Iterable[tuple[str, tuple[UnitError, ...]]], asked: fro
     return count
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 class _Progress:
     """A line on the terminal while a slow check goes on; nothing at all where the output is no terminal."""
 
@@ -107,7 +103,7 @@ class _Progress:
         """One file more is done."""
         self._done += 1
         if self._live and time.monotonic() >= self._next_s:
-            print(f"\rchecking: {self._done} of {self._total} files", end="", file=sys.stderr, flush=True)
+            print(f"\rchecking: {self._done} of {counted(self._total, 'file')}", end="", file=sys.stderr, flush=True)
             self._next_s = time.monotonic() + 0.2
             self._drawn = True
 

@@ -9,6 +9,7 @@ from typing import TextIO
 from agent.cli.client import Json
 from agent.cli.render import unit_lines, write_pending
 from agent.cli.tables import write_line, write_table
+from agent.core.text import counted
 
 TOPICS = {
     "unit": "unit",
@@ -54,7 +55,7 @@ def _summary(plan: Json) -> str:
     noticed = Counter(step["disruption"] for step in plan["actions"] if step["disruption"] != "none")
     told = ", ".join(f"{number} {what}" for what, number in sorted(noticed.items())) or "none that a guest notices"
     broken_off = "" if plan["complete"] else "; broken off there"
-    return f"{count} action{'' if count == 1 else 's'}; disruption: {told}{broken_off}"
+    return f"{counted(count, 'action')}; disruption: {told}{broken_off}"
 
 
 def write_why(out: TextIO, answer: Json) -> None:
@@ -106,4 +107,5 @@ def _write_settings(out: TextIO, found: Json) -> None:
     rows = [(one["key"], one["unit"], one["runs"], "differs" if one["differs"] else "=") for one in settings]
     write_table(out, ("KEY", "UNIT", "RUNS", ""), rows)
     count = sum(one["differs"] for one in settings)
-    write_line(out, f"{count} of {len(settings)} keys differ" if count else "it runs as its unit says")
+    verb = "differs" if count == 1 else "differ"
+    write_line(out, f"{count} of {counted(len(settings), 'key')} {verb}" if count else "it runs as its unit says")

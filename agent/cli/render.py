@@ -7,6 +7,7 @@ from typing import TextIO
 
 from agent.cli.client import Json
 from agent.cli.tables import write_line, write_table
+from agent.core.text import counted
 
 
 def write_status(out: TextIO, status: Json) -> None:
@@ -56,11 +57,8 @@ def why_not(status: Json, name: str | None) -> str:
 
 def _headline(status: Json) -> str:
     agent = status["agent"]
-    under_way = len(agent["in_flight"])
-    if agent["settled"]:
-        state = "settled"
-    else:
-        state = f"not settled, {under_way} action{'' if under_way == 1 else 's'} under way"
+    under_way = counted(len(agent["in_flight"]), "action")
+    state = "settled" if agent["settled"] else f"not settled, {under_way} under way"
     return f"{state}; vmhost {agent['version']}, pid {agent['pid']}, since {agent['started']}"
 
 

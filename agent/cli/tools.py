@@ -15,6 +15,7 @@ from pathlib import Path
 from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import FALSE, TRUE, complain
 from agent.cli.tables import write_line, write_table
+from agent.core.text import counted
 
 Add = Callable[[str, str], argparse.ArgumentParser]
 """Adds a subcommand with its one-line text."""
@@ -280,6 +281,7 @@ def report(arguments: argparse.Namespace) -> int:
         return TRUE
     rows = [(part.name, str(len(part.data)), str(part.redactions or "")) for part in parts]
     write_table(sys.stdout, ("FILE", "BYTES", "REDACTED"), rows)
-    secrets = f"{taken} secret{'' if taken == 1 else 's'}"
-    write_line(sys.stdout, f"{path} written, {secrets} taken out; look into it before you send it to anybody")
+    write_line(
+        sys.stdout, f"{path} written, {counted(taken, 'secret')} taken out; look into it before you send it to anybody"
+    )
     return TRUE

@@ -21,6 +21,7 @@ from agent.core.plan_rates import plan_unwanted_ifbs
 from agent.core.plan_taps import plan_unwanted_taps
 from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.room import Room
+from agent.core.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ def _new_name(desired: Desired, observed: Observed, state: VmState) -> str | Non
 def _approval_message(approval: Approval | None) -> str:
     number = len(approval.guests) if approval else 0
     identity = approval.id if approval else ""
-    return f"its end was not asked for alone: {number} guests would stop at once; `vmhost approve {identity}` allows it"
+    stops = f"{counted(number, 'guest')} would stop at once"
+    return f"its end was not asked for alone: {stops}; `vmhost approve {identity}` allows it"
 
 
 def _kept_message(desired: Desired, state: VmState) -> str:

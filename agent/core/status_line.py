@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.core.status import StatusInputs
+from agent.core.text import counted
 
 
 def status_line(inputs: StatusInputs) -> str:
@@ -15,14 +16,10 @@ def status_line(inputs: StatusInputs) -> str:
 def _parts(inputs: StatusInputs) -> Iterator[str]:
     running = sum(state.alive for state in inputs.observed.vms.values())
     guests = len(inputs.desired.vms.keys() | inputs.observed.vms.keys())
-    yield f"{running} of {_count(guests, 'guest')} running, {_count(len(inputs.desired.bridges), 'bridge')}"
+    yield f"{running} of {counted(guests, 'guest')} running, {counted(len(inputs.desired.bridges), 'bridge')}"
     wrong = sum(file.state != "valid" for file in inputs.files)
     if wrong:
-        yield f"{_count(wrong, 'unit file')} with mistakes (vmhost check)"
+        yield f"{counted(wrong, 'unit file')} with mistakes (vmhost check)"
     if inputs.conditions:
-        yield f"{_count(len(inputs.conditions), 'condition')} (vmhost status)"
+        yield f"{counted(len(inputs.conditions), 'condition')} (vmhost status)"
     yield "settled" if inputs.agent.settled else "at work"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -13,6 +13,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(number: int, what: str) -> str:
+    """`1 guest`, `2 guests`: so many of a thing whose plural takes an s."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def suggestion(wrong: str, known: Iterable[str]) -> str:
     """`did you mean "web"?` where one of the known names is close, else an empty text."""
     close = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.6)

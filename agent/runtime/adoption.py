@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 from agent.core.memory import Memory, with_boot, with_launch
+from agent.core.text import counted
 from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
 from agent.host.netlink import Links
 from agent.runtime.guests import Guests
@@ -48,7 +49,7 @@ class Adoption:
         rebuilt = [self._rebuild(one) for one in found if isinstance(one, BrokenLaunch)]
         running += await self._adopt([record for record in rebuilt if record is not None])
         if running:
-            self.journal.record("agent", "adopted", f"adopted {running} running guests")
+            self.journal.record("agent", "adopted", f"adopted {counted(running, 'running guest')}")
 
     async def _adopt(self, records: Sequence[LaunchRecord]) -> int:
         running = await self.guests.adopt(records)

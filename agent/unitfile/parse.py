@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from agent.core.desired import VmSpec
 from agent.core.errors import UnitError
-from agent.core.text import printable
+from agent.core.text import counted, printable
 from agent.unitfile import schema, values
 from agent.unitfile.claims import Claim, Extract, KeyPath, Reference, extract, extract_names
 from agent.unitfile.machines import Mistake
@@ -100,7 +100,7 @@ def _positioned(unit: ParsedUnit, mistakes: Sequence[_Found]) -> tuple[UnitError
     errors.sort(key=lambda error: (error.line, error.column))
     if len(mistakes) > MAX_ERRORS:
         last = mistakes[MAX_ERRORS]
-        errors.append(unit.error_at(last.where, f"and {len(mistakes) - MAX_ERRORS} more mistakes"))
+        errors.append(unit.error_at(last.where, f"and {counted(len(mistakes) - MAX_ERRORS, 'more mistake')}"))
     return tuple(errors)
 
 

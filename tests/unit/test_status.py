@@ -26,7 +26,6 @@ from agent.core.observed import (
 )
 from agent.core.rates import shape_of
 from agent.core.status import AgentFacts, StatusInputs, status
-from agent.core.text import printable, suggestion
 from agent.core.vm_display import is_running_as_asked, nic_attached, rates_in_force, vm_display_state
 
 NIC = NicSpec("lan", "br-lan", "02:00:00:00:00:01", "web-lan", 0)
@@ -282,9 +281,3 @@ def test_attached_means_that_frames_can_pass(
 )
 def test_running_as_asked_answers_the_latest_restart(expected: bool, state: VmState | None, intent: Intent) -> None:
     assert is_running_as_asked(state, intent) is expected
-
-
-def test_text_from_outside_stays_on_its_line() -> None:
-    assert printable("a\nb\x1b[31m\t\udcff é") == "a\\nb\\x1b[31m\\t\\udcff é"
-    assert suggestion("wbe", ["web", "db"]) == 'did you mean "web"?'
-    assert suggestion("mail", ["web", "db"]) == ""
