@@ -18,6 +18,7 @@ from agent.core.errors import TransientError
 from agent.core.qemu_argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv
 from agent.host.disks import open_disk, prepare_boot_file
 from agent.host.launches import Launches, LaunchRecord
+from agent.host.logs import open_log
 from agent.host.processes import Process, kill, spawn
 from agent.host.qmp import Monitor, OnEvent
 
@@ -98,13 +99,10 @@ async def launched(
             firmware=firmware,
         )
         launches.save(LaunchRecord(spec))
-        process = await spawn(
-            (*qemu_argv(spec, QEMU, files, kvm=False), *extra),
-            uid=spec.uid,
-            pass_fds=(lock, *files.fds),
-            log_path=launches.log_path(spec.name),
-            cwd=directory,
-        )
+        log = open_log(launches.log_path(spec.name))
+        stack.callback(os.close, log)
+        argv = (*qemu_argv(spec, QEMU, files, kvm=False), *extra)
+        process = await spawn(argv, uid=spec.uid, pass_fds=(lock, *files.fds), log=log, cwd=directory)
     guest = Launched(launches, spec, process)
     try:
         yield guest

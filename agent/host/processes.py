@@ -24,14 +24,10 @@ QEMU = "qemu-system-x86_64"
 OLDEST_QEMU = (7, 1)
 """The first QEMU that takes `-netdev` as JSON (its 7.1 change log)."""
 
-_OWN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""A guest's user may write to the folder of its logs: no link of its is followed, no pipe waited for."""
-
 ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin", "LC_ALL": "C"}
 """All that a QEMU finds in its environment."""
 
 KVM_DEVICE = "/dev/kvm"
-LOG_MAX_BYTES = 1 << 20
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -60,6 +56,18 @@ class ExitStatus:
         if self.signal == signal.SIGKILL:
             return "killed"
         return "host" if self.code == 0 else "crash"
+
+    @property
+    def violence(self) -> str:
+        """What killed it, for a person; empty if it ended by itself."""
+        if self.oom:
+            return "killed by the kernel: memory ran out"
+        if self.signal is None:
+            return ""
+        names = {number.value: number.name for number in signal.Signals}
+        told = f"killed by {names.get(self.signal, f'signal {self.signal}')}"
+        # seccomp(2): a forbidden system call ends its process by this.
+        return f"{told}: its sandbox forbids what it asked for" if self.signal == signal.SIGSYS else told
 
 
 class Process:
@@ -127,22 +135,18 @@ async def spawn(
     *,
     uid: int,
     pass_fds: Sequence[int] = (),
-    log_path: str | Path,
+    log: int,
     cwd: str | Path = "/",
     groups: Sequence[int] = (),
 ) -> Process:
     """Start a program as `uid` (and the group of the same number), with no capability and no way to get one.
 
-    It has a session and process group of its own, no standard input, and appends what it says to `log_path`; a log over
-    `LOG_MAX_BYTES` is put aside as `.1` first. It inherits `pass_fds` under their numbers and nothing else.
+    It has a session and process group of its own, no standard input, and writes what it says to the descriptor `log`.
+    It inherits `pass_fds` under their numbers and nothing else.
     PermanentError if it cannot be started at all; if `argv[0]` cannot be executed, the process ends with code 126 or
-    127 and the log says why. The caller keeps its own copies of `pass_fds`.
+    127 and the log says why. The caller keeps its own copies of all descriptors.
     """
-    log = log_of(log_path)
-    try:
-        child = _popen(unprivileged(argv, uid=uid, groups=groups), pass_fds, log, cwd)
-    finally:
-        os.close(log)
+    child = _popen(unprivileged(argv, uid=uid, groups=groups), pass_fds, log, cwd)
     with contextlib.suppress(OSError):  # it is gone already
         os.setpriority(os.PRIO_PROCESS, child.pid, 0)  # the agent's own priority is not the guest's
     pidfd = os.pidfd_open(child.pid)
@@ -155,14 +159,6 @@ def unprivileged(argv: Sequence[str], *, uid: int, groups: Sequence[int] = ()) -
     supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
     dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", supplementary, *dropped, "--", *argv]
-
-
-def log_of(path: str | Path) -> int:
-    """As `open_log`; TransientError `LogUnwritable` if it cannot be had."""
-    try:
-        return open_log(Path(path))
-    except OSError as error:
-        raise TransientError(f"{path}: {error.strerror}", reason="LogUnwritable") from error
 
 
 def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path) -> subprocess.Popen[bytes]:
@@ -183,44 +179,6 @@ def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str |
         raise PermanentError(message, reason="ToolMissing") from error
     except OSError as error:
         raise TransientError(f"cannot start {command[0]}: {error}", reason="SpawnFailed") from error
-
-
-def open_log(path: Path) -> int:
-    """A descriptor that appends to a log, which only we may read; never through a link that somebody put there."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o600)
-    if os.fstat(descriptor).st_size <= LOG_MAX_BYTES:
-        os.set_blocking(descriptor, True)
-        return descriptor
-    os.close(descriptor)
-    path.rename(path.with_name(f"{path.name}.1"))
-    return open_log(path)
-
-
-def cap_log(path: Path) -> None:
-    """Empty a log that has outgrown `LOG_MAX_BYTES` while its program runs, keeping its beginning as `.1`.
-
-    The program appends (O_APPEND), so it goes on at the new end. What cannot be done now is done at the next call.
-    """
-    with contextlib.suppress(OSError), open(os.open(path, os.O_RDWR | _OWN_FILE), "rb") as log:
-        if os.fstat(log.fileno()).st_size > LOG_MAX_BYTES:
-            former = path.with_name(f"{path.name}.1")
-            former.unlink(missing_ok=True)
-            with open(os.open(former, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OWN_FILE, 0o600), "wb") as copy:
-                copy.write(log.read(LOG_MAX_BYTES))
-            os.truncate(log.fileno(), 0)
-
-
-def last_line(log: Path) -> str:
-    """What a program wrote last to its log, without QEMU's timestamp; empty if there is nothing."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    spoken = [line.strip() for line in lines if line.strip()]
-    return re.sub(r"^[0-9T:.-]+Z ", "", spoken[-1]) if spoken else ""
 
 
 def find_process(pid: int, start_time: int) -> Process | None:

@@ -50,9 +50,10 @@ from agent.core.observed import HostState, Observed
 from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
 from agent.host.launches import Launches
+from agent.host.logs import cap_log
 from agent.host.netlink import RatedLinks
 from agent.host.notify import Notifier
-from agent.host.processes import cap_log, find_qemu
+from agent.host.processes import find_qemu
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption

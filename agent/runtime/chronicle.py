@@ -119,6 +119,10 @@ class Chronicle:
                 self.journal.record(f"vm/{vm}", "guest-reset", f"{vm} reset itself")
             self._reset_s[vm] = now_s()
 
+    def killed(self, vm: str, how: str) -> None:
+        """Tell what killed a guest's QEMU, which the reason of its end is too coarse for."""
+        self.journal.record(f"vm/{vm}", "killed", f"QEMU of {vm} was {how}", level="warning")
+
     def answered(self, command: str, seconds: float) -> None:
         """Time a QMP command."""
         self.metrics.qmp_answered(command, seconds)

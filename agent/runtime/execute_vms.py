@@ -29,7 +29,8 @@ from agent.core.qemu_serial import serial_log, serial_sockets
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
-from agent.host.processes import kvm_groups, kvm_usable, last_line, open_log
+from agent.host.logs import last_line, log_size, open_log
+from agent.host.processes import kvm_groups, kvm_usable
 from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
@@ -93,6 +94,7 @@ class VmExecutor:
         tap_fds = {nic.id: self._descriptors.of_tap(spec.name, spec.uid, nic) for nic in spec.nics}
         with ExitStack() as opened:
             prepared = await run_to_end(self._prepare, action, tap_fds, opened)
+            said_before = log_size(self._launches.log_path(spec.name))
             try:
                 guest = await self._spawn(prepared, qemu)
             except ActionError:
@@ -102,7 +104,8 @@ class VmExecutor:
         await guest.connected()
         if not guest.alive:
             await self._forget(guest)
-            said = last_line(self._launches.log_path(spec.name)) or "it says nothing"
+            said = last_line(self._launches.log_path(spec.name), said_before) or "it says nothing"
+            said = f"{guest.killed_how}; {said}" if guest.killed_how else said
             raise TransientError(f"QEMU of {spec.name} did not start: {said}", reason="LaunchFailed")
 
     def _prepare(self, action: LaunchVm, tap_fds: Mapping[str, int], opened: ExitStack) -> Prepared:
@@ -143,10 +146,7 @@ class VmExecutor:
         for set_id, serial in enumerate(spec.serials, FIRST_LOG_SET):
             if serial.to == "file":
                 path = self._launches.directory(spec.name) / serial_log(serial.id)
-                try:
-                    sets[serial.id] = set_id, open_log(path)
-                except OSError as error:
-                    raise TransientError(f"{path}: {error.strerror}", reason="LogUnwritable") from error
+                sets[serial.id] = set_id, open_log(path)
                 opened.callback(os.close, sets[serial.id][1])
         return sets
 

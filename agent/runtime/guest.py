@@ -51,6 +51,9 @@ class GuestWitness(Protocol):
     def heard(self, vm: str, event: str, data: Mapping[str, Any]) -> None:
         """QEMU sent an event."""
 
+    def killed(self, vm: str, how: str) -> None:
+        """A QEMU that had been running was killed; `how` in words."""
+
     def answered(self, command: str, seconds: float) -> None:
         """QEMU answered a command."""
 
@@ -81,6 +84,7 @@ class Guest:
         self.began_s = now_s()
         self.run_state: str | None = None
         self.exit_reason: str | None = None if process is not None else record.exit_reason
+        self.killed_how = ""
         self.resumed_s: float | None = None
         self.limits: Limits | None = None
         self.limits_awaited = False
@@ -98,6 +102,7 @@ class Guest:
         self._changed = asyncio.Event()
         self._cause: str | None = None
         self._stop_by_s = 0.0
+        self._has_answered = False
 
     @property
     def name(self) -> str:
@@ -143,6 +148,9 @@ class Guest:
         self.alive = False
         self.run_state = None
         self.exit_reason = self._reason_of(status)
+        self.killed_how = status.violence if status is not None else ""
+        if self.killed_how and self._has_answered:
+            self._witness.killed(self.name, self.killed_how)
         self._note_change("exit")
 
     def _reason_of(self, status: ExitStatus | None) -> str:
@@ -194,6 +202,7 @@ class Guest:
         finally:
             silent.cancel()
         self._asked_s = None
+        self._has_answered = True
         if isinstance(answer, dict):
             self._set_run_state(str(answer["status"]))
         if self._devices_old:

@@ -91,6 +91,8 @@ class Guests:
             if process is None:
                 status = await self._starts.find_end(record)
                 self.add(record if status is None else replace(record, exit_reason=status.reason), None)
+                if status is not None and status.violence:
+                    self._witness.killed(record.spec.name, status.violence)
                 continue
             self._fetch_descriptors(record, process)
             unit = record.unit or unit_of(process)

@@ -24,12 +24,12 @@ from agent.core.guest_unit import (
 )
 from agent.host.handover import handover, launcher_command
 from agent.host.launches import LaunchRecord
+from agent.host.logs import open_log
 from agent.host.processes import (
     ENVIRONMENT,
     ExitStatus,
     Process,
     kill,
-    log_of,
     running_process,
     service_of,
     spawn,
@@ -99,9 +99,11 @@ class ChildStarts:
 
     async def start(self, start: Start) -> tuple[Process, str]:
         """As `Starts.start`."""
-        process = await spawn(
-            start.argv, uid=start.spec.uid, pass_fds=start.fds, log_path=start.log_path, groups=start.groups
-        )
+        output = open_log(start.log_path)
+        try:
+            process = await spawn(start.argv, uid=start.spec.uid, pass_fds=start.fds, log=output, groups=start.groups)
+        finally:
+            os.close(output)
         return process, ""
 
     async def find_end(self, record: LaunchRecord) -> ExitStatus | None:  # noqa: ARG002
@@ -139,7 +141,7 @@ class UnitStarts:
     async def start(self, start: Start) -> tuple[Process, str]:
         """As `Starts.start`."""
         uid = start.spec.uid
-        output = log_of(start.log_path)
+        output = open_log(start.log_path)
         try:
             with handover() as launcher:
                 standard = {

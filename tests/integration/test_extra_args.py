@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tomllib
 from typing import Any
 
@@ -54,6 +56,23 @@ def test_what_qemu_refuses_is_told_in_its_words(agent: AgentProcess) -> None:
     wait_for(lambda: any(refusal in text for topic, text in reasons(agent, "web") if topic == "condition"))
     agent.drop("web.toml", bare_vm("web"))
     agent.vmhost("wait", "running", "web", "--timeout", "30")
+
+
+def test_what_the_sandbox_forbids_is_told_as_that(agent: AgentProcess) -> None:
+    # The bridge helper would be a program of its own, which QEMU's sandbox forbids it to run.
+    agent.drop("web.toml", bare_vm("web", 'extra-args = ["-netdev", "bridge,id=extra,br=lo"]'))
+    agent.drop("db.toml", bare_vm("db"))
+    agent.start(settle=False)
+    agent.vmhost("wait", "running", "db", "--timeout", "30")
+    told = "QEMU of web did not start: killed by SIGSYS: its sandbox forbids what it asked for; it says nothing"
+    wait_for(lambda: any(told in text for topic, text in reasons(agent, "web") if topic == "condition"))
+
+
+def test_the_signal_that_ends_a_running_guest_is_told(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web"))
+    agent.start()
+    os.kill(agent.vm("web")["pid"], signal.SIGSEGV)
+    wait_for(lambda: "QEMU of web was killed by SIGSEGV" in agent.vmhost("events"))
 
 
 def test_a_guest_of_an_agent_that_knew_none_of_these_keys_is_taken_over_in_sync(agent: AgentProcess) -> None:

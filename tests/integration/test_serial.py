@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from agent.host.processes import LOG_MAX_BYTES
+from agent.host.logs import LOG_MAX_BYTES
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.test_guest import BOOT_S, unit

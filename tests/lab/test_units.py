@@ -46,6 +46,8 @@ def test_why_a_guest_ended_is_known(installed: Installed, number: str, reason: s
     told = ended(installed, "db", seen)
     lab.wait_until(lambda: told() != [], "the end to be told")
     assert told() == [f"put away what is left of db ({reason})"]
+    if number != "TERM":
+        assert f"QEMU of db was killed by SIG{number}" in lab.output("vmhost events")
     lab.output("vmhost start db")
     installed.wait_settled()
     assert unit_property(installed, "db", "Result") == "success"
@@ -70,12 +72,18 @@ def test_a_stopped_guest_leaves_no_unit(installed: Installed) -> None:
         installed.lab.output("vmhost start db")
 
 
-def test_one_that_cannot_start_says_why_and_leaves_no_unit(installed: Installed) -> None:
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ('cpu = "z80"', "unable to find CPU model 'z80'"),
+        ('extra-args = ["-netdev", "bridge,id=extra,br=lo"]', "did not start: killed by SIGSYS: its sandbox forbids"),
+    ],
+)
+def test_one_that_cannot_start_says_why_and_leaves_no_unit(installed: Installed, key: str, why: str) -> None:
     lab = installed.lab
-    lab.write("/etc/vmhost.d/odd.toml", b'[vm.odd]\nmemory = "32M"\naccel = "tcg"\ncpu = "z80"\n')
     try:
-        lab.wait_until(lambda: "did not start: " in lab.output("vmhost why odd", check=False), "the condition")
-        assert "unable to find CPU model 'z80'" in lab.output("vmhost why odd")
+        lab.write("/etc/vmhost.d/odd.toml", f'[vm.odd]\nmemory = "32M"\naccel = "tcg"\n{key}\n'.encode())
+        lab.wait_until(lambda: why in lab.output("vmhost why odd", check=False), "the condition")
     finally:
         lab.output("rm /etc/vmhost.d/odd.toml")
         installed.wait_settled()
