@@ -24,6 +24,10 @@ from agent.host.statedir.layout import StateText
 
 _MEMORY = TypeAdapter(Memory)
 
+_OURS = ".*.new"
+_VARIABLES = f".*.fd.{'[0-9a-f]' * 32}"
+"""How files are called that are not finished: our own, and the variables of a guest (`agent.host.firmware`)."""
+
 
 class StateRefusedError(AgentError):
     """The state belongs to somebody else: another agent that runs, or a later version of this one."""
@@ -50,9 +54,10 @@ class StateDirectory:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._units.mkdir(mode=0o700, exist_ok=True)
         self._lock = lock_directory(self._path)
-        for left in (*self._path.glob(".*.new"), *self._units.glob(".*.new")):
-            with contextlib.suppress(OSError):  # by an agent that was killed while it wrote; nobody else writes here
-                left.unlink()
+        for folder, unfinished in ((self._path, _OURS), (self._units, _OURS), (self.firmware, _VARIABLES)):
+            for left in folder.glob(unfinished):
+                with contextlib.suppress(OSError):  # by an agent that was killed while it wrote; none is writing now
+                    left.unlink()
 
     def close(self) -> None:
         """Unlock the directory."""
