@@ -67,7 +67,11 @@ class Handover:
             for first in range(0, len(fds), MAX_DESCRIPTORS):
                 some = list(fds[first : first + MAX_DESCRIPTORS])
                 socket.send_fds(self._ours, [_message("descriptors", *map(str, some))], some)
-            self._ours.send(_message("command", *command))
+            # In a file, because what a socket takes at once is less than what the kernel takes as a command line.
+            with os.fdopen(os.memfd_create("vmhost-command"), "wb", buffering=0) as text:
+                text.write(b"\0".join(map(os.fsencode, command)))
+                text.seek(0)
+                socket.send_fds(self._ours, [_message("command")], [text.fileno()])
         except BlockingIOError as error:
             raise TransientError(f"the launcher does not read: {error.strerror}", reason="LaunchFailed") from error
         except OSError as error:

@@ -2,8 +2,8 @@
 
 A transient unit gets standard input, output and error and no other descriptor (systemd 252), so standard input is a
 socket to the agent. This says "ready" there, by which the agent learns the pid, and then reads messages: descriptors
-(SCM_RIGHTS, unix(7)) with the numbers that QEMU is to find them under, and at last the command line. Nothing of the
-command line is ever in the unit's own settings, which anybody may read.
+(SCM_RIGHTS, unix(7)) with the numbers that QEMU is to find them under, and at last that of a file with the command
+line. Nothing of the command line is ever in the unit's own settings, which anybody may read.
 
 Every guest's start waits for this: it imports only what is part of the interpreter, because `socket` alone would
 take longer than Python itself (measured: 10 ms for Python, 2 ms for this, 15 ms for `socket`).
@@ -15,14 +15,14 @@ from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQP
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 DESCRIPTORS, COMMAND = b"descriptors", b"command"
-"""The first field of a message; fields are separated by NUL."""
+"""The first field of a message; fields are separated by NUL, as are the words of the command."""
 
 MAX_DESCRIPTORS = 250
 """In one message; the kernel takes 253 (SCM_MAX_FD)."""
 
 SPACE = CMSG_SPACE(4 * MAX_DESCRIPTORS)
 RIGHTS = (SOL_SOCKET, SCM_RIGHTS)
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 4096
 KEPT_VARIABLES = ("PATH", "LC_ALL")
 
 
@@ -34,19 +34,21 @@ def main() -> None:
     while True:
         data, ancillary, _, _ = agent.recvmsg(MAX_MESSAGE_BYTES, SPACE, MSG_CMSG_CLOEXEC)
         kind, *fields = data.split(b"\0")
+        fds = [fd for level, what, part in ancillary if (level, what) == RIGHTS for fd in _numbers(part)]
         if kind == DESCRIPTORS:
-            fds = [fd for level, what, part in ancillary if (level, what) == RIGHTS for fd in _numbers(part)]
             received.update(zip(map(int, fields), fds, strict=True))
         elif kind == COMMAND:
             break
         else:
             raise SystemExit("vmhost: the agent went away before it said what to start")
+    with open(fds[0], "rb") as text:
+        command = text.read().split(b"\0")
     put_in_place(received)
     for number in (SIGPIPE, SIGXFSZ):
         signal(number, SIG_DFL)  # Python ignores these, and whoever it becomes would go on doing so (execve(2))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    os.execvpe(os.fsdecode(fields[0]), fields, environment)
+    os.execvpe(os.fsdecode(command[0]), command, environment)
 
 
 def _numbers(part: bytes) -> list[int]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -28,6 +29,10 @@ ENVIRONMENT = {"PATH": os.defpath + ":/usr/sbin:/sbin", "LC_ALL": "C"}
 """All that a QEMU finds in its environment."""
 
 KVM_DEVICE = "/dev/kvm"
+_MOST_ARGUMENTS, _LEAST_ARGUMENTS, _POINTER_BYTES = 6 << 20, 128 << 10, 8
+_OWN_ARGUMENTS = 4096
+"""What `unprivileged` and `ENVIRONMENT` add to a command line, amply."""
+
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -159,6 +164,21 @@ def unprivileged(argv: Sequence[str], *, uid: int, groups: Sequence[int] = ()) -
     supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
     dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", supplementary, *dropped, "--", *argv]
+
+
+def refuse_long(argv: Sequence[str]) -> None:
+    """PermanentError `CommandLineTooLong` if the kernel would not take a command line, whoever executes it.
+
+    It takes a quarter of what a stack may have (6 MiB at most, 128 KiB in any case) for the strings, a pointer to each,
+    and the environment (execve(2), "Limits on size of arguments and environment"; fs/exec.c, bprm_stack_limits).
+    """
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    most = _MOST_ARGUMENTS if stack == resource.RLIM_INFINITY else min(stack // 4, _MOST_ARGUMENTS)
+    room = max(most, _LEAST_ARGUMENTS) - _OWN_ARGUMENTS
+    needed = sum(len(os.fsencode(argument)) + 1 + _POINTER_BYTES for argument in argv)
+    if needed > room:
+        message = f"QEMU's command line takes {needed} bytes, and the kernel {room} at most"
+        raise PermanentError(f"{message}; shorten extra-args", reason="CommandLineTooLong")
 
 
 def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path) -> subprocess.Popen[bytes]:

@@ -30,7 +30,7 @@ from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.logs import last_line, log_size, open_log
-from agent.host.processes import kvm_groups, kvm_usable
+from agent.host.processes import kvm_groups, kvm_usable, refuse_long
 from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
@@ -153,9 +153,11 @@ class VmExecutor:
     async def _spawn(self, prepared: Prepared, qemu: str) -> Guest:
         spec, kvm = prepared.record.spec, kvm_usable()
         with_kvm = resolved_accel(spec, kvm) == "kvm"
+        argv = qemu_argv(spec, qemu, prepared.files, kvm)
+        refuse_long(argv)
         start = Start(
             spec=spec,
-            argv=qemu_argv(spec, qemu, prepared.files, kvm),
+            argv=argv,
             fds=(*prepared.files.fds, prepared.lock),
             directory=self._launches.directory(spec.name),
             log_path=self._launches.log_path(spec.name),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from agent.unitfile.values import BadValueError, parse_text, quoted, shown
+from agent.unitfile.values import BadValueError, parse_short, quoted, shown
+
+MAX_ARGUMENT_BYTES = 131_071
+"""What the kernel takes as one argument, less its terminating NUL (execve(2), MAX_ARG_STRLEN with pages of 4 KiB)."""
 
 MAX_DISPLAY = 5899
 """A larger number is a port that was taken for a display: display N listens on TCP port 5900 + N (qemu(1), -vnc)."""
@@ -33,7 +36,7 @@ _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([0-9.]+)):([0-9]{1,5})", re.ASCI
 
 def parse_extra_arg(value: object) -> str:
     """One argument of QEMU's command line, as written; QEMU takes options with one dash or two."""
-    text = parse_text(value)
+    text = parse_short(value, MAX_ARGUMENT_BYTES)
     option = text.removeprefix("-").removeprefix("-") if text.startswith("-") else ""
     if option in _REFUSED:
         raise BadValueError(f"must not hold {quoted(text)}: {_REFUSED[option]}")

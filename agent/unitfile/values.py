@@ -98,9 +98,14 @@ def parse_nonempty(value: object) -> str:
 
 def parse_append(value: object) -> str:
     """A kernel command line."""
+    return parse_short(value, MAX_APPEND_BYTES)
+
+
+def parse_short(value: object, max_bytes: int) -> str:
+    """A string without control characters, of so many bytes at most."""
     text = parse_text(value)
-    if len(text.encode()) > MAX_APPEND_BYTES:
-        raise BadValueError(f"must be at most {MAX_APPEND_BYTES} bytes, not {len(text.encode())}")
+    if len(text.encode()) > max_bytes:
+        raise BadValueError(f"must be at most {max_bytes} bytes, not {len(text.encode())}")
     return text
 
 

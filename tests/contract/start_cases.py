@@ -220,6 +220,13 @@ async def it_is_limited_while_it_runs(ways: Ways) -> None:
         assert await starts.limits(record) == NONE  # nothing is left of the one before
 
 
+async def it_gets_as_long_a_command_line_as_the_kernel_takes(ways: Ways) -> None:
+    """Also one that is longer than a socket's buffer."""
+    argv = ("sh", "-c", "exec sleep 300", *["x" * 131_071] * 12)
+    async with ways.starts() as starts, ways.run(starts, argv) as (process, _):
+        await until(lambda: proc(process.pid, "cmdline").startswith(b"sleep"))
+
+
 CASES: dict[str, Callable[[Ways], Coroutine[None, None, None]]] = {
     case.__name__: case
     for case in (
@@ -231,6 +238,7 @@ CASES: dict[str, Callable[[Ways], Coroutine[None, None, None]]] = {
         a_renamed_guest_leaves_its_name_to_another,
         it_gets_as_many_descriptors_as_it_needs,
         it_is_limited_while_it_runs,
+        it_gets_as_long_a_command_line_as_the_kernel_takes,
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import tomllib
 from typing import Any
@@ -66,6 +67,23 @@ def test_what_the_sandbox_forbids_is_told_as_that(agent: AgentProcess) -> None:
     agent.vmhost("wait", "running", "db", "--timeout", "30")
     told = "QEMU of web did not start: killed by SIGSYS: its sandbox forbids what it asked for; it says nothing"
     wait_for(lambda: any(told in text for topic, text in reasons(agent, "web") if topic == "condition"))
+
+
+def test_a_command_line_that_the_kernel_does_not_take_is_no_reason_to_try_again(agent: AgentProcess) -> None:
+    before = resource.getrlimit(resource.RLIMIT_STACK)
+    many = ", ".join(['""'] * 30_000)  # each takes a pointer as well
+    agent.drop("web.toml", bare_vm("web", f"extra-args = [{many}]"))
+    resource.prlimit(0, resource.RLIMIT_STACK, (1 << 20, before[1]))  # of which a command line may have a quarter
+    try:
+        agent.start()
+    finally:
+        resource.prlimit(0, resource.RLIMIT_STACK, before)
+    (web,) = (one for one in agent.vm("web")["conditions"] if one["type"] != "Unsupported")
+    assert web["reason"] == "CommandLineTooLong"
+    assert "shorten extra-args" in web["message"]
+    assert agent.status()["agent"]["settled"]
+    agent.drop("web.toml", bare_vm("web"))
+    agent.vmhost("wait", "running", "web", "--timeout", "30")
 
 
 def test_the_signal_that_ends_a_running_guest_is_told(agent: AgentProcess) -> None:

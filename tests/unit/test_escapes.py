@@ -32,6 +32,7 @@ MISTAKES = {
     'extra-args = ["-device edu"]': '2:15: error: extra-args must hold one argument in each string, not "-device edu" '
     '(write "-device", "edu")',
     'extra-args = "-S"': '2:1: error: extra-args must be an array of strings, not "-S" (write ["-S"])',
+    f'extra-args = ["-m",\n "{"é" * 65_536}"]': "3:2: error: extra-args must be at most 131071 bytes, not 131072",
     'extra-args = ["-m", 3]': "2:21: error: extra-args must be a string, not 3 (write it in quotes)",
     "vnc = 1": '2:1: error: vnc must be true, false or a display such as "127.0.0.1:1", not 1 '
     '(did you mean "127.0.0.1:1"?)',
