@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run the agent until SIGTERM. Exit 0 after one, 1 if it cannot start, 2 on wrong usage."""
+    """Run the agent until SIGTERM. Exit 0 after one, 1 if it cannot start, 2 on wrong usage, 78 (EX_CONFIG) where no
+    retry can mend what keeps it from starting: a state that a later version wrote."""
     arguments = parser().parse_args()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

@@ -27,7 +27,7 @@ from agent.core.status import AgentFacts
 from agent.host.netlink import RatedLinks
 from agent.host.notify import Notifier
 from agent.host.peers import find_group
-from agent.host.statedir import StateDirectory, StateRefusedError, lock_directory
+from agent.host.statedir import LaterStateError, StateDirectory, StateRefusedError, lock_directory
 from agent.runtime.agent import Agent, look_for_qemu
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
@@ -61,20 +61,31 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Run the agent until SIGTERM or SIGINT (exit 0); 1, with one line that says why, if it cannot start or go on."""
+    """Run the agent until SIGTERM or SIGINT (exit 0); 1, with one line that says why, if it cannot start or go on.
+
+    `EX_CONFIG` (sysexits.h) instead if no retry can mend it, so that the service manager does not try again.
+    """
     set_up_logging()
-    problems: list[str] = []
-    try:
-        with contextlib.ExitStack() as held:
-            notifier = held.enter_context(Notifier.from_environment(os.environ))
-            state = _claim(settings, held)
-            starts = starts_here(os.environ, settings.run_dir)
-            asyncio.run(_serve(settings, state, notifier, starts))
-    except* (AgentError, OSError) as errors:
-        problems = [str(error) for error in _leaves(errors)]
-    for problem in problems:
-        sys.stderr.write(f"vmhost-agent: {problem}\n")
+    problems: list[BaseException] = []
+    with contextlib.ExitStack() as told:
+        notifier = told.enter_context(Notifier.from_environment(os.environ))
+        try:
+            _run(settings, notifier)
+        except* (AgentError, OSError) as errors:
+            problems = list(_leaves(errors))
+        for problem in problems:
+            sys.stderr.write(f"vmhost-agent: {problem}\n")
+            notifier.status(str(problem))
+    if any(isinstance(problem, LaterStateError) for problem in problems):
+        return os.EX_CONFIG
     return 1 if problems else 0
+
+
+def _run(settings: Settings, notifier: Notifier) -> None:
+    with contextlib.ExitStack() as held:
+        state = _claim(settings, held)
+        starts = starts_here(os.environ, settings.run_dir)
+        asyncio.run(_serve(settings, state, notifier, starts))
 
 
 def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

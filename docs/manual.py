@@ -57,6 +57,13 @@ EXITS = {
     "3": "no agent answers",
 }
 
+AGENT_EXITS = {
+    "0": "after a signal that ends it",
+    "1": "it cannot start or go on; one line says why, and a later try may do better",
+    "2": "wrong usage",
+    "78": "no later try can do better: the state directory was written by a later version",
+}
+
 SIGNALS = {
     "SIGTERM, SIGINT": "ends the agent; guests run on, and the next agent takes them over",
     "SIGHUP": "reads the unit directory now; it is watched anyway",
@@ -108,11 +115,7 @@ def _agent_page() -> str:
         ),
     ]
     lines += [".SH OPTIONS", *_described(_actions(parser)), ".SH SIGNALS", *_listed(SIGNALS)]
-    lines += [".SH EXIT STATUS"]
-    lines += _listed(
-        {"0": "after a signal that ends it", "1": "it cannot start; one line says why", "2": "wrong usage"}
-    )
-    lines += [".SH FILES", *_listed(FILES), *_see_also("vmhost-agent(8)")]
+    lines += [".SH EXIT STATUS", *_listed(AGENT_EXITS), ".SH FILES", *_listed(FILES), *_see_also("vmhost-agent(8)")]
     return "\n".join(lines) + "\n"
 
 

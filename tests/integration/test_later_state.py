@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,11 +32,15 @@ def test_a_later_state_is_refused_without_damage_and_guests_run_on(agent: AgentP
     before = contents(agent.folder / "state")
     assert any("units/one.toml" in path for path in before)
 
-    refused = subprocess.run(
-        [sys.executable, "-m", "agent", *agent.flags], capture_output=True, text=True, timeout=30, check=False
-    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(agent.folder / "notify"))
+        environment = {**os.environ, "NOTIFY_SOCKET": str(agent.folder / "notify")}
+        command = [sys.executable, "-m", "agent", *agent.flags]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+        told = manager.recv(4096, socket.MSG_DONTWAIT).decode()
     line = f"{state}: written by a later vmhost (state version 2, this one knows 1); install that version again"
-    assert (refused.returncode, refused.stdout) == (1, "")
+    assert (refused.returncode, refused.stdout) == (os.EX_CONFIG, "")  # which keeps systemd from trying again
+    assert told == f"STATUS={line}"
     assert refused.stderr == f"vmhost-agent: {line}\n"
     assert contents(agent.folder / "state") == before
     assert Path(f"/proc/{pid}").exists()

@@ -189,6 +189,22 @@ def test_a_bad_unit_file_is_told_and_fails_nothing(installed: Installed) -> None
             installed.lab.output("rm /etc/vmhost.d/bad.toml")
 
 
+def test_what_no_try_can_mend_is_not_tried_again_and_stays_told(installed: Installed) -> None:
+    lab, state = installed.lab, "/var/lib/vmhost/state.toml"
+    with same_guests(installed):
+        lab.output(f"systemctl stop {UNIT}; sed -i 's/^version = 1$/version = 2/' {state}")
+        try:
+            assert "failed" in lab.output(f"systemctl start {UNIT} 2>&1", check=False)
+            assert installed.property("ExecMainStatus") == str(os.EX_CONFIG)
+            assert installed.property("ActiveState") == "failed"
+            restarts = installed.property("NRestarts")
+            told = lab.output(f"systemctl status --no-pager --full {UNIT}", check=False)
+            assert f'Status: "{state}: written by a later vmhost (state version 2, this one knows 1)' in told
+        finally:
+            lab.output(f"sed -i 's/^version = 2$/version = 1/' {state}; systemctl start {UNIT}")
+        assert installed.property("NRestarts") == restarts == "0"
+
+
 def test_removed_the_guests_run_on_and_whoever_removes_it_is_told(installed: Installed, package: Path) -> None:
     with same_guests(installed):
         said = installed.lab.output("dpkg --remove vmhost 2>&1", timeout_s=60)

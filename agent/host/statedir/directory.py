@@ -30,7 +30,11 @@ _VARIABLES = f".*.fd.{'[0-9a-f]' * 32}"
 
 
 class StateRefusedError(AgentError):
-    """The state belongs to somebody else: another agent that runs, or a later version of this one."""
+    """The state belongs to somebody else: to another agent that runs."""
+
+
+class LaterStateError(StateRefusedError):
+    """The state belongs to a later version of this agent: no retry mends that."""
 
 
 class StateDirectory:
@@ -68,7 +72,7 @@ class StateDirectory:
     def load(self) -> tuple[Memory, str]:
         """The memory, and a problem in one line if it had to begin anew (the old file is then kept aside).
 
-        `StateRefusedError` for the state of a later version: it is left as it is.
+        `LaterStateError` for the state of a later version: it is left as it is.
         """
         path = self._path / "state.toml"
         try:
@@ -76,7 +80,7 @@ class StateDirectory:
             raw = tomllib.loads(text)
             if isinstance(version := raw.get("version"), int) and version > VERSION:
                 message = f"{path}: written by a later vmhost (state version {version}, this one knows {VERSION})"
-                raise StateRefusedError(f"{message}; install that version again")
+                raise LaterStateError(f"{message}; install that version again")
             memory = _MEMORY.validate_python(raw)
         except FileNotFoundError:
             return Memory(str(uuid.uuid4())), ""
