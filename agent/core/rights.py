@@ -27,6 +27,11 @@ class Peer:
     gids: frozenset[int]
 
 
+def user_shown(uid: int, name: str) -> str:
+    """A user for events and refusals; `name` empty where the host knows none."""
+    return f"uid {uid} ({name})" if name else f"uid {uid}"
+
+
 @dataclass(frozen=True, slots=True)
 class Rights:
     """Whom the agent serves. `group_gid` None: the host has no group `vmhost`, so only root and the agent's own user.

@@ -1,8 +1,9 @@
-"""The credentials of whoever opened a Unix socket, as the kernel noted them when they connected; and groups by name."""
+"""Who opened a Unix socket, as the kernel noted it when they connected; users and groups of the host, by name."""
 
 from __future__ import annotations
 
 import grp
+import pwd
 import socket
 import struct
 from typing import Protocol
@@ -39,6 +40,14 @@ def peer_of(connection: ConnectedSocket) -> Peer:
     except OSError:
         packed = b""
     return Peer(uid, frozenset({gid, *(group for (group,) in struct.iter_unpack("I", packed))}))
+
+
+def find_user(uid: int) -> str:
+    """The name of a user of this host, empty if there is none. It may ask a directory service, so it may block."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
 
 
 def find_group(name: str) -> int | None:

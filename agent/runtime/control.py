@@ -33,10 +33,11 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from agent.core.errors import AgentError
-from agent.core.rights import Rights, refusal
+from agent.core.rights import Peer, Rights, refusal
 from agent.core.text import printable, suggestion
 from agent.host.peers import peer_of
 from agent.host.unitdir import is_unit_name
+from agent.runtime.users import Users
 from agent.telemetry.journal import Event
 
 Verb = Literal["start", "stop", "restart", "reset", "pause", "resume", "release"]
@@ -59,6 +60,9 @@ MAX_REQUEST_BYTES = 65_536
 MAX_REASON = 500
 MAX_PLAN_BYTES = 16 << 20
 """A request to plan carries whole unit files: ten thousand ordinary ones."""
+
+PEER = web.RequestKey("peer", Peer)
+"""Who opened the connection of a request."""
 
 PROBE_S = 2.0
 """A peer that accepts within this time counts as an agent, even if it says nothing."""
@@ -103,16 +107,19 @@ class AgentApi(Protocol):
         `running` means that the guest also answered the latest restart and reset (`vm_display.is_running_as_asked`).
         """
 
-    async def intent(self, verb: Verb, name: str) -> str:
-        """Note what the operator asks of a guest, durably, and return at once with a line for the operator."""
+    async def intent(self, verb: Verb, name: str, by: str) -> str:
+        """Note what the operator asks of a guest, durably, and return at once with a line for the operator.
 
-    async def hold(self, name: str, uid: int, reason: str) -> str:
+        `by`: who it is, in words; so for the next three.
+        """
+
+    async def hold(self, name: str, uid: int, reason: str, by: str) -> str:
         """Note, durably, that a user wants a guest left alone; returns a line for the operator."""
 
-    async def approve(self, identity: str) -> str:
+    async def approve(self, identity: str, by: str) -> str:
         """Allow the stops that a question of this id is about; returns a line for the operator."""
 
-    async def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
+    async def set_down(self, by: str, *, down: bool, budget_s: float | None = None) -> str:
         """Stop all guests in order and start none, or let them start again; returns a line for the operator.
 
         `budget_s`: the time, in seconds, that all of them have together; None: each has its own.
@@ -240,7 +247,8 @@ def _only_for(rights: Rights) -> Middleware:
         connection = request.get_extra_info("socket")
         if connection is None:
             raise web.HTTPForbidden(text="nobody is at the other end any more")
-        why_not = refusal(rights, peer_of(connection), changes=request.path not in READING)
+        request[PEER] = peer_of(connection)
+        why_not = refusal(rights, request[PEER], changes=request.path not in READING)
         if why_not is not None:
             raise web.HTTPForbidden(text=why_not)
         return await handler(request)
@@ -253,6 +261,7 @@ class _Control:
 
     def __init__(self, api: AgentApi) -> None:
         self._api = api
+        self._users = Users()
 
     async def status(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(self._api.status())
@@ -278,27 +287,31 @@ class _Control:
     async def intent(self, request: web.Request) -> web.StreamResponse:
         body = await _read_object(request)
         verb, name = _word(body, "verb", get_args(Verb)), _text(body, "name")
+        by = await self._users.shown(request[PEER].uid)
         # Noted or not noted, never half: a peer that hangs up must not interrupt it.
-        return web.json_response({"message": await asyncio.shield(self._api.intent(cast(Verb, verb), name))})
+        return web.json_response({"message": await asyncio.shield(self._api.intent(cast(Verb, verb), name, by))})
 
     async def hold(self, request: web.Request) -> web.StreamResponse:
         body = await _read_object(request)
         name, reason = _text(body, "name"), body.get("reason", "")
         if not isinstance(reason, str) or len(reason) > MAX_REASON:
             raise web.HTTPBadRequest(text=f"reason: want a text of at most {MAX_REASON} characters")
-        uid = peer_of(request.get_extra_info("socket")).uid
-        return web.json_response({"message": await asyncio.shield(self._api.hold(name, uid, reason))})
+        uid = request[PEER].uid
+        by = await self._users.shown(uid)
+        return web.json_response({"message": await asyncio.shield(self._api.hold(name, uid, reason, by))})
 
     async def approve(self, request: web.Request) -> web.StreamResponse:
         identity = _text(await _read_object(request), "id")
-        return web.json_response({"message": await asyncio.shield(self._api.approve(identity))})
+        by = await self._users.shown(request[PEER].uid)
+        return web.json_response({"message": await asyncio.shield(self._api.approve(identity, by))})
 
     async def down(self, request: web.Request) -> web.StreamResponse:
         body = await _read_object(request)
         down, budget_s = body.get("down"), _seconds(body, "budget_s")
         if not isinstance(down, bool):
             raise web.HTTPBadRequest(text="down: want true or false")
-        message = await asyncio.shield(self._api.set_down(down=down, budget_s=budget_s))
+        by = await self._users.shown(request[PEER].uid)
+        message = await asyncio.shield(self._api.set_down(by, down=down, budget_s=budget_s))
         return web.json_response({"message": message})
 
     async def plan(self, request: web.Request) -> web.StreamResponse:

@@ -151,22 +151,22 @@ class Operator:
         reasons = [c.message for c in seen.plan.conditions if c.resource.startswith(vm_resource(name or ""))]
         return f"{name} is not {what}" + (f": {'; '.join(reasons)}" if reasons else "")
 
-    async def intent(self, verb: Verb, name: str) -> str:
+    async def intent(self, verb: Verb, name: str, by: str) -> str:
         """Note what is asked of a guest, durably."""
         self._refuse_unknown(name)
         self._refuse_in_vain(verb, name)
         await self._keeper.update(lambda memory: with_intent(memory, name, verb))
-        self._chronicle.journal.record(vm_resource(name), "intent", f"the operator asked for {verb} of {name}")
+        self._chronicle.journal.record(vm_resource(name), "intent", f"{verb} of {name} asked for by {by}")
         await self._reconciler.next_pass()
         return f"{name} is released" if verb == "release" else f"{verb} of {name} is under way"
 
-    async def hold(self, name: str, uid: int, reason: str) -> str:
+    async def hold(self, name: str, uid: int, reason: str, by: str) -> str:
         """Note that a user wants a guest left alone, durably."""
         self._refuse_unknown(name)
         hold = Hold(uid, datetime.now(UTC).isoformat(timespec="seconds"), printable(reason))
         await self._keeper.update(lambda memory: with_hold(memory, name, hold))
         why = f" ({hold.reason})" if hold.reason else ""
-        self._chronicle.journal.record(vm_resource(name), "intent", f"uid {uid} holds {name}{why}")
+        self._chronicle.journal.record(vm_resource(name), "intent", f"hold of {name} asked for by {by}{why}")
         await self._reconciler.next_pass()
         return f"{name} is held; `vmhost release {name}` ends that"
 
@@ -195,7 +195,7 @@ class Operator:
         if verb in {"pause", "resume"} and intent.stopped:
             raise RefusedError(f"{name} is stopped; `vmhost start {name}` starts it")
 
-    async def approve(self, identity: str) -> str:
+    async def approve(self, identity: str, by: str) -> str:
         """Allow exactly the stops that a question is about."""
         approval = self._reconciler.last.plan.approval
         if approval is None or approval.id != identity:
@@ -203,11 +203,11 @@ class Operator:
             raise UnknownNameError("approval", identity, known)
         await self._keeper.update(lambda memory: replace(memory, approved=memory.approved | approval.keys))
         guests = ", ".join(approval.guests)
-        self._chronicle.journal.record("agent", "approved", f"the operator approved the stop of {guests}")
+        self._chronicle.journal.record("agent", "approved", f"stop of {guests} approved by {by}")
         await self._reconciler.next_pass()
         return f"stopping {guests}"
 
-    async def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
+    async def set_down(self, by: str, *, down: bool, budget_s: float | None = None) -> str:
         """Stop all guests in order and start none, or let them start again; held until the host's next boot."""
         wanted = self._reconciler.last.observed.host.boot_id if down else ""
         by_s = now_s() + patience_s(budget_s) if down and budget_s is not None else None
@@ -219,7 +219,7 @@ class Operator:
         if before.down_in != wanted:
             within = "" if budget_s is None else f" within {budget_s:g} s"
             said = f"all guests are to stop{within}, and none is to start" if down else "guests are to run again"
-            self._chronicle.journal.record("agent", "down" if down else "up", said)
+            self._chronicle.journal.record("agent", "down" if down else "up", f"{said}: asked for by {by}")
         await self._reconciler.next_pass()
         return "guests are being stopped" if down else "guests are started as their units say"
 

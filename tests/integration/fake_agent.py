@@ -73,23 +73,24 @@ class FakeAgent:
             raise
         return WaitResult(False, f"vm {name} is waiting: DiskMissing")
 
-    async def intent(self, verb: Verb, name: str) -> str:
+    async def intent(self, verb: Verb, name: str, by: str) -> str:
         if name not in {"web", "db"}:
             raise UnknownNameError("guest", name, ["web", "db"])
-        self.asked.append((verb, name))
+        self.asked.append((verb, name, by))
         return f"{verb} of {name} noted"
 
-    async def approve(self, identity: str) -> str:
+    async def approve(self, identity: str, by: str) -> str:
         if identity != "ab12":
             raise RefusedError(f"nothing asks for an approval {identity}; `vmhost status` shows what does")
+        self.asked.append(("approve", identity, by))
         return "3 guests may stop"
 
-    async def hold(self, name: str, uid: int, reason: str) -> str:
-        self.asked.append(("hold", name, str(uid), reason))
+    async def hold(self, name: str, uid: int, reason: str, by: str) -> str:
+        self.asked.append(("hold", name, str(uid), reason, by))
         return f"{name} is held"
 
-    async def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
-        self.asked.append(("down" if down else "up", "" if budget_s is None else f"{budget_s:g}"))
+    async def set_down(self, by: str, *, down: bool, budget_s: float | None = None) -> str:
+        self.asked.append(("down" if down else "up", "" if budget_s is None else f"{budget_s:g}", by))
         return "noted"
 
     async def plan(self, files: Mapping[str, bytes | None]) -> Mapping[str, object]:

@@ -63,7 +63,7 @@ async def test_a_socket_that_somebody_answers_is_left_to_him(fake: FakeAgent, tm
     with pytest.raises(ControlError, match="another agent answers there"):
         await serve_control(tmp_path / "agent.sock", FakeAgent(), Rights()).__aenter__()
     assert await asyncio.to_thread(AgentClient(tmp_path).intent, "start", "web") == "start of web noted"
-    assert fake.asked == [("start", "web")]
+    assert fake.asked == [("start", "web", "uid 0 (root)")]
 
 
 async def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:

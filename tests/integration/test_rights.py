@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from tests.other_user import NOBODY, Said, open_folder, vmhost_as
 GROUP = 54_321
 """Stands for the group `vmhost`: who is a member is known by numbers only."""
 GUEST = 1_900_000_007
+NAMELESS = 54_322
 
 Words = tuple[str, ...]
 READING: tuple[Words, ...] = (("status",), ("events",), ("plan",), ("why", "web"), ("show", "web"), ("wait", "settled"))
@@ -99,6 +104,47 @@ async def test_without_the_group_there_is_only_root() -> None:
         assert said.err == (
             f"vmhost: uid {NOBODY} may not read this: only root may, as there is no group vmhost; use sudo\n"
         )
+
+
+async def test_a_change_says_who_asked_for_it_by_number_where_there_is_no_name() -> None:
+    async with served(Rights(group_gid=GROUP)) as (folder, fake):
+        for words in (["stop", "web", "--no-wait"], ["approve", "ab12"], ["down", "--no-wait"]):
+            assert (await ask(folder, words, groups=[GROUP])).code == 0
+        assert (await ask(folder, ["up", "--no-wait"], uid=NAMELESS, groups=[GROUP])).code == 0
+        assert [one[-1] for one in fake.asked] == [*["uid 65534 (nobody)"] * 3, f"uid {NAMELESS}"]
+
+
+def test_events_say_who_asked(agent: AgentProcess) -> None:
+    agent.drop("one.toml", bare_vm("one"))
+    agent.start()
+    for words in (("stop", "one"), ("start", "one"), ("down",), ("up",)):
+        agent.vmhost(*words)
+    events = [json.loads(line) for line in agent.vmhost("events", "--json").splitlines()]
+    assert [event["message"] for event in events if event["kind"] in {"intent", "down", "up"}] == [
+        "stop of one asked for by uid 0 (root)",
+        "start of one asked for by uid 0 (root)",
+        "all guests are to stop, and none is to start: asked for by uid 0 (root)",
+        "guests are to run again: asked for by uid 0 (root)",
+    ]
+
+
+def test_names_that_cannot_be_had_delay_an_answer_by_a_second_and_nothing_else(agent: AgentProcess) -> None:
+    silent = agent.folder / "passwd"
+    os.mkfifo(silent)  # whoever opens it to read waits for a writer, as for a directory service that hangs
+    hide = 'mount --bind "$1" /etc/passwd; shift; exec "$@"'
+    command = ["unshare", "--mount", "sh", "-ec", hide, "sh", str(silent), sys.executable, "-m", "agent", *agent.flags]
+    agent.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    agent.vmhost("wait", "settled", "--timeout", "60")
+    with ThreadPoolExecutor() as several:
+        many = range((os.cpu_count() or 1) + 5)  # more than the agent's loop has threads
+        assert {one.returncode for one in several.map(lambda _: agent.command("approve", "nothing"), many)} == {1}
+    agent.vmhost("down")
+    agent.drop("net.toml", "[bridge.br0]\n")
+    agent.vmhost("wait", "settled", "--timeout", "20")
+    events = [json.loads(line) for line in agent.vmhost("events", "--json").splitlines()]
+    told = "all guests are to stop, and none is to start: asked for by uid 0"
+    assert [event["message"] for event in events if event["kind"] == "down"] == [told]
+    assert agent.terminate() == 0
 
 
 def test_the_whole_agent_and_another_user(agent: AgentProcess) -> None:
