@@ -33,6 +33,7 @@ from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
 from agent.runtime.listener import Sources, keep_listening
+from agent.runtime.reach import tell_reach
 from agent.runtime.service import Service
 from agent.runtime.starts import Starts, starts_here
 from agent.telemetry.guard import Protection
@@ -180,4 +181,6 @@ async def _serve_metrics(settings: Settings, agent: Agent, chronicle: Chronicle)
         return health_of_passes(chronicle.last_pass_s, now_s(), HEALTHY_PASS_AGE_S)
 
     sources = Sources(chronicle.metrics.render, health, chronicle.journal, agent.operator.note_problem)
-    await keep_listening(settings.listen, settings.protection, sources)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(keep_listening(settings.listen, settings.protection, sources), name="listener")
+        group.create_task(tell_reach(settings.listen, settings.protection, sources, os.environ), name="reach")

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dbus_fast.errors import DBusFastError
 
 from agent.core.errors import PermanentError, TransientError
 from agent.core.guest_unit import Property
+from agent.core.reach import AddressFilter
 
 DESTINATION = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
@@ -95,6 +97,13 @@ class ServiceManager:
         except PermanentError:
             return None
         return await self._status(path)
+
+    async def address_filter(self, unit: str) -> AddressFilter:
+        """Which addresses a service admits, as the manager has it now (`IPAddressDeny`, `IPAddressAllow`: a(iayu))."""
+        path = await self._call("GetUnit", "s", [unit])
+        lists = [await self._property(path, SERVICE_INTERFACE, f"IPAddress{kind}") for kind in ("Deny", "Allow")]
+        deny, allow = ([f"{ip_address(bytes(one))}/{bits}" for _, one, bits in found or ()] for found in lists)
+        return AddressFilter(deny, allow)
 
     async def wait_end(self, unit: str) -> UnitStatus | None:
         """How a service whose main process is gone ended: the manager notices a moment after its parting. None if it

@@ -40,11 +40,6 @@ async def keep_listening(
 
     `every_s`: how often to look at the files, and to try again.
     """
-    if not listen.loopback and protection.missing:
-        lacking = " and not ".join(protection.missing)
-        message = f"metrics on {listen} can be reached from the network, and are not {lacking}"
-        sources.journal.record("agent", "metrics", message, level="warning")
-        sources.note_problem("MetricsExposed", message)
     while True:
         try:
             await _listen(listen, protection, sources, every_s)

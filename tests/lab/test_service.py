@@ -189,6 +189,35 @@ def test_a_bad_unit_file_is_told_and_fails_nothing(installed: Installed) -> None
             installed.lab.output("rm /etc/vmhost.d/bad.toml")
 
 
+def test_metrics_that_the_service_keeps_others_from_are_told_until_they_are_let_in(installed: Installed) -> None:
+    lab, folder = installed.lab, "/etc/systemd/system/vmhost-agent.service.d"
+    lab.output(f"mkdir -p {folder}")
+
+    def conditions() -> dict[str, str]:
+        return {one["type"]: one["message"] for one in installed.status()["agent"]["conditions"]}
+
+    with same_guests(installed):
+        try:
+            lab.write(
+                f"{folder}/listen.conf",
+                b"[Service]\nExecStart=\nExecStart=/usr/bin/vmhost-agent --listen 0.0.0.0:9177\n",
+            )
+            lab.output(f"systemctl daemon-reload; systemctl restart {UNIT}")
+            lab.wait_until(lambda: conditions() != {}, "the condition")
+            assert conditions() == {
+                "MetricsFiltered": "metrics on 0.0.0.0:9177 are not to be reached from elsewhere: IPAddressDeny= of "
+                "vmhost-agent.service lets only this host in; `systemctl edit vmhost-agent`, [Service], "
+                "IPAddressAllow=NETWORK/BITS, and `systemctl restart vmhost-agent` open it"
+            }
+            assert "IPAddressDeny= of vmhost-agent" in lab.output(f"journalctl --no-pager -u {UNIT} -n 50")
+            lab.write(f"{folder}/open.conf", b"[Service]\nIPAddressAllow=192.0.2.0/24\n")
+            lab.output(f"systemctl daemon-reload; systemctl restart {UNIT}")
+            lab.wait_until(lambda: conditions() != {}, "the condition")
+            assert set(conditions()) == {"MetricsExposed"}
+        finally:
+            lab.output(f"rm -r {folder}; systemctl daemon-reload; systemctl restart {UNIT}")
+
+
 def test_what_no_try_can_mend_is_not_tried_again_and_stays_told(installed: Installed) -> None:
     lab, state = installed.lab, "/var/lib/vmhost/state.toml"
     with same_guests(installed):
