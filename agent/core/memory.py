@@ -113,15 +113,24 @@ def new_names(before: Mapping[str, VmSpec], after: Mapping[str, VmSpec]) -> Mapp
 
 
 def with_new_names(memory: Memory, names: Mapping[str, str]) -> Memory:
-    """Whether its operator stopped, paused or holds a guest goes with it, never to whoever has its old name now."""
-    sources = {**dict.fromkeys(names, Intent()), **{new: memory.intents.get(o, Intent()) for o, new in names.items()}}
-    intents: dict[str, Intent] = {}
+    """Memory after guests got new names, by their old ones."""
+    intents = carried_intents(memory.intents, names)
+    return memory if intents is memory.intents else replace(memory, intents=intents)
+
+
+def carried_intents(intents: Mapping[str, Intent], names: Mapping[str, str]) -> Mapping[str, Intent]:
+    """Whether its operator stopped, paused or holds a guest goes with it, never to whoever has its old name now.
+
+    The very same intents where that changes nothing.
+    """
+    sources = {**dict.fromkeys(names, Intent()), **{new: intents.get(old, Intent()) for old, new in names.items()}}
+    changes: dict[str, Intent] = {}
     for name, source in sources.items():
-        old = memory.intents.get(name, Intent())
+        old = intents.get(name, Intent())
         intent = replace(old, stopped=source.stopped, paused=source.paused, hold=source.hold)
         if intent != old:
-            intents[name] = intent
-    return replace(memory, intents={**memory.intents, **intents}) if intents else memory
+            changes[name] = intent
+    return {**intents, **changes} if changes else intents
 
 
 def with_launch(memory: Memory, state: VmState) -> Memory:

@@ -46,6 +46,7 @@ from agent.core.observed import (
     DiskState,
     End,
     IngressState,
+    Intent,
     LinkState,
     NicBackend,
     NicState,
@@ -302,8 +303,13 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             return replace(seen, ends=ends)
         case RenameVm(vm=name, new_name=new_name):
             _require(new_name not in observed.vms, "a guest is renamed to a free name only")
-            state = observed.vms[name]
-            renamed = replace(state, spec=replace(state.spec, name=new_name))
+            state, wish = observed.vms[name], observed.intents.get(new_name, Intent())
+            renamed = replace(  # restarts asked of whoever had that name before are not for it
+                state,
+                spec=replace(state.spec, name=new_name),
+                generation=max(state.generation, wish.generation),
+                reset_generation=max(state.reset_generation, wish.reset_generation),
+            )
             others = {n: s for n, s in observed.vms.items() if n != name}
             return replace(observed, vms={**others, new_name: renamed})
     raise PreconditionError(f"no such action: {action}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from agent.core.desired import Desired
 from agent.core.forecast import forecast, forecast_json
+from agent.core.memory import carried_intents, new_names
 from agent.core.observed import DiskState, Observed
 from agent.core.show import UnitText, all_names, known_as, show_json
 from agent.core.status import StatusInputs, unit_status
@@ -46,6 +47,8 @@ class Explainer:
         if files:
             resolution = self._units.what_if(files)
             desired, statuses = replace(resolution.desired, complete=seen.desired.complete), resolution.files
+            names = new_names(seen.desired.vms, desired.vms)
+            observed = replace(observed, intents=carried_intents(observed.intents, names))
         asked = {self._units.path(name) for name in files}
         answer = await asyncio.to_thread(_forecast, desired, observed, self._keeper.memory.known_disks, seen.at_s)
         return {**answer, "units": [unit_status(one) for one in statuses if one.path in asked or one.state != "valid"]}

@@ -77,11 +77,14 @@ class Units:
             content.path: self._parse(content.path, content.data, content.problem) for content in view.files.values()
         }
         self._parsed = parsed
+        await self._take(self._sources(parsed), from_directory=True)
+
+    def _sources(self, parsed: Mapping[str, ParsedUnit]) -> list[UnitSource]:
+        """These files with their last good versions; one that is new may inherit that of one that is gone."""
         newcomers = [unit for path, unit in parsed.items() if path not in self._good]
         gone = [unit for path, unit in self._good.items() if path not in parsed]
         good = {**self._good, **heirs(newcomers, gone)} if newcomers and gone else self._good
-        sources = [UnitSource(unit, good.get(path)) for path, unit in sorted(parsed.items())]
-        await self._take(sources, from_directory=True)
+        return [UnitSource(unit, good.get(path)) for path, unit in sorted(parsed.items())]
 
     def path(self, name: str) -> str:
         """Where the unit file of a name lies."""
@@ -94,8 +97,7 @@ class Units:
             parsed.pop(self.path(name), None)
             if data is not None:
                 parsed[self.path(name)] = parse_unit(self.path(name), data)
-        sources = [UnitSource(unit, self._good.get(path)) for path, unit in sorted(parsed.items())]
-        return resolve(sources, self._context())
+        return resolve(self._sources(parsed), self._context())
 
     def named(self) -> Sequence[str]:
         """Every resource that a file names, also in a version that cannot run."""

@@ -104,6 +104,74 @@ def test_a_plan_names_every_action_before_and_none_after_and_an_edit_s_alone(age
     assert planned(agent)["actions"] == []
 
 
+def uuid_of(number: int) -> str:
+    return f'uuid = "00000000-0000-4000-8000-00000000000{number}"\n'
+
+
+def pids(agent: AgentProcess) -> dict[str, int | None]:
+    return {vm["name"]: vm["pid"] for vm in agent.status()["vms"]}
+
+
+def done_since(agent: AgentProcess, seen: int) -> list[str]:
+    """What was carried out after the first events, in the words of a plan."""
+    later = [event for event in events(agent)[seen:] if "outcome" in event["fields"]]
+    return [event["message"].partition(": done in")[0] for event in later]
+
+
+def test_names_that_move_on_are_planned_as_they_are_carried_out(agent: AgentProcess) -> None:
+    agent.drop("all.toml", "".join(bare_vm(name, uuid_of(n)) for n, name in enumerate(("off", "on", "again"))))
+    agent.start()
+    agent.vmhost("stop", "off")
+    agent.vmhost("restart", "again")
+    agent.vmhost("wait", "settled")
+    before = pids(agent)
+    new = agent.folder / "all.toml"
+    # Whom the operator stopped stays stopped, and whoever gets a name is not restarted for its former bearer.
+    new.write_text("".join(bare_vm(name, uuid_of(n)) for name, n in {"shop": 0, "again": 1, "off": 2}.items()))
+    plan, seen = planned(agent, new), len(events(agent))
+    assert texts(plan) == ["carry again over to its new name off", "carry on over to its new name again"]
+    agent.drop("all.toml", new.read_text())
+    wait_for(lambda: pids(agent) == {"shop": None, "again": before["on"], "off": before["again"]})
+    agent.vmhost("wait", "settled")
+    assert done_since(agent, seen) == texts(plan)
+
+
+def test_a_unit_file_that_is_renamed_and_broken_is_planned_as_it_is_held(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web") + bare_vm("db"))
+    agent.start()
+    new = agent.folder / "site.toml"
+    new.write_text(bare_vm("web", "cpu = 2") + bare_vm("db"))
+    plan = json.loads(agent.command("plan", "--json", str(new), "--without", "web.toml").stdout)
+    seen = len(events(agent))
+    (agent.units / "web.toml").rename(agent.units / ".web")
+    agent.drop("site.toml", new.read_text())
+    agent.vmhost("wait", "settled")
+    assert [(Path(unit["file"]).name, unit["state"]) for unit in plan["units"]] == [("site.toml", "held")]
+    assert [(Path(unit["file"]).name, unit["state"]) for unit in agent.status()["units"]] == [("site.toml", "held")]
+    moved = [f"{vm} takes over where its unit is while it runs" for vm in ("db", "web")]
+    assert sorted(done_since(agent, seen)) == sorted(texts(plan)) == moved
+    assert {condition["type"] for condition in plan["conditions"]} == set()
+
+
+def test_a_guest_that_moves_to_another_file_is_planned_as_it_stays(agent: AgentProcess) -> None:
+    agent.drop("both.toml", bare_vm("web") + bare_vm("db"))
+    agent.drop("net.toml", BRIDGE)
+    agent.start()
+    new = agent.folder / "net.toml"
+    for text, state in ((BRIDGE + bare_vm("web", "cpu = 2"), "held"), (BRIDGE + bare_vm("web"), "valid")):
+        new.write_text(text)
+        (agent.folder / "both.toml").write_text(bare_vm("db"))
+        plan = json.loads(agent.command("plan", "--json", str(new), str(agent.folder / "both.toml")).stdout)
+        seen = len(events(agent))
+        agent.drop("net.toml", text)
+        agent.drop("both.toml", bare_vm("db"))
+        agent.vmhost("wait", "settled")
+        states = {Path(unit["file"]).name: unit["state"] for unit in plan["units"]}
+        assert states == {"net.toml": state, "both.toml": "valid"}
+        moved = ["web takes over where its unit is while it runs"] if state == "valid" else []
+        assert done_since(agent, seen) == texts(plan) == moved
+
+
 def events(agent: AgentProcess) -> list[dict[str, Any]]:
     return [json.loads(line) for line in agent.vmhost("events", "--json").splitlines()]
 
