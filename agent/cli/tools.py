@@ -15,6 +15,7 @@ from pathlib import Path
 from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import FALSE, TRUE, complain
 from agent.cli.tables import write_line, write_table
+from agent.core.qemu_display import written
 from agent.core.text import counted
 
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -218,7 +219,7 @@ def vnc(arguments: argparse.Namespace) -> int:
     if arguments.listen is None and viewer is None:
         if arguments.json:
             path, address = screen.path, screen.address
-            place = {"socket": str(path) if path else None, "address": screens.written(address) if address else None}
+            place = {"socket": str(path) if path else None, "address": written(address) if address else None}
             print(json.dumps({"name": screen.name, **place}))
         else:
             screens.describe(screen)

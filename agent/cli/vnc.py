@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
 import re
@@ -19,7 +20,9 @@ from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import complain
 from agent.cli.console import why_not_there
 from agent.cli.tables import write_line
-from agent.core.qemu_display import VNC_SOCKET, vnc_port
+from agent.core.qemu_display import VNC_SOCKET, vnc_port, written
+from agent.core.text import printable
+from agent.host.listeners import find_listener
 
 GREETING = b"RFB "
 """What a VNC server says first (RFC 6143, 7.1.1)."""
@@ -48,17 +51,12 @@ class Screen:
         return await asyncio.open_unix_connection(self.path)
 
 
-def written(address: tuple[str, int]) -> str:
-    """Host and port in one word."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def find_screen(run_dir: Path, name: str) -> Screen:
     """Where the screen of a running guest is. RefusedError if it has none, does not run, or does not answer."""
     record = run_dir / "vms" / name / "launch.toml"
     try:
-        vnc = tomllib.loads(record.read_text(encoding="utf-8"))["spec"].get("vnc", False)
+        launch = tomllib.loads(record.read_text(encoding="utf-8"))
+        vnc, pid = launch["spec"].get("vnc", False), launch.get("pid")
     except FileNotFoundError:
         raise RefusedError(why_not_there(run_dir, name)) from None
     except OSError as error:
@@ -69,8 +67,18 @@ def find_screen(run_dir: Path, name: str) -> Screen:
         hint = f"`vnc = true` in its unit and `vmhost restart {name}` give it one"
         raise RefusedError(f"vm {name} was started without a screen; {hint}")
     screen = Screen(name, record.with_name(VNC_SOCKET)) if vnc is True else Screen(name, address=vnc_port(vnc))
+    _refuse_foreign(screen, pid)
     _greeted(screen)
     return screen
+
+
+def _refuse_foreign(screen: Screen, pid: int | None) -> None:
+    """RefusedError if another program than the guest's QEMU has its port."""
+    holder = find_listener(*screen.address) if screen.address is not None else None
+    if holder is not None and holder.pid != pid:
+        way_out = f"give the guest another display (`vnc =` in its unit) and `vmhost restart {screen.name}`"
+        where = f"{printable(str(holder))} listens at {screen.shown()}, not QEMU of vm {screen.name}"
+        raise RefusedError(f"{where}: end it, or {way_out}")
 
 
 def _greeted(screen: Screen) -> None:
@@ -152,7 +160,9 @@ async def forward(screen: Screen, listen: tuple[str, int], viewer: str | None, *
     try:
         server = await asyncio.start_server(serve, *listen)
     except OSError as error:
-        raise RefusedError(f"{written(listen)}: {(error.strerror or str(error)).lower()}; take another port") from error
+        holder = find_listener(*listen) if error.errno == errno.EADDRINUSE else None
+        why = f"{printable(str(holder))} listens there; end it" if holder else (error.strerror or str(error)).lower()
+        raise RefusedError(f"{written(listen)}: {why}, or take another port") from error
     async with server:
         host, port = server.sockets[0].getsockname()[:2]
         if viewer is not None:

@@ -37,3 +37,9 @@ def vnc_port(vnc: str) -> tuple[str, int]:
     """The TCP host and port of a display: "127.0.0.1:1" is port 5901 there."""
     host, _, number = vnc.rpartition(":")
     return host.strip("[]"), FIRST_VNC_PORT + int(number)
+
+
+def written(address: tuple[str, int]) -> str:
+    """Host and port in one word."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,10 +25,12 @@ from agent.core.qemu_argv import (
     qemu_argv,
     resolved_accel,
 )
+from agent.core.qemu_display import vnc_port, written
 from agent.core.qemu_serial import serial_log, serial_sockets
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
+from agent.host.listeners import find_listener
 from agent.host.logs import last_line, log_size, open_log
 from agent.host.processes import kvm_groups, kvm_usable, refuse_long
 from agent.runtime.clock import boot_id, now_s
@@ -106,6 +108,7 @@ class VmExecutor:
             await self._forget(guest)
             said = last_line(self._launches.log_path(spec.name), said_before) or "it says nothing"
             said = f"{guest.killed_how}; {said}" if guest.killed_how else said
+            said += await asyncio.to_thread(port_taken, spec)
             raise TransientError(f"QEMU of {spec.name} did not start: {said}", reason="LaunchFailed")
 
     def _prepare(self, action: LaunchVm, tap_fds: Mapping[str, int], opened: ExitStack) -> Prepared:
@@ -264,6 +267,17 @@ def open_flash(spec: VmSpec, folder: Path, opened: ExitStack) -> FirmwareSets:
     flash = open_firmware(firmware, folder, spec.uuid, secure_boot=spec.secure_boot)
     opened.callback(flash.close)
     return FirmwareSets(DiskSet(CODE_SET, flash.code_fds), DiskSet(VARIABLES_SET, flash.variable_fds))
+
+
+def port_taken(spec: VmSpec) -> str:
+    """Who has the port of a guest's display, if somebody has, as the end of a line. Looks at every process."""
+    if not isinstance(spec.vnc, str):
+        return ""
+    address = vnc_port(spec.vnc)
+    holder = find_listener(*address)
+    if holder is None:
+        return ""
+    return f"; {holder} listens at {written(address)}: end it, or give the guest another display"
 
 
 def ran_s(guest: Guest) -> float:

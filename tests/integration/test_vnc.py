@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,10 +10,13 @@ import socket
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
-from tests.agent_process import AgentProcess
+import pytest
+
+from tests.agent_process import AgentProcess, kill_qemu
 from tests.integration.conftest import bare_vm
 from tests.integration.waiting import wait_for
 from tests.rfb import Picture, look
@@ -84,7 +88,9 @@ def test_a_port_that_is_passed_on_to_the_socket(agent: AgentProcess) -> None:
             agent.vmhost("restart", "web")
             assert firmware_screen((host, int(port))).name == "QEMU (web)"
             taken = agent.command("vnc", "web", "--listen", port)
-            assert (taken.returncode, "take another port" in taken.stderr) == (1, True)
+            name = Path(f"/proc/{passing.pid}/comm").read_text().strip()
+            why = f"{name} (pid {passing.pid}) listens there; end it, or take another port"
+            assert (taken.returncode, taken.stderr) == (1, f"vmhost: 127.0.0.1:{port}: {why}\n")
         finally:
             passing.send_signal(signal.SIGINT)
             assert passing.wait(10) == 0
@@ -125,6 +131,35 @@ def test_a_viewer_is_opened_where_the_screen_is(agent: AgentProcess) -> None:
     assert (opened.returncode, opened.stdout, opened.stderr) == (0, "b'RFB 003.008\\n'\n", "")
 
 
+@pytest.mark.parametrize(("family", "any_host"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")])
+def test_what_listens_in_place_of_a_screen_is_named(
+    agent: AgentProcess, family: socket.AddressFamily, any_host: str
+) -> None:
+    agent.drop("web.toml", bare_vm("web", 'restart = "never"\nvnc = "127.0.0.1:7"'))
+    agent.start()
+    agent.kill()
+    kill_qemu(record_pid(agent, "web"), agent.run_dir)
+    with socket.socket(family) as foreign:
+        if family is socket.AF_INET6:
+            foreign.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # The last of QEMU's threads lets go of the port a moment after the first is gone.
+        wait_for(lambda: is_free(5907))
+        foreign.bind((any_host, 5907))
+        foreign.listen()
+        refused = agent.command("vnc", "web")
+    assert f"(pid {os.getpid()}) listens at 127.0.0.1:5907, not QEMU of vm web: end it, or" in refused.stderr
+    assert refused.returncode == 1
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+def record_pid(agent: AgentProcess, name: str) -> int:
+    return int(tomllib.loads((agent.run_dir / "vms" / name / "launch.toml").read_text())["pid"])
+
+
 def test_a_display_belongs_to_one(agent: AgentProcess) -> None:
     agent.drop("web.toml", bare_vm("web", 'vnc = "127.0.0.1:7"'))
     agent.start()
@@ -136,6 +171,8 @@ def test_a_display_belongs_to_one(agent: AgentProcess) -> None:
     assert (Path(unit["file"]).name, [error["problem"] for error in unit["errors"]]) == ("db.toml", [problem])
     with socket.create_server(("127.0.0.1", 5908)):
         agent.drop("db.toml", bare_vm("db", 'vnc = "127.0.0.1:8"'))
-        wait_for(lambda: "Address already in use" in conditions(agent, "db").get("LaunchFailed", {}).get("message", ""))
+        holder = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+        told = f"Address already in use; {holder} listens at 127.0.0.1:5908: end it, or give the guest another display"
+        wait_for(lambda: told in conditions(agent, "db").get("LaunchFailed", {}).get("message", ""))
     agent.vmhost("wait", "running", "db", "--timeout", "60")
     assert firmware_screen(("127.0.0.1", 5908)).name == "QEMU (db)"
