@@ -50,7 +50,7 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
             _maintain_tap(draft, name, nic, link)
             plan_rate(draft, name, nic, link)
     elif link is not None and not _is_own_tap(link, name, nic):
-        draft.tell(resource, "Conflict", _conflict_message(nic))
+        draft.tell(resource, "Conflict", _conflict_message(draft, nic))
     elif backend.backend is NicBackend.DEAD:
         bridge = _bridge_ifindex(draft, nic)
         draft.propose(ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, bridge, running=True))
@@ -71,7 +71,7 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
 def _plan_renamed_tap(draft: Draft, resource: str, present: str, nic: NicSpec) -> None:
     link = draft.observed.links.get(present)
     if nic.tap in draft.observed.links:
-        draft.tell(resource, "Conflict", _conflict_message(nic))
+        draft.tell(resource, "Conflict", _conflict_message(draft, nic))
     elif link is not None:
         change = LinkChange(name=nic.tap)
         draft.propose(ChangeLink(resource, Reason.RENAMED, present, link.ifindex, link.alias, change))
@@ -91,14 +91,20 @@ def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
         draft.propose(ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, bridge, running=False))
         return False
     if not _is_own_tap(link, spec.name, nic):
-        draft.tell(resource, "Conflict", _conflict_message(nic))
+        draft.tell(resource, "Conflict", _conflict_message(draft, nic))
         return False
     right, limited = _maintain_tap(draft, spec.name, nic, link), plan_rate(draft, spec.name, nic, link)
     return right and limited and resource not in draft.observed.in_flight
 
 
-def _conflict_message(nic: NicSpec) -> str:
-    return f"a link {nic.tap} exists that is not ours; rename it, or give the NIC another tap ="
+def _conflict_message(draft: Draft, nic: NicSpec) -> str:
+    """Who has the name that a tap is to have: a guest that was renamed keeps its taps' old names until its restart."""
+    attached = NicState(NicBackend.ATTACHED, nic.tap)
+    holder = next((name for name, state in draft.observed.vms.items() if attached in state.nics.values()), None)
+    if holder is None:
+        return f"a link {nic.tap} exists that is not ours; rename it, or give the NIC another tap ="
+    way_out = f"`vmhost restart {holder}`, or its stop, releases it; or give the NIC another tap ="
+    return f"tap {nic.tap} is still that of {holder}: {way_out}"
 
 
 def _is_own_tap(link: LinkState, name: str, nic: NicSpec) -> bool:

@@ -136,6 +136,26 @@ def test_a_renamed_tap_gets_its_name_back() -> None:
     assert (action.reason, action.link, action.change.name) == (Reason.RENAMED, "oops", "web-lan")
 
 
+def test_a_tap_that_a_renamed_guest_still_has_is_told_with_that_guest_and_what_releases_it() -> None:
+    # web became shop and keeps its tap web-lan until it is restarted; another guest is called web now.
+    shop = replace(WEB, name="shop", nics=(replace(NIC, tap="shop-lan"),))
+    web = replace(WEB, uuid="uuid-new", uid=WEB.uid + 1)
+    desired = Desired({"br0": BRIDGE}, {"shop": shop, "web": web})
+    runs = replace(RUNNING, spec=replace(WEB, name="shop"))
+    seen = replace(with_link(TAP_LINK, alias=tap_mark("shop", "lan")), vms={"shop": runs})
+    way_out = "`vmhost restart shop`, or its stop, releases it; or give the NIC another tap ="
+    held = f"tap web-lan is still that of shop: {way_out}"
+    decided = plan(desired, seen, 0.0)
+    assert [(c.resource, c.type, c.message) for c in decided.conditions if "tap" in c.resource] == [
+        ("tap/web/lan", "Conflict", held)
+    ]
+    # So it is for one that runs: whose tap is gone, or is called something else.
+    for backend, link in ((NicBackend.DEAD, None), (NicBackend.ATTACHED, "oops")):
+        second = VmState(web, True, 4712, run_state="running", nics={"lan": NicState(backend, link)})
+        decided = plan(desired, replace(seen, vms={"shop": runs, "web": second}), 0.0)
+        assert [c.message for c in decided.conditions if c.resource == "tap/web/lan"] == [held]
+
+
 def test_a_foreign_link_of_a_wanted_name_is_a_conflict() -> None:
     foreign = with_link(BRIDGE_LINK, alias="", group=0)
     decided = plan(DESIRED, foreign, 0.0)
