@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,17 +17,11 @@ from agent.core.errors import TransientError
 from agent.host.firmware import DESCRIPTOR_FOLDERS, find_firmware, has_platform_key, open_firmware
 from agent.host.launches import Launches
 from agent.runtime.execute_vms import open_flash
-from tests.qemu import launched, paused_vm, short_folder
+from tests.qemu import launched, paused_vm
 
 UUID = str(uuid.uuid4())
 PLAIN = find_firmware("q35", secure_boot=False)
 SECURE = find_firmware("q35", secure_boot=True)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with short_folder() as path:
-        yield path
 
 
 def make(folder: Path, firmware: object = PLAIN, *, secure_boot: bool = False) -> bytes:

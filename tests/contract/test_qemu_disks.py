@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,22 +14,9 @@ from agent.core.desired import DiskSpec
 from agent.core.errors import PermanentError, TransientError
 from agent.host.disks import DiskLook, create_disk, grow_disk, look_at_disk, open_disk, prepare_boot_file
 from agent.host.launches import Launches
-from tests.qemu import UID, launched, paused_vm, short_folder
+from tests.qemu import UID, launched, paused_vm
 
 NASTY = 'a "b",readonly=off\n:c.qcow2'
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with short_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def launches(folder: Path) -> Launches:
-    found = Launches(folder / "run")
-    found.open()
-    return found
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,7 @@ import pytest
 from agent.core.desired import DiskSpec
 from agent.host.launches import Launches
 from tests.contract.test_qemu_launch import bus_of, root_bus
-from tests.qemu import launched, paused_vm, short_folder
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with short_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def launches(folder: Path) -> Launches:
-    found = Launches(folder / "run")
-    found.open()
-    return found
+from tests.qemu import launched, paused_vm
 
 
 @pytest.mark.parametrize("machine", ["q35", "pc"])

@@ -20,26 +20,13 @@ from agent.host.processes import find_process, find_process_with, resident_bytes
 from agent.host.qmp import Monitor
 from agent.host.tap import open_tap
 from tests.netns import network_namespace
-from tests.qemu import UID, launched, paused_vm, short_folder
+from tests.qemu import UID, launched, paused_vm
 
 
 @pytest.fixture(autouse=True)
 def own_network() -> Iterator[None]:
     with network_namespace():
         yield
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with short_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def launches(folder: Path) -> Launches:
-    found = Launches(folder / "run")
-    found.open()
-    return found
 
 
 @pytest.fixture

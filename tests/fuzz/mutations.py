@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from tests.every_key import EVERY_KEY
+
 BRIDGES = b"""\
 [bridge.br0]
 ports = ["eth1", "eth2"]
@@ -16,43 +18,6 @@ adopt = true
 
 [bridge.br1] # isolated
 """
-GUEST = b"""\
-[vm.web]
-cpus = 2
-memory = "1G"
-machine = "q35"
-accel = "auto"
-kernel = "/srv/vm/vmlinuz"
-initrd = "/srv/vm/initrd"
-append = "root=/dev/vda quiet"
-extra-args = ["-device", "edu"]
-vnc = "127.0.0.1:1"
-restart = "always"
-stop-timeout = "90s"
-after = ["vm:db"]
-description = "M\xc3\xbcller's shop"
-enabled = true
-uuid = "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11"
-
-[vm.web.disk.root]
-path = "/srv/vm/web.qcow2"
-size = "32G"
-format = "qcow2"
-cache = "writeback"
-read-only = false
-
-[vm.web.disk.cd]
-media = "cdrom"
-path = "/srv/a.iso"
-bus = "sata"
-
-[vm.web.nic.lan]
-bridge = "br0"
-mac = "52:54:00:12:34:56"
-tap = "web-lan"
-model = "virtio-net-pci"
-mtu = 1500
-"""
 SMALL = b"""\
 [vm.db]
 memory = "512M"
@@ -63,7 +28,7 @@ bridge = "br0"
 [vm.db.nic.dmz]
 bridge = "br1"
 """
-SEEDS = (BRIDGES, GUEST, SMALL, BRIDGES + SMALL)
+SEEDS = (BRIDGES, EVERY_KEY, SMALL, BRIDGES + SMALL)
 WORDS = (
     *(bytes([byte]) for byte in b"[]{}=\"'.,#\n\r\t\\-_0 \0"),
     *(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.unitfile.parse import ParsedUnit, parse_unit
-from tests.unit.test_unitfile_parse import VALID
+from tests.every_key import EVERY_KEY
 
 
 def check_positions(unit: ParsedUnit) -> None:
@@ -50,7 +50,7 @@ WORDS = [
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_mutated_units_are_taken(data: st.DataObject) -> None:
-    mutated = VALID
+    mutated = EVERY_KEY
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(mutated)))
         length = data.draw(st.integers(0, 12))

@@ -6,16 +6,15 @@ from dataclasses import replace
 
 from agent.core.actions import ChangeLink, EndVm, LaunchVm, RenameVm, StopVm, kind_of
 from agent.core.attempts import after_failure
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.desired import Desired, DiskSpec, Restart, VmSpec
 from agent.core.device_actions import CreateDisk, ReplugNic
 from agent.core.draft import Plan
 from agent.core.errors import PermanentError, TransientError
-from agent.core.marks import GROUP, bridge_mark, tap_mark
+from agent.core.marks import GROUP, tap_mark
 from agent.core.observed import (
     AddressState,
     DiskState,
     End,
-    HostState,
     Intent,
     LinkState,
     NicBackend,
@@ -25,18 +24,7 @@ from agent.core.observed import (
 )
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-
-BRIDGE = BridgeSpec("br0", "02:00:00:00:00:01", "net.toml", addresses=("10.0.0.1/24",))
-NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)
-WEB = VmSpec("web", "uuid-web", 1_900_000_000, "web.toml", nics=(NIC,))
-BRIDGE_LINK = LinkState(
-    10, "br0", "bridge", True, 1500, BRIDGE.mac, None, bridge_mark("br0"), 0, (AddressState("10.0.0.1/24", own=True),)
-)
-TAP_LINK = LinkState(11, "web-lan", "tun", True, 1500, "02:aa:00:00:00:02", 10, tap_mark("web", "lan"))
-RUNNING = VmState(WEB, True, 4711, run_state="running", nics={"lan": NicState(NicBackend.ATTACHED, "web-lan")})
-HOST = HostState(boot_id="now")
-DESIRED = Desired({"br0": BRIDGE}, {"web": WEB})
-SETTLED = Observed(links={"br0": BRIDGE_LINK, "web-lan": TAP_LINK}, vms={"web": RUNNING}, host=HOST)
+from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, DESIRED, HOST, NIC, RUNNING, SETTLED, TAP, WEB, with_vm
 
 
 def kinds(decided: Plan) -> list[str]:
@@ -45,10 +33,6 @@ def kinds(decided: Plan) -> list[str]:
 
 def told(decided: Plan) -> dict[str, str]:
     return {condition.resource: condition.type for condition in decided.conditions}
-
-
-def with_vm(**changes: object) -> Observed:
-    return replace(SETTLED, vms={"web": replace(RUNNING, **changes)})  # type: ignore[arg-type]
 
 
 def with_link(link: LinkState, **changes: object) -> Observed:
@@ -90,7 +74,7 @@ def test_each_fault_of_a_tap_has_its_reason() -> None:
         ({"mtu": 9000}, Reason.MTU),
         ({"alias": ""}, Reason.UNMARKED),
     ):
-        decided = plan(DESIRED, with_link(TAP_LINK, **changes), 0.0)
+        decided = plan(DESIRED, with_link(TAP, **changes), 0.0)
         assert [(kind_of(a), a.reason) for a in decided.actions] == [("change-link", reason)]
 
 
@@ -128,7 +112,7 @@ def test_a_deleted_tap_is_rearmed_or_where_that_fails_replugged() -> None:
 def test_a_renamed_tap_gets_its_name_back() -> None:
     renamed = replace(
         without_link("web-lan"),
-        links={"br0": BRIDGE_LINK, "oops": replace(TAP_LINK, name="oops")},
+        links={"br0": BRIDGE_LINK, "oops": replace(TAP, name="oops")},
         vms={"web": replace(RUNNING, nics={"lan": NicState(NicBackend.ATTACHED, "oops")})},
     )
     (action,) = plan(DESIRED, renamed, 0.0).actions
@@ -142,7 +126,7 @@ def test_a_tap_that_a_renamed_guest_still_has_is_told_with_that_guest_and_what_r
     web = replace(WEB, uuid="uuid-new", uid=WEB.uid + 1)
     desired = Desired({"br0": BRIDGE}, {"shop": shop, "web": web})
     runs = replace(RUNNING, spec=replace(WEB, name="shop"))
-    seen = replace(with_link(TAP_LINK, alias=tap_mark("shop", "lan")), vms={"shop": runs})
+    seen = replace(with_link(TAP, alias=tap_mark("shop", "lan")), vms={"shop": runs})
     way_out = "`vmhost restart shop`, or its stop, releases it; or give the NIC another tap ="
     held = f"tap web-lan is still that of shop: {way_out}"
     decided = plan(desired, seen, 0.0)
@@ -244,7 +228,7 @@ def test_a_removed_unit_stops_its_guest_and_an_invalid_one_does_not() -> None:
     assert isinstance(action, StopVm)
     assert action.unit_asked
     invalid = replace(gone, unresolved_files=frozenset({"web.toml"}))
-    decided = plan(invalid, with_link(TAP_LINK, up=False), 0.0)
+    decided = plan(invalid, with_link(TAP, up=False), 0.0)
     assert kinds(decided) == ["change-link tap/web/lan"]
     assert told(decided)["vm/web"] == "Held"
 

@@ -1,0 +1,53 @@
+"""A unit file with every key, some of them in other than their canonical form."""
+
+EVERY_KEY = b"""\
+[bridge.br-lan]
+ports = ["eth1"]
+addresses = ["192.168.0.1/24", "fd00::1/64"]
+mac = "de:ad:be:ef:24:31"
+mtu = 1500
+stp = false
+adopt = false
+
+[vm.web]
+cpus = 2
+memory = "1G"
+machine = "q35"
+cpu = "max"
+accel = "tcg"
+kernel = "/srv/vm/vmlinuz"
+initrd = "/srv/vm/initrd"
+append = "root=/dev/vda"
+extra-args = ["-device", "a,b=c", "-device", "a"]
+vnc = "127.0.0.1:01"
+restart = "always"
+stop-timeout = "5m"
+after = ["vm:db"]
+description = "the shop, \xc3\xa4"
+enabled = true
+cpu-weight = 200
+cpu-quota = "150%"
+io-weight = 50
+tasks = 82
+uuid = "6B6C4B0E-1d2f-4c58-9d1b-2f6c5d0a7e11"
+[vm.web.disk.root]
+path = "/srv/vm/web.qcow2"
+size = "32G"
+format = "qcow2"
+cache = "none"
+read-only = false
+discard = true
+[vm.web.disk.cd]
+media = "cdrom"
+path = "/srv/a.iso"
+bus = "virtio"
+read-only = true
+[vm.web.nic.lan]
+bridge = "br-lan"
+mac = "DE:ad:be:ef:32:10"
+tap = "lan-tap"
+model = "e1000e"
+mtu = 1400
+rate-in = "10Mbit"
+rate-out = "512kbit"
+"""
