@@ -209,6 +209,7 @@ async def it_is_limited_while_it_runs(ways: Ways) -> None:
                 await starts.limit(record, other)
                 raise AssertionError("a child was limited")
             return
+        await until(lambda: proc(process.pid, "cmdline").startswith(b"sleep"))
         assert await starts.limits(record) == given
         for limits in (other, NONE, given):
             await starts.limit(record, limits)
