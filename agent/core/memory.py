@@ -14,8 +14,8 @@ from agent.core.policy import ENDS_KEPT
 SAME_LAUNCH_S = 0.005
 """A process's start time has a resolution of 10 ms; two launches of a guest are further apart."""
 
-VERSION = 1
-"""The layout of the state file; a file of a later version is left alone."""
+VERSION = 2
+"""Of the state file: one of a later version is left alone, one of an earlier is migrated (`agent.core.migrations`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.memory import VERSION
 from tests.lab.service import UNIT, Installed
 
 TAP = "web-lan"
 WATCHDOG_S = 4
+LATER = VERSION + 1
 
 pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
 
@@ -221,17 +223,20 @@ def test_metrics_that_the_service_keeps_others_from_are_told_until_they_are_let_
 def test_what_no_try_can_mend_is_not_tried_again_and_stays_told(installed: Installed) -> None:
     lab, state = installed.lab, "/var/lib/vmhost/state.toml"
     with same_guests(installed):
-        lab.output(f"systemctl stop {UNIT}; sed -i 's/^version = 1$/version = 2/' {state}")
+        lab.output(f"systemctl stop {UNIT}; sed -i 's/^version = {VERSION}$/version = {LATER}/' {state}")
         try:
             assert "failed" in lab.output(f"systemctl start {UNIT} 2>&1", check=False)
             assert installed.property("ExecMainStatus") == str(os.EX_CONFIG)
             assert installed.property("ActiveState") == "failed"
             restarts = installed.property("NRestarts")
             told = lab.output(f"systemctl status --no-pager --full {UNIT}", check=False)
-            assert f'Status: "{state}: written by a later vmhost (state version 2, this one knows 1)' in told
+            assert (
+                f'Status: "{state}: written by a later vmhost (state version {LATER}, this one knows {VERSION})' in told
+            )
         finally:
-            lab.output(f"sed -i 's/^version = 2$/version = 1/' {state}; systemctl start {UNIT}")
+            lab.output(f"sed -i 's/^version = {LATER}$/version = {VERSION - 1}/' {state}; systemctl start {UNIT}")
         assert installed.property("NRestarts") == restarts == "0"
+        assert lab.output(f"grep -h ^version {state}.v{VERSION - 1}") == f"version = {VERSION - 1}\n"  # it was migrated
 
 
 def test_removed_the_guests_run_on_and_whoever_removes_it_is_told(installed: Installed, package: Path) -> None:

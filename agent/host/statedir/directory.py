@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.core.errors import AgentError
 from agent.core.memory import VERSION, Memory
+from agent.core.migrations import migrated, version_of
 from agent.host.statedir.history import UnitHistory
 from agent.host.statedir.layout import StateText
 
@@ -72,16 +73,16 @@ class StateDirectory:
     def load(self) -> tuple[Memory, str]:
         """The memory, and a problem in one line if it had to begin anew (the old file is then kept aside).
 
-        `LaterStateError` for the state of a later version: it is left as it is.
+        That of an earlier version is migrated, and kept as `state.toml.vN` for whoever goes back to that version.
+        `LaterStateError` for the state of a later version: it is left as it is. `OSError` if it cannot be had.
         """
         path = self._path / "state.toml"
         try:
             text = path.read_text()
             raw = tomllib.loads(text)
-            if isinstance(version := raw.get("version"), int) and version > VERSION:
-                message = f"{path}: written by a later vmhost (state version {version}, this one knows {VERSION})"
-                raise LaterStateError(f"{message}; install that version again")
-            memory = _MEMORY.validate_python(raw)
+            if (version := version_of(raw)) > VERSION:
+                raise LaterStateError(_later(path, version))
+            memory = _MEMORY.validate_python(migrated(raw))
         except FileNotFoundError:
             return Memory(str(uuid.uuid4())), ""
         except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError, RecursionError) as error:
@@ -90,6 +91,8 @@ class StateDirectory:
             return Memory(
                 str(uuid.uuid4())
             ), f"{path} is torn or not ours ({why}); kept as {aside}, rebuilt from what runs"
+        if version < VERSION:
+            keep_version(path, version)
         self._on_disk = text
         return memory, ""
 
@@ -159,6 +162,24 @@ def _open_lock(path: Path) -> int:
         if error.errno != errno.EROFS:
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _later(path: Path, version: int) -> str:
+    message = f"{path}: written by a later vmhost (state version {version}, this one knows {VERSION})"
+    former = _of_version(path, VERSION)
+    back = f", or go back to what this one knew with `mv {former} {path}`" if former.exists() else ""
+    return f"{message}; install that version again{back}"
+
+
+def _of_version(path: Path, version: int) -> Path:
+    return path.with_name(f"{path.name}.v{version}")
+
+
+def keep_version(path: Path, version: int) -> None:
+    """Keep a state as `NAME.vN`, which costs no second write: a state is replaced, never written to. Raises OSError."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.new")
+    os.link(path, temporary)
+    temporary.rename(_of_version(path, version))
 
 
 def keep_aside(path: Path) -> Path:
