@@ -50,9 +50,10 @@ def is_own_ifb(link: LinkState) -> bool:
     return link.kind == "ifb" and (link.alias.startswith("vmhost:ifb/") or (link.alias == "" and link.group == GROUP))
 
 
-def tap_owner(mark: str) -> str:
-    """The guest that an own tap's mark names."""
-    return mark.removeprefix("vmhost:tap/").partition("/")[0]
+def guest_of(mark: str) -> str:
+    """The guest that the mark of an own tap or ifb names; empty for an ifb that has none yet."""
+    _, _, place = mark.partition("/")
+    return place.partition("/")[0]
 
 
 def is_own_bridge(link: LinkState) -> bool:

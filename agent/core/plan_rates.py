@@ -6,12 +6,12 @@ tap, where nothing can wait: a filter leads it through an own ifb link, whose bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from agent.core.actions import ChangeRate, DeleteLink
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.draft import Draft
-from agent.core.marks import derived_ifb, ifb_mark, is_own_ifb, tap_resource
+from agent.core.marks import derived_ifb, guest_of, ifb_mark, is_own_ifb, tap_resource
 from agent.core.observed import IngressState, LinkState
 from agent.core.rates import is_shape, shape_of
 from agent.core.reasons import Reason
@@ -92,14 +92,15 @@ def _tell_conflict(draft: Draft, vm: str, nic: NicSpec, what: str, key: str, com
     draft.tell(tap_resource(vm, nic.id), "Conflict", message)
 
 
-def plan_unwanted_ifbs(draft: Draft, wanted: Mapping[str, VmSpec]) -> None:
+def plan_unwanted_ifbs(draft: Draft, wanted: Mapping[str, VmSpec], held: Collection[str] = ()) -> None:
     """Delete own ifbs that no limit needs, once no tap leads to them: what a tap sent there would be lost.
 
-    One that was left half made or half taken away stays as long as its tap, because it tells whose the tap's empty
-    ingress discipline is; both go together.
+    Those of guests that are held stay. One that was left half made or half taken away stays as long as its tap, because
+    it tells whose the tap's empty ingress discipline is; both go together.
     """
     links = draft.observed.links
     ours = [link for link in links.values() if link.kind == "ifb" and is_own_ifb(link)]
+    ours = [link for link in ours if guest_of(link.alias) not in held]
     if not ours:
         return
     needed = {derived_ifb(vm, nic.id) for vm, nic in _nics(draft, wanted) if nic.rate_out_bps is not None}

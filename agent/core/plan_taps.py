@@ -8,7 +8,7 @@ from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
 from agent.core.draft import Draft
-from agent.core.marks import is_own_bridge, tap_mark, tap_owner, tap_resource
+from agent.core.marks import guest_of, is_own_bridge, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.plan_disks import asks_to_let_go
 from agent.core.plan_pauses import STILL
@@ -156,7 +156,7 @@ def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec], held: Collect
     specs = [*wanted.items(), *((name, state.spec) for name, state in vms.items())]
     keep = {(nic.tap, tap_mark(name, nic.id)) for name, spec in specs for nic in spec.nics}
     for link in ours:
-        if (link.name, link.alias) in keep or tap_owner(link.alias) in held:
+        if (link.name, link.alias) in keep or guest_of(link.alias) in held:
             continue
         resource = link.alias.removeprefix("vmhost:")
         draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))

@@ -64,7 +64,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         _plan_guests(draft, wanted, stops)
     if desired.complete:
         plan_unwanted_taps(draft, desired.vms, held)
-        plan_unwanted_ifbs(draft, desired.vms)
+        plan_unwanted_ifbs(draft, desired.vms, held)
         plan_unwanted_bridges(draft, bridges)
     return draft.finish(stops.approval)
 

@@ -9,8 +9,9 @@ import pytest
 from agent.core.actions import kind_of
 from agent.core.desired import Desired, DiskSpec, Limits, NicSpec, VmSpec
 from agent.core.draft import Plan
+from agent.core.marks import GROUP
 from agent.core.model import apply
-from agent.core.observed import DiskState, Hold, Intent, NicBackend, NicState, Observed, VmState
+from agent.core.observed import DiskState, Hold, Intent, LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.planning import plan
 from agent.core.qemu_argv import devices_at_launch, disk_node, nic_id
 from tests.unit.planning_world import ATTACHED, BRIDGE, HOST, NIC, SETTLED, WEB, types
@@ -126,3 +127,13 @@ def test_a_tap_that_only_a_replug_brings_back_waits_until_a_paused_guest_goes_on
     assert decided.actions == ()
     message = "web-lan is gone, and a NIC cannot be replugged while its guest is paused; that follows once web runs"
     assert [c.message for c in decided.conditions if c.type == "TapLost"] == [message]
+
+
+def test_the_ifb_of_a_held_guest_stays_though_nothing_is_led_to_it() -> None:
+    ifb = LinkState(12, "ifb-web-lan", "ifb", up=True, alias="vmhost:ifb/web/lan", group=GROUP)
+    links = {name: link for name, link in SETTLED.links.items() if name != "web-lan"}
+    seen = replace(SETTLED, links={**links, ifb.name: ifb}, vms={}, host=HOST)
+    (gone,) = plan(Desired({"br0": BRIDGE}, {}), seen, 0.0).actions
+    assert kind_of(gone) == "delete-link"
+    held = replace(seen, intents={"web": HELD})
+    assert plan(Desired({"br0": BRIDGE}, {}), held, 0.0).actions == ()
