@@ -76,7 +76,7 @@ def test_the_manual_says_what_the_commands_and_the_schema_say(installed: Install
     [
         (("vmhost", "st"), "status start stop"),
         (("vmhost", "--units", "units/demo", "why", ""), "db br-demo web"),
-        (("vmhost", "wait", ""), "settled in-sync running stopped"),
+        (("vmhost", "wait", ""), "settled in-sync running stopped paused held"),
         (("vmhost", "wait", "running", "--units", "units/demo", "w"), "web"),
         (("vmhost", "init", "--ker"), "--kernel"),
         (("vmhost", "check", "unit"), "units"),
