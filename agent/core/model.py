@@ -41,6 +41,7 @@ from agent.core.device_actions import (
 )
 from agent.core.guest_unit import unit_name
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
+from agent.core.model_devices import with_devices, with_devices_at_launch
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -56,15 +57,11 @@ from agent.core.observed import (
     VmState,
 )
 from agent.core.plan_pauses import RESUMABLE
-from agent.core.qemu_argv import devices_at_launch, disk_node, nic_id
-from agent.core.qemu_platform import root_port_id
+from agent.core.preconditions import PreconditionError
+from agent.core.preconditions import require as _require
 from agent.core.rates import shape_of
 from agent.core.reasons import Reason
 from agent.core.room import Room
-
-
-class PreconditionError(AssertionError):
-    """An action was planned whose precondition does not hold in the model."""
 
 
 def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
@@ -85,14 +82,9 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             grown = replace(observed.disks[disk.path], size_bytes=disk.size_bytes)
             return replace(observed, disks={**observed.disks, disk.path: grown})
         case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
-            return _apply_to_devices(observed, action)
+            return _with_vm(observed, action.vm, with_devices(observed, action))
         case _:
             return _apply_to_vm(observed, action, now_s)
-
-
-def _require(condition: object, what: str) -> None:
-    if not condition:
-        raise PreconditionError(what)
 
 
 def _with_link(observed: Observed, link: LinkState) -> Observed:
@@ -236,45 +228,6 @@ def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
     return replace(seen, vms={**observed.vms, action.vm: replace(state, nics=nics)})
 
 
-def _apply_to_devices(observed: Observed, action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk) -> Observed:
-    state = observed.vms[action.vm]
-    devices = state.devices or frozenset()
-    match action:
-        case TakeOver(edit=edit):
-            _require(state.alive and state.spec.uuid == action.uuid, "the guest to edit is the one that was seen")
-            nics, disks = edit.leaving_nics, edit.leaving_disks
-            spec = replace(edit.spec, limits=state.spec.limits)
-            state = replace(state, spec=spec, leaving_nics=nics, leaving_disks=disks)
-        case PlugNic(nic=nic):
-            link = observed.links.get(nic.tap)
-            _require(link is not None and link.alias == tap_mark(action.vm, nic.id) and link.up, f"{nic.tap} is ready")
-            _require(_has_place(state, nic.slot) and nic_id(nic.id) not in devices, f"{nic.id} can be plugged")
-            attached = {**state.nics, nic.id: NicState(NicBackend.ATTACHED, nic.tap)}
-            state = replace(state, nics=attached, devices=devices | {nic_id(nic.id)})
-        case UnplugNic(nic=nic):
-            _require(nic in state.leaving_nics, "only a NIC that is leaving is unplugged")
-            others = {i: n for i, n in state.nics.items() if i != nic.id}
-            rest = tuple(one for one in state.leaving_nics if one != nic)
-            state = replace(state, nics=others, leaving_nics=rest, devices=devices - {nic_id(nic.id)})
-        case PlugDisk(disk=disk):
-            _require(not disk.path or observed.disks[disk.path].exists, f"{disk.path} is there")
-            _require(_has_place(state, disk.slot) and disk_node(disk.id) not in devices, f"{disk.id} can be plugged")
-            state = replace(state, devices=devices | {disk_node(disk.id)})
-        case UnplugDisk(disk=disk):
-            _require(disk in state.leaving_disks, "only a disk that is leaving is unplugged")
-            remaining = tuple(one for one in state.leaving_disks if one != disk)
-            state = replace(state, leaving_disks=remaining, devices=devices - {disk_node(disk.id)})
-    return _with_vm(observed, action.vm, state)
-
-
-def _has_place(state: VmState, slot: int) -> bool:
-    """Whether no other device of a guest is at a slot: what is leaving is there until it is gone."""
-    plugged = state.devices or frozenset()
-    nics = [nic.slot for nic in (*state.spec.nics, *state.leaving_nics) if nic_id(nic.id) in plugged]
-    disks = [disk.slot for disk in (*state.spec.disks, *state.leaving_disks) if disk_node(disk.id) in plugged]
-    return slot not in (*nics, *disks) and (state.spec.machine != "q35" or root_port_id(slot) in plugged)
-
-
 def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
     match action:
         case LaunchVm():
@@ -374,7 +327,7 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
     _require(shortage is None, f"the host can hold {spec.name}: {shortage}")
     pid = 1000 + len(observed.vms)
     state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)
-    state = replace(state, devices=devices_at_launch(spec), resume_generation=action.resume_generation)
+    state = replace(state, resume_generation=action.resume_generation)
     if observed.host.services:
         state = replace(state, unit=unit_name(spec.name), limits=spec.limits)
-    return _with_vm(observed, spec.name, state)
+    return _with_vm(observed, spec.name, with_devices_at_launch(state))

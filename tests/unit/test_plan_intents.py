@@ -11,9 +11,10 @@ from agent.core.describe import describe
 from agent.core.desired import Desired
 from agent.core.draft import Plan
 from agent.core.memory import Memory, with_hold, with_intent, with_new_names, without_guests
-from agent.core.model import PreconditionError, apply
+from agent.core.model import apply
 from agent.core.observed import Hold, Intent, NicBackend, NicState, Observed
 from agent.core.planning import plan
+from agent.core.preconditions import PreconditionError
 from agent.core.reasons import Reason
 from agent.core.status import AgentFacts, StatusInputs
 from agent.core.vm_display import DisplayState, is_paused_as_asked, is_running_as_asked, vm_display_state

@@ -13,9 +13,10 @@ from agent.core.device_actions import TakeOver
 from agent.core.digest import digest, pending_changes
 from agent.core.draft import Plan
 from agent.core.limits import next_in_turn, tasks_needed
-from agent.core.model import PreconditionError, apply
+from agent.core.model import apply
 from agent.core.observed import HostState, Observed, VmState
 from agent.core.planning import plan
+from agent.core.preconditions import PreconditionError
 from agent.core.reasons import Reason
 from agent.core.repairs import Ledger, look
 from agent.core.show import Setting, settings_of_vm

@@ -10,11 +10,12 @@ import pytest
 from agent.core.actions import ResumeVm
 from agent.core.describe import describe
 from agent.core.desired import Desired, DiskSpec, VmSpec
-from agent.core.model import PreconditionError, apply
+from agent.core.model import apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
 from agent.core.plan_disks import LOOK_AGAIN_S
 from agent.core.plan_pauses import RESUME_AGAIN_S, RESUME_FREE_BYTES
 from agent.core.planning import plan
+from agent.core.preconditions import PreconditionError
 from agent.core.reasons import Reason
 
 DATA = DiskSpec("data", "/srv/data.raw", "raw", 0)

@@ -10,9 +10,10 @@ from agent.core.actions import LaunchVm
 from agent.core.desired import Desired, DiskSpec, NicSpec, SerialSpec, VmSpec
 from agent.core.digest import digest
 from agent.core.forecast import forecast
-from agent.core.model import PreconditionError, apply
+from agent.core.model import apply
 from agent.core.observed import HostMemory, HostState, Observed, VmState
 from agent.core.planning import plan
+from agent.core.preconditions import PreconditionError
 from agent.core.room import MIB, Room, memory_max_bytes, need_bytes, overhead_bytes
 from tests.unit.planning_world import said
 
