@@ -21,6 +21,7 @@ from agent.core.device_actions import (
     UnplugNic,
 )
 from agent.core.reasons import Disruption, Reason
+from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +264,9 @@ Action = (
     | UnplugNic
     | PlugDisk
     | UnplugDisk
+    | TuneVm
+    | PlugCpus
+    | ChangeMedium
     | LaunchVm
     | ReleaseVm
     | StopVm

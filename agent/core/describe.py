@@ -35,6 +35,8 @@ from agent.core.device_actions import (
 from agent.core.limits import limit_values
 from agent.core.rates import rate_text
 from agent.core.reasons import Reason
+from agent.core.tuning import in_words
+from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | PauseVm | ResumeVm | LimitVm
 
@@ -58,12 +60,15 @@ def describe(action: Action) -> str:
             return f"make tap {nic.tap} in {nic.bridge}"
         case ReplugNic(nic=nic):
             return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
-        case CreateDisk(disk=disk):
-            return f"create {disk.path} ({disk.format}, {disk.size_bytes} bytes)"
-        case GrowDisk(disk=disk):
-            return f"grow {disk.path} to {disk.size_bytes} bytes"
+        case CreateDisk() | GrowDisk():
+            what = "create" if isinstance(action, CreateDisk) else "grow"
+            disk = action.disk
+            size = f"({disk.format}, {disk.size_bytes} bytes)" if what == "create" else f"to {disk.size_bytes} bytes"
+            return f"{what} {disk.path} {size}"
         case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
             return _describe_plugging(action)
+        case TuneVm() | PlugCpus() | ChangeMedium():
+            return _describe_tuning(action)
         case _:
             return _describe_vm(action)
 
@@ -80,6 +85,18 @@ def _describe_plugging(action: TakeOver | PlugNic | UnplugNic | PlugDisk | Unplu
             return f"plug {disk.id} ({disk.path or 'an empty drive'}) into {vm}"
         case UnplugDisk(vm=vm, disk=disk):
             return f"have {vm} let go of {disk.id}, and unplug it; {disk.path or 'nothing'} stays"
+
+
+def _describe_tuning(action: TuneVm | PlugCpus | ChangeMedium) -> str:
+    match action:
+        case TuneVm(vm=vm, settings=settings):
+            return f"{vm}: {', '.join(map(in_words, settings))}"
+        case PlugCpus(vm=vm, cpus=cpus):
+            return f"plug CPUs into {vm}, which is to have {cpus}"
+        case ChangeMedium(vm=vm, disk=disk):
+            return (
+                f"put {disk.path} into {disk.id} of {vm}" if disk.path else f"take the medium out of {disk.id} of {vm}"
+            )
 
 
 def _describe_vm(action: VmAction) -> str:

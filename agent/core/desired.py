@@ -42,6 +42,7 @@ class NicSpec:
 
     `rate_in_bps` and `rate_out_bps` limit what goes to the guest and what comes from it; None: no limit.
     `address` holds the static addresses that the guest has there, without prefix.
+    `link`: whether the guest sees its cable plugged in, "up" or "down".
     """
 
     id: str
@@ -54,6 +55,7 @@ class NicSpec:
     rate_in_bps: int | None = None
     rate_out_bps: int | None = None
     address: tuple[str, ...] = ()
+    link: str = "up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class DiskSpec:
     """A guest's disk, or a CD-ROM drive (`media` "cdrom"). `size_bytes` None: the file must exist. `slot` as for a NIC.
 
     `path` is empty for a drive without medium. `bus`: how a drive is attached, "sata" or "virtio"; a disk is on virtio.
+    `iops` and `bandwidth_bytes` are what it may do in a second, reads and writes together; None: no limit.
     """
 
     id: str
@@ -73,6 +76,8 @@ class DiskSpec:
     discard: bool = True
     media: str = "disk"
     bus: str = "virtio"
+    iops: int | None = None
+    bandwidth_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ class VmSpec:
     `watchdog` is what follows when its watchdog fires; None: it has none.
     `after` are references to what it waits for (`core.references`). `ready`: when those that wait for it may start,
     once it is "running", or once "tcp:HOST:PORT" takes connections, which is told as late after `ready_timeout_s`.
+    `max_cpus`: how many CPUs it may have while it runs; None: those of its start, no room is made for more.
+    `balloon_mib`: how much of its memory it is to keep; None: all of it.
     """
 
     name: str
@@ -141,6 +148,8 @@ class VmSpec:
     limits: Limits = Limits()
     ready: str = "running"
     ready_timeout_s: float = 120.0
+    max_cpus: int | None = None
+    balloon_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

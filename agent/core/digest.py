@@ -32,10 +32,15 @@ _NOT_LAUNCHED = frozenset(
 """What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""
 
 _SINCE = {
+    "balloon": "",
+    "bandwidth": "",
     "bus": "virtio",
     "extra-args": "",
     "firmware": "bios",
     "hotplug-slots": "2",
+    "iops": "",
+    "link": "up",
+    "max-cpus": "",
     "media": "disk",
     "rate-in": "",
     "rate-out": "",
@@ -51,7 +56,7 @@ _DEVICE_FIELDS = frozenset({"file", "disks", "nics", "serials"})
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
 _NIC_NOT_LAUNCHED = frozenset({"id", "address"})
 _SERIAL_NOT_LAUNCHED = frozenset({"id"})
-_UNITS = {"memory_mib": 1 << 20, "size_bytes": 1}
+_UNITS = {"memory_mib": 1 << 20, "balloon_mib": 1 << 20, "size_bytes": 1, "bandwidth_bytes": 1}
 
 
 @dataclass(frozen=True, slots=True)

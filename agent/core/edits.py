@@ -13,13 +13,23 @@ from typing import TypeVar
 from agent.core.desired import DiskSpec, NicSpec, VmSpec
 from agent.core.effects import is_live
 from agent.core.observed import VmState
-from agent.core.qemu_platform import MICROVM, family, root_port_id
+from agent.core.qemu_platform import BALLOON, MICROVM, family, root_port_id
+from agent.core.tuning import medium_key
 
 Device = TypeVar("Device", NicSpec, DiskSpec)
 
-_LIVE_VM = tuple(field.name for field in fields(VmSpec) if is_live("vm", field.name) or field.name == "file")
+_AT_TIMES = frozenset({"cpus", "balloon_mib"})
+"""Live where the guest has what they need."""
+
+_LIVE_VM = tuple(
+    field.name
+    for field in fields(VmSpec)
+    if (is_live("vm", field.name) or field.name == "file") and field.name not in _AT_TIMES
+)
 _LIVE_NIC = tuple(field.name for field in fields(NicSpec) if is_live("nic", field.name))
 _LIVE_DISK = tuple(field.name for field in fields(DiskSpec) if is_live("disk", field.name))
+_LIVE_MEDIUM = ("path", "format")
+"""A medium's format follows from its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,8 @@ def live_edit(state: VmState, wanted: VmSpec) -> Edit | None:
     spec = replace(
         state.spec,
         **{name: getattr(wanted, name) for name in _LIVE_VM},
+        cpus=_live_cpus(state.spec, wanted),
+        balloon_mib=wanted.balloon_mib if BALLOON in (state.devices or ()) else state.spec.balloon_mib,
         nics=_in_order([*kept_nics, *new_nics], wanted.nics),
         disks=_in_order([*kept_disks, *new_disks], wanted.disks),
     )
@@ -62,12 +74,33 @@ def _sorted_out(
     """The devices that stay, with what is live of their edits, and those that leave."""
     by_id = {device.id: device for device in wanted}
     kept = [
-        replace(device, **{name: getattr(by_id.get(device.id, device), name) for name in live})
+        _edited(state, device, by_id.get(device.id, device), live)
         for device in present
         if device.id in by_id or not can_unplug(state, device)
     ]
     staying = {device.id for device in kept}
     return kept, tuple(device for device in present if device.id not in staying)
+
+
+def _edited(state: VmState, device: Device, wanted: Device, live: Collection[str]) -> Device:
+    """A device that stays, with what is live of its edits."""
+    names = (*live, *_LIVE_MEDIUM) if _takes_media(state, device, wanted) else live
+    return replace(device, **{name: getattr(wanted, name) for name in names})
+
+
+def _takes_media(state: VmState, device: NicSpec | DiskSpec, wanted: NicSpec | DiskSpec) -> bool:
+    """Whether this is a CD-ROM drive, as before, of which is known what is in it: older launches did not write it."""
+    drives = [one for one in (device, wanted) if isinstance(one, DiskSpec) and one.media == "cdrom"]
+    return len(drives) == 2 and medium_key(device.id) in state.tuned
+
+
+def _live_cpus(spec: VmSpec, wanted: VmSpec) -> int:
+    """How many CPUs a guest is to have by now: more only up to what its launch left room for, never fewer.
+
+    To let go of one is not asked for: under TCG it breaks QEMU (7.2: heap corruption at the next plug, or a guest that
+    stands still).
+    """
+    return wanted.cpus if spec.cpus <= wanted.cpus <= (spec.max_cpus or 0) else spec.cpus
 
 
 def _new(state: VmState, present: Sequence[Device], wanted: Sequence[Device], taken: set[int]) -> list[Device]:
@@ -115,8 +148,10 @@ def can_unplug(state: VmState, device: NicSpec | DiskSpec) -> bool:
 
 
 def lacks_places(state: VmState, wanted: VmSpec) -> bool:
-    """Whether it is not known yet which places a guest has, while its unit has a device that it has not."""
+    """Whether it is not known yet what a guest has, while its unit has a device that it has not, or tunes one."""
     if state.devices is not None:
         return False
+    if wanted.balloon_mib != state.spec.balloon_mib:
+        return True
     nics, disks = {nic.id for nic in state.spec.nics}, {disk.id for disk in state.spec.disks}
     return any(nic.id not in nics for nic in wanted.nics) or any(disk.id not in disks for disk in wanted.disks)

@@ -48,8 +48,12 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "adopt": _live("decides whether a foreign bridge of this name is taken over"),
     },
     "vm": {
-        "cpus": _restart(),
+        "cpus": _live(
+            "more, up to the max-cpus of its start, are plugged; fewer, or more than that, at its next start"
+        ),
+        "max-cpus": _restart(),
         "memory": _restart(),
+        "balloon": _live("it is asked to give memory back, or to take it again, and does so in its own time"),
         "machine": _restart(),
         "firmware": _restart(),
         "secure-boot": _restart(),
@@ -81,13 +85,18 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
     },
     "disk": {
         "media": _restart(),
-        "path": _restart(),
+        "path": _restart('at its next start; of media = "cdrom" at once, see there'),
         "bus": _restart(),
         "size": _live("it grows under the guest, which sees its new size; it never shrinks"),
         "format": _restart(),
         "cache": _restart(),
         "read-only": _restart(),
         "discard": _restart(),
+        "iops": _live("counts at once"),
+        "bandwidth": _live("counts at once"),
+    },
+    "cdrom": {
+        "path": _live("the medium is changed, put in or taken out; a guest that locked the tray is asked to let go"),
     },
     "nic": {
         "bridge": _live("its tap is moved to the other bridge; the guest sees its cable stay plugged"),
@@ -98,13 +107,15 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "mtu": _live("its tap has it at once; the guest is told at its next start"),
         "rate-in": _live("what comes to the guest is limited anew at once"),
         "rate-out": _live("what the guest sends is limited anew at once; nothing of it is lost but what waited"),
+        "link": _live("the guest sees its cable plugged or unplugged at once"),
     },
     "serial": {
         "port": _restart(),
         "to": _restart(),
     },
 }
-"""By the table `[bridge.NAME]`, `[vm.NAME]`, and those of a guest's devices."""
+"""By the table `[bridge.NAME]`, `[vm.NAME]`, and those of a guest's devices; `cdrom` is what differs from `disk` for
+one with `media = "cdrom"`."""
 
 PLUGGING: Mapping[str, str] = {
     "disk": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go",

@@ -23,6 +23,11 @@ def tasks_needed(cpus: int) -> int:
     return cpus + POOL_TASKS + OTHER_TASKS
 
 
+def most_cpus(spec: VmSpec) -> int:
+    """How many CPUs a guest's QEMU may come to have without being started anew."""
+    return max(spec.cpus, spec.max_cpus or 0)
+
+
 def limit_values(limits: Limits) -> Mapping[str, str]:
     """Limits by their keys, as an operator writes them; empty for one that is not given."""
     quota = limits.cpu_quota_us
@@ -49,4 +54,4 @@ def wanted_limits(spec: VmSpec, launched: VmSpec) -> Limits:
     tasks = spec.limits.tasks
     if tasks is None:
         return spec.limits
-    return replace(spec.limits, tasks=max(tasks, tasks_needed(launched.cpus)))
+    return replace(spec.limits, tasks=max(tasks, tasks_needed(most_cpus(launched))))

@@ -83,6 +83,11 @@ def disk_resource(vm: str, disk: str) -> str:
     return f"vm/{vm}/disk/{disk}"
 
 
+def cpus_resource(vm: str) -> str:
+    """The resource name of a guest's CPUs."""
+    return f"vm/{vm}/cpus"
+
+
 def vm_resource(name: str) -> str:
     """The resource name of a guest."""
     return f"vm/{name}"

@@ -41,7 +41,7 @@ from agent.core.device_actions import (
 )
 from agent.core.guest_unit import unit_name
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
-from agent.core.model_devices import with_devices, with_devices_at_launch
+from agent.core.model_devices import with_devices, with_devices_at_launch, with_tuning
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -62,6 +62,8 @@ from agent.core.preconditions import require as _require
 from agent.core.rates import shape_of
 from agent.core.reasons import Reason
 from agent.core.room import Room
+from agent.core.tuning import untold
+from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 
 def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
@@ -83,6 +85,8 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             return replace(observed, disks={**observed.disks, disk.path: grown})
         case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
             return _with_vm(observed, action.vm, with_devices(observed, action))
+        case TuneVm() | PlugCpus() | ChangeMedium():
+            return _with_vm(observed, action.vm, with_tuning(observed, action))
         case _:
             return _apply_to_vm(observed, action, now_s)
 
@@ -273,6 +277,7 @@ def _apply_to_run_state(observed: Observed, action: ReleaseVm | PauseVm | Resume
     match action:
         case ReleaseVm(vm=name):
             _require(state.run_state == "prelaunch", "only a guest that QEMU holds is released")
+            _require(not untold(state), f"{name} never runs without its limits")
             return _ready(_with_vm(observed, name, replace(state, run_state="running")), name, now_s)
         case PauseVm(vm=name):
             _require(state.run_state == "running", "only a guest that runs is paused")

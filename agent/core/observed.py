@@ -100,6 +100,8 @@ class VmState:
     unplugged and not gone yet.
     `unit` is the service that its QEMU runs as, empty for a child of the agent; `limits` are those of that service,
     None if unknown; `limits_awaited`: nobody has looked at them yet.
+    `tuned` is what QEMU was told last of what it cannot be asked for (agent.core.tuning). `cpus`: how many are plugged,
+    None while that is not known, or cannot change. `media`: the block node in each CD-ROM drive, empty for none.
     """
 
     spec: VmSpec
@@ -120,6 +122,9 @@ class VmState:
     limits: Limits | None = None
     limits_awaited: bool = False
     resume_generation: int = 0
+    tuned: Mapping[str, str] = field(default_factory=dict)
+    cpus: int | None = None
+    media: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

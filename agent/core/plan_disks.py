@@ -7,6 +7,7 @@ from agent.core.device_actions import CreateDisk, GrowDisk, PlugDisk, UnplugDisk
 from agent.core.draft import Draft
 from agent.core.marks import disk_resource
 from agent.core.observed import DiskState, VmState
+from agent.core.plan_tuning import lacks_medium, plan_medium
 from agent.core.qemu_argv import disk_node
 from agent.core.reasons import Reason
 
@@ -29,7 +30,10 @@ def plan_disk_before_launch(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
 def plan_running_disks(draft: Draft, name: str, state: VmState) -> None:
     """Plug what a running guest lacks, grow what is too small, and take away what is leaving."""
     for disk in state.spec.disks:
-        if is_plugged(state, disk):
+        if is_plugged(state, disk) and lacks_medium(state, disk):
+            if _plan_file(draft, disk_resource(name, disk.id), name, disk):
+                plan_medium(draft, name, disk)
+        elif is_plugged(state, disk):
             _plan_size(draft, name, state, disk)
         elif _plan_file(draft, disk_resource(name, disk.id), name, disk):
             draft.propose(PlugDisk(disk_resource(name, disk.id), Reason.MISSING, name, disk))

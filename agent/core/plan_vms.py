@@ -17,6 +17,7 @@ from agent.core.plan_disks import plan_disk_before_launch, plan_running_disks
 from agent.core.plan_limits import plan_limits
 from agent.core.plan_pauses import plan_run_state
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
+from agent.core.plan_tuning import plan_cpus, plan_tuning
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
 from agent.core.reasons import Reason
 
@@ -147,10 +148,13 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
         else:
             draft.wait_for_answer(resource)
             draft.wake_at(draft.now_s + UNRESPONSIVE_S - state.unanswered_s)
+    elif not plan_tuning(draft, name, state) and state.run_state == "prelaunch":
+        draft.tell_deviating(resource)  # it is not let go before its limits count
     elif not plan_run_state(draft, name, state, intent) and state.reset_generation < intent.reset_generation:
         draft.propose(ResetVm(resource, Reason.RESET, name, intent.reset_generation))
     plan_running_taps(draft, name, state)
     plan_running_disks(draft, name, state)
+    plan_cpus(draft, name, state)
 
 
 def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:

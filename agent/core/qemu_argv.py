@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.desired import DiskSpec, NicSpec, VmSpec
-from agent.core.qemu_cdrom import cdrom_devices
+from agent.core.limits import most_cpus
+from agent.core.qemu_cdrom import cdrom_devices, medium_node
 from agent.core.qemu_display import display_devices, vnc_server
 from agent.core.qemu_platform import (
+    BALLOON,
     FIRMWARE_CODE,
     FIRMWARE_VARIABLES,
     Json,
+    has_balloon,
     machine_option,
     number_of_root_ports,
     place,
@@ -111,8 +114,14 @@ def _machine(spec: VmSpec, kvm: bool) -> Iterable[str]:
         *("-machine", machine_option(spec)),
         *("-accel", accel),
         *(("-cpu", cpu) if cpu else ()),
-        *("-smp", str(spec.cpus), "-m", f"{spec.memory_mib}M"),
+        *("-smp", _cpus(spec), "-m", f"{spec.memory_mib}M"),
     )
+
+
+def _cpus(spec: VmSpec) -> str:
+    if spec.max_cpus is None:
+        return str(spec.cpus)
+    return f"cpus={spec.cpus},maxcpus={most_cpus(spec)}"
 
 
 def resolved_accel(spec: VmSpec, kvm: bool) -> str:
@@ -176,7 +185,7 @@ def _disks(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
         if disk.path:
             descriptors = files.disk_sets[disk.id]
             for fd in descriptors.fds:
-                yield from ("-add-fd", f"set={descriptors.set_id},fd={fd},opaque={disk_node(disk.id)}")
+                yield from ("-add-fd", f"set={descriptors.set_id},fd={fd},opaque={drive_node(disk)}")
             yield from ("-blockdev", _json(disk_blockdev(disk, descriptors)))
         yield from _arguments("-device", devices_of_disk(spec.machine, disk, boot_order.get(disk.id)))
 
@@ -203,6 +212,13 @@ def disk_node(disk_id: str) -> str:
     return f"disk-{disk_id}"
 
 
+def drive_node(disk: DiskSpec) -> str:
+    """The topmost block node of what is in a drive, empty for none; a disk's is called as its device is."""
+    if disk.media != "cdrom":
+        return disk_node(disk.id)
+    return medium_node(disk.id, disk.path) if disk.path else ""
+
+
 def disk_blockdev(disk: DiskSpec, descriptors: DiskSet) -> Json:
     """A disk's block nodes, for `-blockdev` and `blockdev-add`; its format is as the unit says, never probed."""
     _, direct, no_flush = _CACHE[disk.cache]
@@ -211,13 +227,14 @@ def disk_blockdev(disk: DiskSpec, descriptors: DiskSet) -> Json:
         "discard": "unmap" if disk.discard else "ignore",
         "cache": {"direct": direct, "no-flush": no_flush},
     }
+    node = drive_node(disk)
     protocol = {
         "driver": "host_device" if descriptors.block_device else "file",
-        "node-name": f"file-{disk.id}",
+        "node-name": f"file-{node.partition('-')[2]}",
         "filename": f"/dev/fdset/{descriptors.set_id}",
         **common,
     }
-    return {"driver": disk.format, "node-name": disk_node(disk.id), **common, "file": protocol}
+    return {"driver": disk.format, "node-name": node, **common, "file": protocol}
 
 
 def disk_device(machine: str, disk: DiskSpec, boot_index: int | None = None) -> Json:
@@ -264,9 +281,11 @@ def nic_device(machine: str, nic: NicSpec) -> Json:
 
 
 def devices_at_launch(spec: VmSpec) -> frozenset[str]:
-    """The ids of the places, NICs and drives that a guest has from its launch, as `/machine/peripheral` lists them."""
+    """The ids of the places and devices that a guest has from its launch, as `/machine/peripheral` lists them."""
     ports = (root_port_id(slot) for slot in range(number_of_root_ports(spec)))
-    return frozenset((*ports, *(nic_id(nic.id) for nic in spec.nics), *(disk_node(disk.id) for disk in spec.disks)))
+    drives = (disk_node(disk.id) for disk in spec.disks)
+    balloon = (BALLOON,) if has_balloon(spec) else ()
+    return frozenset((*ports, *(nic_id(nic.id) for nic in spec.nics), *drives, *balloon))
 
 
 def _doubled(value: str) -> str:

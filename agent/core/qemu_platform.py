@@ -20,6 +20,9 @@ FIRST_SLOT_DEVICE = 0x08
 
 PVPANIC_ADDRESS, ENTROPY_ADDRESS, WATCHDOG_ADDRESS, SERIAL_ADDRESS = "0x3", "0x4", "0x5", "0x6"
 
+BALLOON, BALLOON_ADDRESS = "balloon", "0x3.1"
+"""Every place below the slots is taken on some machine, so the balloon is the second function of pvpanic's."""
+
 FIRMWARE_CODE, FIRMWARE_VARIABLES = "firmware-code", "firmware-variables"
 """The block nodes of a UEFI firmware's two flash chips."""
 
@@ -54,7 +57,14 @@ def platform_devices(spec: VmSpec) -> Iterable[str]:
     bus = root_bus(spec.machine)
     if spec.rng:
         yield from ("-object", json.dumps({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}))
-    yield from _device({"driver": "pvpanic-pci", "id": "pvpanic", "bus": bus, "addr": PVPANIC_ADDRESS})
+    pvpanic: Json = {"driver": "pvpanic-pci", "id": "pvpanic", "bus": bus, "addr": PVPANIC_ADDRESS}
+    yield from _device({**pvpanic, "multifunction": True} if has_balloon(spec) else pvpanic)
+    if has_balloon(spec):
+        # What the guest does not use is given back without being asked for, and a guest in need takes its memory again.
+        gives = {"free-page-reporting": True, "deflate-on-oom": True}
+        yield from _device(
+            {"driver": "virtio-balloon-pci", "id": BALLOON, "bus": bus, "addr": BALLOON_ADDRESS, **gives}
+        )
     if spec.rng:
         yield from _device(
             {"driver": "virtio-rng-pci", "id": "rng", "rng": "entropy", "bus": bus, "addr": ENTROPY_ADDRESS}
@@ -63,6 +73,11 @@ def platform_devices(spec: VmSpec) -> Iterable[str]:
         yield from _device({"driver": "i6300esb", "id": "watchdog", "bus": bus, "addr": WATCHDOG_ADDRESS})
     for slot in range(number_of_root_ports(spec)):
         yield from _device(root_port(slot))
+
+
+def has_balloon(spec: VmSpec) -> bool:
+    """Whether a launch gives a guest its balloon: QEMU takes one only, and `extra-args` may bring another."""
+    return not any("virtio-balloon" in argument for argument in spec.extra_args)
 
 
 def _device(device: Json) -> Iterable[str]:

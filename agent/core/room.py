@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.core.desired import MAX_DEVICES, VmSpec
+from agent.core.limits import most_cpus
 from agent.core.observed import HostMemory, Observed
 
 MIB = 1 << 20
@@ -51,7 +52,7 @@ def overhead_bytes(spec: VmSpec, *, kvm: bool) -> int:
     tcg = spec.accel == "tcg" or (spec.accel == "auto" and not kvm)
     mib = (
         QEMU_MIB
-        + CPU_MIB * spec.cpus
+        + CPU_MIB * most_cpus(spec)
         + DEVICE_MIB * devices
         + (SCREEN_MIB if spec.vnc is not False else 0)
         + (UEFI_MIB if spec.firmware == "uefi" else 0)
