@@ -42,7 +42,8 @@ class LaunchRecord:
     `start_time` tells its process from a later one of the same pid; `exit_reason` is why it ended, once that is known.
     `stopping`: this launch is being ended by us, and what it does then is no end of its own. `unit`: the service that
     QEMU runs as, empty if it was started as a child of the agent; it keeps its name when the guest is renamed.
-    `spec` is what the guest is to be like by now; what it must let go of for that is `leaving`.
+    `spec` is what the guest is to be like by now; what it must let go of for that is `leaving`. `tuned` is what its
+    QEMU was told last (agent.core.tuning).
     """
 
     spec: VmSpec
@@ -58,6 +59,7 @@ class LaunchRecord:
     unit: str = ""
     leaving_nics: tuple[NicSpec, ...] = ()
     leaving_disks: tuple[DiskSpec, ...] = ()
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from agent.core.memory import Memory, without_guests
 from agent.core.observed import HostState, Observed
 from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
+from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.host.launches import Launches
 from agent.host.logs import cap_log
 from agent.host.netlink import RatedLinks
@@ -63,6 +64,7 @@ from agent.runtime.descriptors import Descriptors
 from agent.runtime.doorbell import Doorbell
 from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
+from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
@@ -158,6 +160,7 @@ class Agent:
             self._launches, self._guests, self._descriptors, self._keeper, state.firmware, starts
         )
         self._device_executor = DeviceExecutor(self._guests, self._link_executor, self._descriptors)
+        self._tuning_executor = TuningExecutor(self._guests)
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
         self.operator = Operator(
             facts,
@@ -344,6 +347,8 @@ class Agent:
                 await self._disks.look_now(action.disk)
             case TakeOver() | PlugNic() | UnplugNic() | ReplugNic() | PlugDisk() | UnplugDisk():
                 await self._device_executor.change(action)
+            case TuneVm() | PlugCpus() | ChangeMedium():
+                await self._tuning_executor.change(action)
             case ArmTap():
                 await self._link_executor.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
             case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():

@@ -7,7 +7,6 @@ gone already, is no error. What a guest is to be like was written down before (`
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import replace
 
 from agent.core.desired import DiskSpec, NicSpec
@@ -15,30 +14,29 @@ from agent.core.device_actions import ArmTap, GrowDisk, PlugDisk, PlugNic, Replu
 from agent.core.digest import digest
 from agent.core.errors import PermanentError, TransientError
 from agent.core.qemu_argv import (
-    DiskSet,
     devices_of_disk,
-    disk_blockdev,
     disk_node,
+    drive_node,
     netdev_id,
     nic_device,
     nic_id,
     nic_netdev,
 )
-from agent.host.disks import grow_disk, open_disk
+from agent.core.tuning import command_of, disk_setting, is_limited, link_key, medium_key, nic_setting, throttle_key
+from agent.host.disks import grow_disk
 from agent.host.launches import LaunchRecord
 from agent.host.qmp import CommandRefusedError
 from agent.host.tap import find_descriptor_number
 from agent.runtime.descriptors import Descriptors
+from agent.runtime.drives import add_nodes, clear_nodes, forgiving
 from agent.runtime.execute_links import LinkExecutor
+from agent.runtime.execute_tuning import with_tuned, without_tuned
 from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
 from agent.runtime.negotiated import negotiated_settings
 
 DETACH_WITHIN_S = 20.0
 """A guest with a driver lets go within 1.2 s; one that boots, or has none, is asked again later."""
-
-FIRST_PLUGGED_SET = 2001
-"""The descriptor set of slot 0 for disks that are plugged; those of a launch have lower numbers."""
 
 
 class DeviceExecutor:
@@ -86,24 +84,30 @@ class DeviceExecutor:
         """Plug a NIC on its tap."""
         guest, nic = self._guests.get(action.vm), action.nic
         # An interrupted try may have left its backend, which would keep the tap busy.
-        await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
+        await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         fd = self._descriptors.of_tap(action.vm, action.uid, nic)
         await self._plug_nic(guest, nic, fd)
 
     async def _plug_nic(self, guest: Guest, nic: NicSpec, fd: int) -> None:
         backend = netdev_id(nic.id)
+        await self._guests.keep(guest.name, lambda record: without_tuned(record, link_key(nic.id)))
         await guest.connection().send_descriptor(backend, fd)
         await guest.execute("netdev_add", nic_netdev(nic, backend))
+        setting = nic_setting(nic)
+        command, arguments = command_of(setting)
         try:
+            await guest.execute(command, arguments)  # nothing passes an unplugged cable from the beginning
             await guest.execute("device_add", nic_device(guest.record.spec.machine, nic))
+            await guest.execute(command, arguments)
         except CommandRefusedError:
-            await _forgiving(guest, "netdev_del", {"id": backend})
+            await forgiving(guest, "netdev_del", {"id": backend})
             raise
         number = find_descriptor_number(guest.process.pid, nic.tap) if guest.process is not None else None
-        if number is not None:
-            await self._guests.keep(
-                guest.name, lambda record: replace(record, nic_fds={**record.nic_fds, nic.id: number})
-            )
+        numbers = {} if number is None else {nic.id: number}
+        await self._guests.keep(
+            guest.name,
+            lambda record: with_tuned(replace(record, nic_fds={**record.nic_fds, **numbers}), dict([setting])),
+        )
         await guest.look_at_devices()
 
     async def _unplug_nic(self, action: UnplugNic) -> None:
@@ -112,7 +116,7 @@ class DeviceExecutor:
         if nic not in guest.record.leaving_nics:
             return  # it is wanted again meanwhile
         await self._detach(guest, nic_id(nic.id), nic.id)
-        await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
+        await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         self._descriptors.forget(action.vm, nic.id)
         await self._guests.keep(action.vm, lambda record: _without_nic(record, nic))
         await guest.look_at_devices()
@@ -125,7 +129,7 @@ class DeviceExecutor:
         """
         guest, nic = self._guests.get(action.vm), action.nic
         await self._detach(guest, nic_id(nic.id), nic.id)
-        await _forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
+        await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         resource, reason, bridge = action.resource, action.reason, action.bridge_ifindex
         arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False)
         await self._links.arm(arm, lambda _: negotiated_settings(action.vm, nic, self._guests))
@@ -134,27 +138,23 @@ class DeviceExecutor:
     async def _plug_disk(self, action: PlugDisk) -> None:
         """Plug a disk; its file is opened here, QEMU gets descriptors. What was refused leaves nothing in QEMU."""
         guest, disk = self._guests.get(action.vm), action.disk
-        await self._clear_disk(guest, disk)
+        await self._guests.keep(action.vm, lambda record: _without_told(record, disk))
+        await clear_nodes(guest, disk)
+        if disk.media == "cdrom":
+            await self._guests.keep(
+                action.vm, lambda record: with_tuned(record, {medium_key(disk.id): drive_node(disk)})
+            )
         try:
-            await self._add_drive(guest, disk)
+            await add_nodes(guest, disk)
             for device in devices_of_disk(guest.record.spec.machine, disk):
                 await guest.execute("device_add", device)
         except CommandRefusedError:
-            await self._clear_disk(guest, disk)
+            await clear_nodes(guest, disk)
             raise
         await guest.look_at_devices()
-
-    async def _add_drive(self, guest: Guest, disk: DiskSpec) -> None:
-        if not disk.path:
-            return
-        node, set_id = disk_node(disk.id), FIRST_PLUGGED_SET + disk.slot
-        opened = await asyncio.to_thread(open_disk, disk)
-        try:
-            for fd in opened.fds:
-                await guest.connection().add_descriptor(set_id, fd, node)
-        finally:
-            opened.close()
-        await guest.execute("blockdev-add", disk_blockdev(disk, DiskSet(set_id, (), opened.block_device)))
+        if is_limited(disk):
+            await guest.execute(*command_of(disk_setting(disk)))
+            await self._guests.keep(action.vm, lambda record: with_tuned(record, dict([disk_setting(disk)])))
 
     async def _unplug_disk(self, action: UnplugDisk) -> None:
         """Unplug a disk; its file is closed, and stays."""
@@ -163,17 +163,9 @@ class DeviceExecutor:
             return  # it is wanted again meanwhile
         for device in reversed(devices_of_disk(guest.record.spec.machine, disk)):
             await self._detach(guest, str(device["id"]), disk.id)
-        await self._clear_disk(guest, disk)
+        await clear_nodes(guest, disk)
         await self._guests.keep(action.vm, lambda record: _without_disk(record, disk))
         await guest.look_at_devices()
-
-    async def _clear_disk(self, guest: Guest, disk: DiskSpec) -> None:
-        """Have QEMU close what no device uses any more, also what an interrupted try left."""
-        node = disk_node(disk.id)
-        await _forgiving(guest, "blockdev-del", {"node-name": node})
-        for one in await guest.execute("query-fdsets"):
-            if any(fd.get("opaque") == node for fd in one["fds"]):
-                await _forgiving(guest, "remove-fd", {"fdset-id": one["fdset-id"]})
 
     async def grow(self, action: GrowDisk) -> None:
         """Grow a disk: QEMU does it where it has the disk open, and the guest sees its new size at once."""
@@ -203,17 +195,16 @@ class DeviceExecutor:
                 raise PermanentError(message, reason="ReplugRefused") from error
 
 
-async def _forgiving(guest: Guest, command: str, arguments: dict[str, object]) -> None:
-    """A command that may find nothing to do."""
-    with suppress(CommandRefusedError):
-        await guest.execute(command, arguments)
-
-
 def _without_nic(record: LaunchRecord, nic: NicSpec) -> LaunchRecord:
     numbers = {id_: number for id_, number in record.nic_fds.items() if id_ != nic.id}
     leaving = tuple(one for one in record.leaving_nics if one.id != nic.id)
-    return replace(record, leaving_nics=leaving, nic_fds=numbers)
+    return without_tuned(replace(record, leaving_nics=leaving, nic_fds=numbers), link_key(nic.id))
 
 
 def _without_disk(record: LaunchRecord, disk: DiskSpec) -> LaunchRecord:
-    return replace(record, leaving_disks=tuple(one for one in record.leaving_disks if one.id != disk.id))
+    leaving = tuple(one for one in record.leaving_disks if one.id != disk.id)
+    return _without_told(replace(record, leaving_disks=leaving), disk)
+
+
+def _without_told(record: LaunchRecord, disk: DiskSpec) -> LaunchRecord:
+    return without_tuned(record, throttle_key(disk.id), medium_key(disk.id))

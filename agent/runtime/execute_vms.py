@@ -21,12 +21,12 @@ from agent.core.qemu_argv import (
     DiskSet,
     FirmwareSets,
     LaunchFiles,
-    devices_at_launch,
     qemu_argv,
     resolved_accel,
 )
 from agent.core.qemu_display import vnc_port, written
 from agent.core.qemu_serial import serial_log, serial_sockets
+from agent.core.tuning import tuned_at_launch
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord
@@ -139,6 +139,7 @@ class VmExecutor:
             action.resume_generation,
             digest(spec),
             files.tap_fds,
+            tuned=tuned_at_launch(spec),
         )
         self._launches.save(record)
         return Prepared(files, record, lock)
@@ -171,8 +172,8 @@ class VmExecutor:
         process, unit = await self._starts.start(start)
         record = replace(prepared.record, pid=process.pid, start_time=process.start_time, unit=unit)
         guest = self._guests.add(record, process)
-        guest.devices = devices_at_launch(spec)
         guest.limits = spec.limits if unit else None  # it was started with them; the next look tells
+        guest.assume_devices_at_launch()
         await run_to_end(self._launches.save, record)
         return guest
 

@@ -14,6 +14,7 @@ import structlog
 from agent.core.desired import Limits
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
+from agent.core.qemu_argv import devices_at_launch, disk_node, drive_node
 from agent.host.launches import LaunchRecord
 from agent.host.processes import ExitStatus, Process, is_stuck
 from agent.host.qmp import Monitor
@@ -90,6 +91,8 @@ class Guest:
         self.limits_awaited = False
         self.monitor: Monitor | None = None
         self.devices: frozenset[str] | None = None
+        self.cpus: int | None = None
+        self.media: Mapping[str, str] = {}
         self.saving = asyncio.Lock()
         self._descriptors = descriptors
         self._ring = ring
@@ -134,6 +137,9 @@ class Guest:
             unit=self.record.unit,
             limits=self.limits,
             limits_awaited=self.limits_awaited and self.alive,
+            tuned=self.record.tuned,
+            cpus=self.cpus,
+            media=self.media,
         )
 
     async def serve(self) -> None:
@@ -208,13 +214,29 @@ class Guest:
         if self._devices_old:
             await self.look_at_devices()
 
+    def assume_devices_at_launch(self) -> None:
+        """Take for plugged what a QEMU that has just been started has by its command line."""
+        spec = self.record.spec
+        self.devices = devices_at_launch(spec)
+        self.cpus = spec.cpus if spec.max_cpus is not None else None
+        self.media = {disk.id: drive_node(disk) for disk in spec.disks if disk.media == "cdrom"}
+
     async def look_at_devices(self) -> None:
-        """Ask QEMU what is plugged into it; errors as `execute`."""
+        """Ask QEMU what is plugged into it, and what is in its drives; errors as `execute`."""
         self._devices_old = False
+        spec = self.record.spec
         children = await self.execute("qom-list", {"path": "/machine/peripheral"})
         devices = frozenset(str(child["name"]) for child in children)
-        if devices != self.devices:
-            self.devices = devices
+        cpus: int | None = None
+        if spec.max_cpus is not None:
+            cpus = sum("qom-path" in place for place in await self.execute("query-hotpluggable-cpus"))
+        media: dict[str, str] = {}
+        if drives := {disk_node(disk.id): disk.id for disk in spec.disks if disk.media == "cdrom"}:
+            for block in await self.execute("query-block"):
+                if block.get("qdev") in drives:
+                    media[drives[block["qdev"]]] = str(block.get("inserted", {}).get("node-name", ""))
+        if (devices, cpus, media) != (self.devices, self.cpus, self.media):
+            self.devices, self.cpus, self.media = devices, cpus, media
             self._note_change("qmp")
 
     def _heard(self, event: str, data: Mapping[str, Any]) -> None:
@@ -222,9 +244,10 @@ class Guest:
             self._cause = SHUTDOWN_CAUSES.get(str(data.get("reason")), self._cause)
         if event in STATE_EVENTS:
             self._stale.set()
-        if event == "DEVICE_DELETED":
+        if event in {"DEVICE_DELETED", "DEVICE_TRAY_MOVED"}:
             self._devices_old = True
             self._stale.set()
+        if event == "DEVICE_DELETED":
             deletion = self._deletions.pop(str(data.get("device")), None)
             if deletion is not None and not deletion.done():
                 deletion.set_result(None)

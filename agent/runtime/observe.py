@@ -13,6 +13,7 @@ from agent.core.draft import Plan
 from agent.core.errors import ObservationError
 from agent.core.observed import DiskState, HostMemory, VmState
 from agent.core.plan_disks import is_plugged
+from agent.core.plan_tuning import lacks_medium
 from agent.host.disks import DiskLook, look_at_disk
 from agent.host.host_memory import look_at_memory
 from agent.host.processes import kvm_usable
@@ -115,9 +116,14 @@ def short_of_memory(last: Plan) -> frozenset[str]:
 
 
 def unplugged_disks(desired: Desired, running: Mapping[str, VmState]) -> list[DiskSpec]:
-    """The disks that a launch depends on, of guests that are wanted and not launched, and those that a guest lacks."""
+    """The disks that a launch of a wanted guest depends on, and the disks and media that a running guest lacks."""
     specs = [spec for name, spec in desired.vms.items() if spec.enabled and name not in running]
-    lacking = [disk for state in running.values() for disk in state.spec.disks if not is_plugged(state, disk)]
+    lacking = [
+        disk
+        for state in running.values()
+        for disk in state.spec.disks
+        if not is_plugged(state, disk) or lacks_medium(state, disk)
+    ]
     return [disk for disk in (*(disk for spec in specs for disk in spec.disks), *lacking) if disk.path]
 
 
