@@ -11,7 +11,9 @@ adopt = false
 
 [vm.web]
 cpus = 2
+max-cpus = 2
 memory = "1G"
+balloon = "512M"
 machine = "q35"
 cpu = "max"
 accel = "tcg"
@@ -37,6 +39,8 @@ format = "qcow2"
 cache = "none"
 read-only = false
 discard = true
+iops = 500
+bandwidth = "50M"
 [vm.web.disk.cd]
 media = "cdrom"
 path = "/srv/a.iso"
@@ -48,6 +52,7 @@ mac = "DE:ad:be:ef:32:10"
 tap = "lan-tap"
 model = "e1000e"
 mtu = 1400
+link = "down"
 rate-in = "10Mbit"
 rate-out = "512kbit"
 """

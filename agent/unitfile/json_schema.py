@@ -29,7 +29,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     },
     "VmTable": {
         "cpus": "number of virtual CPUs",
+        "max-cpus": "how many CPUs it may get while it runs; without the key, other cpus wait for its next start",
         "memory": 'memory, such as "512M" or "4G"',
+        "balloon": "how much of its memory it keeps, the rest is given back to the host; without the key all",
         "machine": "the kind of machine that the guest sees",
         "firmware": "uefi: Debian's package ovmf; the guest's variables are kept by its uuid",
         "secure-boot": "the firmware runs only what is signed, by Microsoft's keys; needs uefi on q35",
@@ -71,6 +73,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "cache": "how the host caches writes, by the names of qemu(1)",
         "read-only": "the guest cannot write to it",
         "discard": "what the guest trims is given back to the host",
+        "iops": "at most so many operations per second, reads and writes together",
+        "bandwidth": "at most so many bytes per second, reads and writes together, such as 50M",
     },
     "SerialTable": {
         "port": "virtio: the guest finds it as /dev/virtio-ports/ID; or an ISA port by its Linux name",
@@ -86,6 +90,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "rate-out": "at most this much comes from the guest, as for rate-in",
         "address": "the address that the guest has there, or several, without prefix; shown in status, and asked for "
         "ready. The guest sets it itself: it is neither leased nor filtered yet",
+        "link": "down: the guest sees its cable unplugged",
     },
 }
 """What each key is for, by table."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from agent.unitfile.values import quoted
+from agent.unitfile.values import BadValueError, parse_memory, quoted
 
 MAX_SERIALS = 30
 """What a virtio-serial controller has beside its port 0 (QEMU, `max_ports`)."""
@@ -22,6 +22,7 @@ def platform_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
         elif machine != "q35":
             yield ("secure-boot",), 'secure-boot needs machine = "q35"', ""
     yield from _serial_mistakes(table, machine)
+    yield from _room_mistakes(table)
     if machine == "microvm":
         yield from _microvm_mistakes(table)
 
@@ -44,6 +45,24 @@ def _serial_mistakes(table: Mapping[str, object], machine: object) -> Iterator[M
             yield ("serial", str(name), "port"), f"port {quoted(port)} is taken by {quoted(holder)}", ""
 
 
+def _room_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
+    """What a guest may be given or asked for while it runs, beside what it starts with."""
+    cpus, most = table.get("cpus", 1), table.get("max-cpus")
+    if isinstance(cpus, int) and isinstance(most, int) and most < cpus:
+        yield ("max-cpus",), f"max-cpus must be at least cpus, which is {cpus}", f"did you mean {cpus}?"
+    if "balloon" not in table:
+        return
+    try:
+        memory, balloon = parse_memory(table.get("memory", "512M")), parse_memory(table["balloon"])
+    except BadValueError:
+        return  # told where the values are checked
+    if balloon > memory:
+        yield ("balloon",), f"balloon must be at most memory, which is {memory}M", "without the key it keeps all of it"
+    arguments = table.get("extra-args")
+    if isinstance(arguments, list) and any("virtio-balloon" in str(argument) for argument in arguments):
+        yield ("balloon",), "balloon needs the guest's only balloon, and extra-args bring another", "take that out"
+
+
 def _microvm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     """What a microvm lacks (QEMU, docs/system/i386/microvm.rst)."""
     if "kernel" not in table:
@@ -53,6 +72,8 @@ def _microvm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
         yield ("firmware",), 'there is no UEFI for machine = "microvm"', 'take machine = "q35"'
     if "watchdog" in table:
         yield ("watchdog",), 'machine = "microvm" has no watchdog', 'take machine = "q35"'
+    if "max-cpus" in table:
+        yield ("max-cpus",), 'machine = "microvm" takes no CPUs while it runs', 'take machine = "q35"'
     nics = table.get("nic")
     for name, nic in nics.items() if isinstance(nics, dict) else ():
         model = nic.get("model", "virtio") if isinstance(nic, dict) else "virtio"

@@ -21,6 +21,8 @@ NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", 
 KINDS = ("bridge", "vm")
 BOUNDS = {
     "cpus": (1, 288),
+    "max-cpus": (1, 288),
+    "iops": (1, 1_000_000_000),
     "mtu": (68, 65535),
     "cpu-weight": (1, 10000),
     "io-weight": (1, 10000),
@@ -66,6 +68,9 @@ Append = Annotated[str, _checked(values.parse_append), _text("kernel command lin
 Path = Annotated[str, _checked(values.parse_path), _text("absolute path", pattern="^/")]
 Size = Annotated[int, _checked(values.parse_size), _text('size such as "32G"', pattern="^[0-9]+[KMGT]$")]
 Memory = Annotated[int, _checked(values.parse_memory), _text('size such as "512M"', pattern="^[0-9]+[KMGT]$")]
+Bandwidth = Annotated[
+    int, _checked(values.parse_bandwidth), _text('bytes per second such as "50M"', pattern="^[0-9]+[KMGT]$")
+]
 Duration = Annotated[float, _checked(values.parse_duration), _text('duration such as "90s"', pattern="^[0-9]+[smh]$")]
 Quota = Annotated[int, _checked(values.parse_quota), _text('CPU time such as "150%"', pattern="^[0-9]+%$")]
 CpuWeight = Annotated[int, _number("cpu-weight")]
@@ -113,6 +118,7 @@ GuestAddresses = Annotated[
     AfterValidator(_once),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
 ]
+Cpus = Annotated[int, _number("cpus")]
 Mtu = Annotated[int, _number("mtu")]
 
 
@@ -140,7 +146,7 @@ class BridgeTable(Table):
 
 
 class DiskTable(Table):
-    """`[vm.NAME.disk.ID]`; `size` in bytes."""
+    """`[vm.NAME.disk.ID]`; `size` in bytes, `bandwidth` in bytes per second."""
 
     media: Literal["disk", "cdrom"] = "disk"
     path: Path | None = None
@@ -150,6 +156,8 @@ class DiskTable(Table):
     cache: Literal["writeback", "none", "writethrough", "directsync", "unsafe"] = "writeback"
     read_only: bool = False
     discard: bool = True
+    iops: Annotated[int, _number("iops")] | None = None
+    bandwidth: Bandwidth | None = None
 
 
 class NicTable(Table):
@@ -163,6 +171,7 @@ class NicTable(Table):
     rate_in: Rate | None = None
     rate_out: Rate | None = None
     address: GuestAddresses = ()
+    link: Literal["up", "down"] = "up"
 
 
 class SerialTable(Table):
@@ -173,10 +182,12 @@ class SerialTable(Table):
 
 
 class VmTable(Table):
-    """`[vm.NAME]`; `memory` in MiB, timeouts in seconds, `after` as references, `cpu_quota` in per cent."""
+    """`[vm.NAME]`; `memory`, `balloon` in MiB, timeouts in seconds, `after` as references, `cpu_quota` in per cent."""
 
-    cpus: Annotated[int, _number("cpus")] = 1
+    cpus: Cpus = 1
+    max_cpus: Cpus | None = None
     memory: Memory = 512
+    balloon: Memory | None = None
     machine: Literal["q35", "pc", "microvm"] = "q35"
     firmware: Literal["bios", "uefi"] = "bios"
     secure_boot: bool = False
@@ -272,14 +283,15 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
 
 def _tasks_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     """Too few tasks for a guest's CPUs; a number that is out of its bounds is told already."""
-    cpus, tasks = table.get("cpus", 1), table.get("tasks")
+    key = "max-cpus" if "max-cpus" in table else "cpus"
+    cpus, tasks = table.get(key, 1), table.get("tasks")
     if type(cpus) is not int or type(tasks) is not int or not (_is_within("cpus", cpus) and _is_within("tasks", tasks)):
         return
     if tasks < (needed := tasks_needed(cpus)):
         why = (
             f"QEMU has a thread for each CPU, up to {POOL_TASKS} for disks and {OTHER_TASKS} others, and aborts without"
         )
-        yield ("tasks",), f"tasks must be at least {needed} for cpus = {cpus}, not {tasks}: {why}", f"tasks = {needed}"
+        yield ("tasks",), f"tasks must be at least {needed} for {key} = {cpus}, not {tasks}: {why}", f"tasks = {needed}"
 
 
 def _is_within(key: str, value: int) -> bool:
@@ -298,9 +310,9 @@ def _drive_mistakes(name: str, disk: Mapping[str, object]) -> Iterator[Mistake]:
         return
     if disk.get("media") != "cdrom":
         return
-    for key in ("size", "format", "cache", "discard"):
+    for key in ("size", "format", "cache", "discard", "iops", "bandwidth"):
         if key in disk:
-            yield (*where, key), f'{key} is for disks: what media = "cdrom" reads is never written', ""
+            yield (*where, key), f'{key} is for disks, not for media = "cdrom"', ""
     if disk.get("read-only") is False:
         yield (*where, "read-only"), 'media = "cdrom" is always read-only', ""
 

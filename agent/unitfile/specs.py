@@ -61,6 +61,8 @@ def vm_spec(
         uid=uid,
         file=file,
         cpus=table.cpus,
+        max_cpus=table.max_cpus,
+        balloon_mib=table.balloon,
         memory_mib=table.memory,
         machine=table.machine,
         cpu=table.cpu,
@@ -107,6 +109,8 @@ def _disks(table: VmTable, slots: Mapping[str, int]) -> tuple[DiskSpec, ...]:
             read_only=disk.read_only or disk.media == "cdrom",
             discard=disk.discard,
             media=disk.media,
+            iops=disk.iops,
+            bandwidth_bytes=disk.bandwidth,
             bus=disk.bus or ("sata" if disk.media == "cdrom" else "virtio"),
         )
         for name, disk in table.disk.items()
@@ -126,6 +130,7 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             rate_in_bps=nic.rate_in,
             rate_out_bps=nic.rate_out,
             address=nic.address,
+            link=nic.link,
         )
         for name, nic in table.nic.items()
     )

@@ -20,6 +20,8 @@ MIN_MEMORY_BYTES = UNITS["M"]
 MAX_MEMORY_BYTES = 16 * UNITS["T"]
 MIN_RATE_BPS = 64_000
 MAX_RATE_BPS = 100 * UNITS_BPS["Gbit"]
+MAX_BANDWIDTH_BYTES = UNITS["T"]
+"""More than any disk does in a second, and below where QEMU's throttle ends (10^15, util/throttle.c)."""
 MAX_STOP_TIMEOUT_S = 24 * 3600
 MAX_FILE_BYTES = 1 << 20
 """A unit file that is larger is refused unread."""
@@ -146,6 +148,14 @@ def parse_memory(value: object) -> int:
     if size % UNITS["M"]:
         raise BadValueError(f"must be a whole number of MiB, not {shown(value)}")
     return size // UNITS["M"]
+
+
+def parse_bandwidth(value: object) -> int:
+    """Bytes in a second."""
+    size = parse_size(value)
+    if size > MAX_BANDWIDTH_BYTES:
+        raise BadValueError(f'must be "1K" to "1T" in a second, not {shown(value)}')
+    return size
 
 
 def parse_duration(value: object) -> float:

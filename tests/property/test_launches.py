@@ -40,6 +40,8 @@ SPECS = st.builds(
     uid=NUMBERS,
     file=TEXT,
     cpus=NUMBERS,
+    max_cpus=st.none() | NUMBERS,
+    balloon_mib=st.none() | NUMBERS,
     memory_mib=NUMBERS,
     cpu=st.none() | TEXT,
     kernel=st.none() | TEXT,
@@ -62,6 +64,7 @@ RECORDS = st.builds(
     pid=st.none() | NUMBERS,
     start_time=st.none() | NUMBERS,
     exit_reason=st.none() | TEXT,
+    tuned=st.dictionaries(TEXT, TEXT, max_size=2),
 )
 
 

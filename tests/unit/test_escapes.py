@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from agent.core.desired import DiskSpec, VmSpec
 from agent.core.digest import PendingChange, pending_changes
 from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv
+from agent.core.qemu_cdrom import medium_node
 from agent.core.qemu_display import vnc_port
 from agent.unitfile.parse import parse_unit
 from agent.unitfile.specs import vm_spec
@@ -42,8 +43,8 @@ MISTAKES = {
     '(did you mean "127.0.0.1:1"?)',
     'vnc = "0.0.0.0:1"': f'2:1: error: vnc must be on a loopback address, not "0.0.0.0:1": {SCREEN} ({TAKE})',
     'vnc = "[fd00::1]:1"': f'2:1: error: vnc must be on a loopback address, not "[fd00::1]:1": {SCREEN} ({TAKE})',
-    'disk.cd = { media = "cdrom", size = "1G" }': '2:30: error: size is for disks: what media = "cdrom" reads is never '
-    "written",
+    'disk.cd = { media = "cdrom", size = "1G" }': '2:30: error: size is for disks, not for media = "cdrom"',
+    'disk.cd = { media = "cdrom", iops = 5 }': '2:30: error: iops is for disks, not for media = "cdrom"',
     'disk.cd = { media = "cdrom", read-only = false }': '2:30: error: media = "cdrom" is always read-only',
     'disk.d = { path = "/d.raw", bus = "sata" }': '2:29: error: bus is for media = "cdrom": a disk is always on virtio',
     'disk.d = { path = "/d.iso" }': '2:12: error: path "/d.iso" does not tell the format (add media = "cdrom")',
@@ -129,7 +130,8 @@ def test_a_cdrom_has_a_controller_in_its_slot(
 ) -> None:
     found = devices(replace(WEB, machine=machine, disks=(replace(CD, bus=bus),)))
     assert found["bus-cd"] == {"driver": controller, "id": "bus-cd", **place}
-    plugged = {"driver": drive, "id": "disk-cd", "bus": "bus-cd.0", "drive": "disk-cd", "serial": "cd", "bootindex": 2}
+    node = medium_node("cd", CD.path)
+    plugged = {"driver": drive, "id": "disk-cd", "bus": "bus-cd.0", "drive": node, "serial": "cd", "bootindex": 2}
     assert found["disk-cd"] == plugged
 
 

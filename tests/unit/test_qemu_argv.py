@@ -49,7 +49,9 @@ def test_golden_firmware_only() -> None:
         "-chardev socket,id=console,path=/r/web/console.sock,server=on,wait=off "
         "-mon chardev=qmp,mode=control -mon chardev=operator,mode=control -serial chardev:console "
         '-object {"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"} '
-        '-device {"driver": "pvpanic-pci", "id": "pvpanic", "bus": "pci.0", "addr": "0x3"} '
+        '-device {"driver": "pvpanic-pci", "id": "pvpanic", "bus": "pci.0", "addr": "0x3", "multifunction": true} '
+        '-device {"driver": "virtio-balloon-pci", "id": "balloon", "bus": "pci.0", "addr": "0x3.1", '
+        '"free-page-reporting": true, "deflate-on-oom": true} '
         '-device {"driver": "virtio-rng-pci", "id": "rng", "rng": "entropy", "bus": "pci.0", "addr": "0x4"}'
     )
 

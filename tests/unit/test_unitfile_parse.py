@@ -22,6 +22,8 @@ def test_every_key_is_taken() -> None:
     assert (web.cpu_weight, web.cpu_quota, web.io_weight, web.tasks) == (200, 150, 50, 82)
     assert (web.extra_args, web.vnc) == (("-device", "a,b=c", "-device", "a"), "127.0.0.1:1")
     assert web.uuid == "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11"
+    assert (web.max_cpus, web.balloon, web.nic["lan"].link) == (2, 512, "down")
+    assert (web.disk["root"].iops, web.disk["root"].bandwidth) == (500, 50 << 20)
     assert (web.disk["root"].size, web.nic["lan"].mac) == (32 << 30, "de:ad:be:ef:32:10")
     assert (bridge.ports, bridge.addresses) == (("eth1",), ("192.168.0.1/24", "fd00::1/64"))
 
