@@ -92,6 +92,3 @@ def test_linux_reads_a_medium_and_finds_an_empty_drive(agent: AgentProcess, boot
         {"name": "cd", "path": str(iso), **drive},
         {"name": "empty", "path": None, **drive},
     ]
-    agent.drop("web.toml", unit(boot_files) + drives.replace(f'path = "{iso}"\n', ""))
-    wait_for(lambda: agent.vm("web")["pending"])
-    assert agent.vm("web")["pending"] == [{"key": "disk.cd.path", "from": str(iso), "to": ""}]
