@@ -7,6 +7,10 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.runtime.notifications import Hook, Notifying
 
 NICE = -10
 """The agent takes little and must heal in milliseconds while its guests take all there is (sched(7))."""
@@ -41,7 +45,31 @@ def parser() -> argparse.ArgumentParser:
         help="who but root may read status, events, units and plans: group vmhost (default), or every user; "
         "to change anything takes root or the group in any case",
     )
+    _add_notify_flags(flags)
     return flags
+
+
+def _add_notify_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--notify-command",
+        type=Path,
+        metavar="FILE",
+        help="run this for each notification, which is JSON on its standard input",
+    )
+    urls = flags.add_mutually_exclusive_group()
+    urls.add_argument("--notify-url", metavar="URL", help="POST each notification there: https, or http to this host")
+    urls.add_argument(
+        "--notify-url-file", type=Path, metavar="FILE", help="the same URL in a file, as everybody sees a command line"
+    )
+    flags.add_argument(
+        "--notify-timeout", metavar="TIME", help="what one try of a notification may take, as 10s (default) or 1m"
+    )
+    flags.add_argument(
+        "--notify-per-minute",
+        type=int,
+        metavar="N",
+        help="notifications within 60 s at most (10); the last of them sums up what is left",
+    )
 
 
 def main() -> int:
@@ -53,14 +81,16 @@ def main() -> int:
     # structlog would load all of rich for the colours of tracebacks, 4 MB and a twentieth of a start; a log has none.
     sys.modules["rich"] = None  # type: ignore[assignment]
     # Here, because reading all this code takes most of a start, and an agent that returns to a busy host is awaited.
+    from agent.core.errors import AgentError  # noqa: PLC0415
     from agent.core.rights import Readers  # noqa: PLC0415
     from agent.daemon import Settings, run  # noqa: PLC0415
     from agent.telemetry.guard import Protection  # noqa: PLC0415
-    from agent.telemetry.listen import ListenError, parse_listen  # noqa: PLC0415
+    from agent.telemetry.listen import parse_listen  # noqa: PLC0415
 
     try:
         listen = parse_listen(arguments.listen)
-    except ListenError as error:
+        notifying = _notifying(arguments)
+    except AgentError as error:
         parser().error(str(error))
     if arguments.max_disruption < 0:
         parser().error("--max-disruption: want 0 or more")
@@ -79,8 +109,38 @@ def main() -> int:
             max_disruption=arguments.max_disruption,
             readers=Readers(arguments.readers),
             protection=Protection(certificate, key, users),
+            notifying=notifying,
         )
     )
+
+
+def _notifying(arguments: argparse.Namespace) -> Notifying:
+    """Whom to tell, by the flags; AgentError, with no secret in it, for flags that cannot be."""
+    from agent.core.errors import AgentError, HookError  # noqa: PLC0415
+    from agent.host.hook_command import CommandHook  # noqa: PLC0415
+    from agent.runtime.notifications import Notifying  # noqa: PLC0415
+    from agent.telemetry.webhook import Webhook  # noqa: PLC0415
+    from agent.unitfile.values import BadValueError, parse_duration  # noqa: PLC0415
+
+    command, url, file = arguments.notify_command, arguments.notify_url, arguments.notify_url_file
+    timeout, per_minute = arguments.notify_timeout, arguments.notify_per_minute
+    if not (command or url or file):
+        if timeout is not None or per_minute is not None:
+            raise AgentError("--notify-timeout and --notify-per-minute: nobody is told; give --notify-command or a URL")
+        return Notifying()
+    try:
+        timeout_s = parse_duration(timeout or "10s")
+    except BadValueError as error:
+        raise AgentError(f"--notify-timeout: {error}") from error
+    per_minute = 10 if per_minute is None else per_minute
+    if not 1 <= timeout_s <= 300 or per_minute < 1:
+        raise AgentError("--notify-timeout: want 1s to 5m; --notify-per-minute: want 1 or more")
+    hooks: list[Hook] = [CommandHook(command.absolute(), timeout_s)] if command else []
+    try:
+        hooks += [Webhook(file.absolute() if file else url, timeout_s)] if file or url else []
+    except HookError as error:
+        raise AgentError(f"--notify-url: {error}") from error
+    return Notifying(tuple(hooks), per_minute)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
 from agent.runtime.listener import Sources, keep_listening
+from agent.runtime.notifications import Notifying
 from agent.runtime.reach import tell_reach
 from agent.runtime.service import Service
 from agent.runtime.starts import Starts, starts_here
@@ -59,6 +60,7 @@ class Settings:
     max_disruption: int
     readers: Readers
     protection: Protection
+    notifying: Notifying
 
 
 def run(settings: Settings) -> int:
@@ -159,6 +161,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier, 
         )
         serving = group.create_task(agent.run(), name="agent")
         listening = group.create_task(_serve_metrics(settings, agent, chronicle), name="metrics")
+        notifying = group.create_task(_notify(settings.notifying, agent), name="notifications")
         async with serve_control(settings.run_dir / SOCKET_NAME, agent.operator, rights):
             chronicle.journal.record("agent", "started", f"vmhost-agent {facts.version} serves {settings.units}")
             reporting = group.create_task(Service(notifier, agent, chronicle.journal).run(reload), name="service")
@@ -167,6 +170,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier, 
         chronicle.journal.record("agent", "ended", "vmhost-agent ends; guests run on")
         serving.cancel()
         listening.cancel()
+        notifying.cancel()
         reporting.cancel()
 
 
@@ -174,6 +178,11 @@ async def _until_stopped(stop: asyncio.Event, serving: asyncio.Task[None]) -> No
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+
+
+async def _notify(notifying: Notifying, agent: Agent) -> None:
+    if notifying.hooks:
+        await agent.notify(notifying)
 
 
 async def _serve_metrics(settings: Settings, agent: Agent, chronicle: Chronicle) -> None:

@@ -44,6 +44,10 @@ class OutcomeUnknownError(ActionError):
     """The connection broke in the middle: look at the world before acting again."""
 
 
+class HookError(AgentError):
+    """A notification did not reach whom the operator named; the text says whom and why, and holds no secret."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnitError:
     """One mistake in one unit file; lines and columns count from 1, `hint` says what to do (may be empty)."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.core.allocation import Allocations, spec_slots
 from agent.core.approval import WINDOW_S
 from agent.core.desired import BridgeSpec, VmSpec
+from agent.core.notifications import Told, without_times
 from agent.core.observed import End, Hold, Intent, VmState
 from agent.core.policy import ENDS_KEPT
 
@@ -25,7 +26,7 @@ class Memory:
     `known_disks` were seen or made once, `enslaved` are ports that we put into bridges, `stops_at_s` recent stops that
     units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
     the boot of the host in which no guest is to run, if it is this one; `down_by_s` when its guests' time to shut
-    themselves down is over (CLOCK_BOOTTIME of that boot).
+    themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of.
     """
 
     seed: str
@@ -43,13 +44,14 @@ class Memory:
     approved: frozenset[str] = frozenset()
     down_in: str = ""
     down_by_s: float | None = None
+    told: Mapping[str, Told] = field(default_factory=dict)
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:
     """Memory in a boot of the host: times of an earlier boot say nothing in this one."""
     if memory.boot_id == boot_id:
         return memory
-    return replace(memory, boot_id=boot_id, stops_at_s=())
+    return replace(memory, boot_id=boot_id, stops_at_s=(), told=without_times(memory.told))
 
 
 def with_end(memory: Memory, name: str, end: End) -> Memory:

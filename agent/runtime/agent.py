@@ -70,6 +70,7 @@ from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
 from agent.runtime.limits import LimitLooks, controllers_here
 from agent.runtime.negotiated import negotiated_settings
+from agent.runtime.notifications import Notifications, Notifying
 from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unplugged_disks
 from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
@@ -205,6 +206,10 @@ class Agent:
         """
         await self._reconciler.next_pass()
         return now_s() - self._looked_s
+
+    async def notify(self, notifying: Notifying) -> None:
+        """Tell people of what wants them, until cancelled."""
+        await Notifications(notifying, self.operator, self._keeper, self._chronicle).run()
 
     async def _follow_units(self) -> None:
         async for view in self._directory.watch():

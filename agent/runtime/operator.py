@@ -11,6 +11,7 @@ from agent.core.conditions import Condition
 from agent.core.digest import PendingChange, pending_changes
 from agent.core.marks import tap_resource, vm_resource
 from agent.core.memory import with_hold, with_intent
+from agent.core.notifications import Key, Trouble, troubles_of
 from agent.core.observed import Hold, Intent
 from agent.core.status import AgentFacts, StatusInputs, status
 from agent.core.text import printable
@@ -69,6 +70,12 @@ class Operator:
             pending=pending(seen),
             restarts=self._keeper.memory.restarts,
         )
+
+    def troubles(self) -> tuple[Mapping[Key, Trouble], bool]:
+        """What is worth a notification as of the latest pass, and whether that pass knew all units."""
+        seen = self._reconciler.last
+        conditions = [*(condition for condition, _ in self._own_conditions()), *seen.plan.conditions]
+        return troubles_of(conditions, seen.plan.approval, self._units.files), seen.desired.complete
 
     @property
     def pass_number(self) -> int:

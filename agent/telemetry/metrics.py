@@ -134,6 +134,10 @@ class Metrics:
         """A guest runs, so long after its launch began."""
         self._boot_duration.observe(seconds)
 
+    def notified(self, result: str) -> None:
+        """A hook was told of a notification (`delivered`, `failed`), or one was summed up in another (`held_back`)."""
+        self._notifications.labels(result).inc()
+
     def loop_lagged(self, seconds: float) -> None:
         """The event loop was late by so much."""
         self._loop_lag.observe(seconds)
@@ -152,6 +156,11 @@ class Metrics:
             "convergence_seconds", "From an edit or fault seen until all is settled.", FAST, "cause"
         )
         self._loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop was.", INSTANT)
+        self._notifications = self._counter(
+            "notifications", "Notifications of people, by what became of them.", "result"
+        )
+        for result in ("delivered", "failed", "held_back"):
+            self._notifications.labels(result)
         for result in ("success", "failure"):
             self._reloads.labels(result)
             self._passes.labels(result)
