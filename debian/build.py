@@ -37,6 +37,7 @@ SHARED = {
     "systemd/udev/70-vmhost.rules": "lib/udev/rules.d/70-vmhost.rules",
     "systemd/network/10-vmhost.network": "lib/systemd/network/10-vmhost.network",
     "debian/lintian-overrides": "usr/share/lintian/overrides/vmhost",
+    "systemd/notify.conf": "usr/share/doc/vmhost/notify.conf",
     "units/schema.json": "usr/share/vmhost/schema.json",
 }
 DOC = Path("usr/share/doc/vmhost")

@@ -15,6 +15,8 @@ from typing import Any
 
 from agent.__main__ import parser as agent_parser
 from agent.cli.main import build_parser
+from agent.core.notification_text import ENVIRONMENT, FIELDS
+from agent.core.notifications import WATCHED
 from agent.unitfile.json_schema import json_schema
 
 EXAMPLE = """\
@@ -115,8 +117,30 @@ def _agent_page() -> str:
         ),
     ]
     lines += [".SH OPTIONS", *_described(_actions(parser)), ".SH SIGNALS", *_listed(SIGNALS)]
+    lines += [".SH NOTIFICATIONS", *_notifications()]
     lines += [".SH EXIT STATUS", *_listed(AGENT_EXITS), ".SH FILES", *_listed(FILES), *_see_also("vmhost-agent(8)")]
     return "\n".join(lines) + "\n"
+
+
+def _notifications() -> Iterator[str]:
+    yield _text(
+        "A command and a webhook are told of these conditions, once each, and once when they are over: "
+        f"{', '.join(sorted(WATCHED))}. The same one of the same resource is told again after ten minutes at the soonest. "
+        "What is above the limit is summed up in the last notification of the minute. What was told is kept over "
+        "restarts. A failure is tried once more after 5 s, then `vmhost status` shows NotificationFailed."
+    )
+    yield ".PP"
+    yield _text("The JSON that they get has these fields:")
+    yield from _listed(FIELDS)
+    yield ".PP"
+    yield _text("A command finds in its environment, beside PATH and LC_ALL:")
+    yield from _listed({name: f"the field {field}" for name, field in ENVIRONMENT.items()})
+    yield ".PP"
+    yield _text(
+        "The command is run without a shell, in a session of its own; its process group is killed when it ends, when its "
+        "time is over, and when the agent ends. Under vmhost-agent.service it is confined as the agent is, and neither it "
+        "nor a webhook reaches another host: /usr/share/doc/vmhost/notify.conf is a drop-in that allows more."
+    )
 
 
 def _unit_page() -> str:

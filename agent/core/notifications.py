@@ -39,20 +39,23 @@ class Watched:
 WATCHED: Mapping[str, Watched] = {
     "ApprovalNeeded": Watched(1, 5, by_reason=True),
     "Conflict": Watched(5, 10),
-    "CrashLoop": Watched(0, 120),  # absent while the next start is tried: over is what ran stably (policy.STABLE_S)
+    # Absent while the next start is tried: over is what ran stably (policy.STABLE_S).
+    "CrashLoop": Watched(0, 120),
     "DiskMissing": Watched(5, 10),
     "FellBack": Watched(0, 10),
-    "Held": Watched(5, 10, by_reason=True),  # each agent holds all guests until it has read the units
+    # Each agent holds all guests until it has read the units.
+    "Held": Watched(5, 10, by_reason=True),
     "InternalError": Watched(0, 120),
     "NotReady": Watched(0, 10),
-    "PausedOnIoError": Watched(
-        0, 30
-    ),  # tried again every ten seconds where a quota tells of room that it does not give
+    # Tried again every ten seconds where a quota tells of room that it does not give.
+    "PausedOnIoError": Watched(0, 60),
     "StateNotSaved": Watched(5, 30),
-    "UnitInvalid": Watched(30, 5),  # who writes a unit sees that at once, and mends it
+    # Who writes a unit sees that at once, and mends it.
+    "UnitInvalid": Watched(30, 5),
     "UnitsUnavailable": Watched(5, 10),
-    "Unresponsive": Watched(30, 10),
-    "WatchdogFired": Watched(0, 10),
+    "Unresponsive": Watched(30, 30),
+    # Unknown until QEMU answers an agent that has just begun.
+    "WatchdogFired": Watched(0, 60),
 }
 """What wants a person. Everything else heals by itself, or is what somebody just asked for."""
 

@@ -91,7 +91,7 @@ class CommandHook:
 
     def _start(self, body: bytes, variables: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
         # A file and no pipe: nobody waits for a command that reads slowly or not at all.
-        with open(os.memfd_create("vmhost-notification"), "w+b") as stdin:
+        with open(os.memfd_create("vmhost-notification"), "w+b", buffering=0) as stdin:
             stdin.write(body)
             stdin.seek(0)
             try:

@@ -17,7 +17,7 @@ from typing import Protocol
 from agent.core.errors import HookError
 from agent.core.memory import Memory
 from agent.core.notification_text import document, environment
-from agent.core.notifications import Key, Limits, Notification, Told, Watch, look
+from agent.core.notifications import Key, Limits, News, Notification, Told, Watch, look
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.keeper import Keeper
@@ -113,13 +113,15 @@ class Notifications:
             notification = await self._waiting.get()
             plain = document(notification, os.uname().nodename, datetime.now(UTC).isoformat(timespec="milliseconds"))
             body, variables = json.dumps(plain, ensure_ascii=False).encode(), environment(plain)
-            await asyncio.gather(*(self._tell(hook, notification, body, variables) for hook in self.notifying.hooks))
+            async with asyncio.TaskGroup() as group:
+                for hook in self.notifying.hooks:
+                    group.create_task(self._tell(hook, notification.news, body, variables))
             self._under_way -= notification.keys
             await self._keep()
 
-    async def _tell(self, hook: Hook, notification: Notification, body: bytes, variables: Mapping[str, str]) -> None:
+    async def _tell(self, hook: Hook, news: News, body: bytes, variables: Mapping[str, str]) -> None:
         """Tell one hook, and once more if that failed; then it is done with: nobody is told for ever."""
-        news, problem = notification.news, ""
+        problem = ""
         for trial in range(TRIES):
             if trial:
                 await asyncio.sleep(self.notifying.retry_after_s)

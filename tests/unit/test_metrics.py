@@ -28,6 +28,7 @@ qmp_command_errors_total qmp_events_total event_loop_lag_seconds vm_info vm_stat
 vm_start_time_seconds vm_restarts_total vm_exits_total vm_boot_duration_seconds nic_up nic_attached bridge_up
 bridge_ports nic_receive_bytes_total nic_receive_packets_total nic_receive_errors_total nic_receive_drops_total
 nic_transmit_bytes_total nic_transmit_packets_total nic_transmit_errors_total nic_transmit_drops_total
+notifications_total
 """,
 )
 
@@ -76,6 +77,7 @@ def busy_metrics() -> Metrics:
     metrics.vm_exited("web", "crash")
     metrics.vm_booted(1.5)
     metrics.loop_lagged(0.001)
+    metrics.notified("delivered")
     metrics.publish(snapshot_of(INPUTS, READINGS))
     return metrics
 
@@ -115,6 +117,8 @@ def test_values_are_what_was_seen() -> None:
     assert value(found, "actions_in_flight") == 1
     assert value(found, "netlink_events_total", type="RTM_NEWLINK") == 9
     assert value(found, "netlink_overflows_total") == 1
+    assert value(found, "notifications_total", result="delivered") == 1
+    assert value(found, "notifications_total", result="failed") == 0
     assert value(found, "repair_duration_seconds_bucket", kind="tap", reason="missing", le="0.016") == 1
     assert value(found, "repair_duration_seconds_bucket", kind="tap", reason="missing", le="0.008") == 0
 
