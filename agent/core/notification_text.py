@@ -16,7 +16,7 @@ MAX_MORE = 100
 FIELDS: Mapping[str, str] = {
     "version": "1; a field may be added without a new version",
     "host": "the host's name",
-    "time": "when it was found, ISO 8601 in UTC",
+    "time": "when it went out, ISO 8601 in UTC",
     "resource": 'what it is about: "vm/web", "bridge/br-lan", "tap/web/lan", "unit/web.toml", "agent"',
     "type": "the condition's type, as `vmhost status` shows it",
     "reason": "the condition's reason; the id to approve for ApprovalNeeded",

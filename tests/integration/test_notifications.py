@@ -39,8 +39,8 @@ def in_short(agent: AgentProcess) -> list[str]:
 
 
 def remembered(agent: AgentProcess) -> dict[str, Any]:
-    state = tomllib.loads((agent.folder / "state/state.toml").read_text())
-    found: dict[str, Any] = state.get("told", {})
+    path = agent.folder / "state/state.toml"
+    found: dict[str, Any] = tomllib.loads(path.read_text()).get("told", {}) if path.exists() else {}
     return found
 
 
@@ -92,6 +92,21 @@ def test_each_problem_is_told_once_over_restarts_and_so_is_its_end(agent: AgentP
     wait_for(lambda: len(told(agent)) > 2, 30)
     assert in_short(agent)[2:] == [f"over bridge/{BRIDGE_LINK} Conflict"]
     assert 'vmhost_notifications_total{result="delivered"} 1.0' in agent.metrics()
+
+
+def test_more_than_the_limit_of_a_minute_is_one_notification(agent: AgentProcess) -> None:
+    for name in ("br-a", "br-b", "br-c"):
+        ip(f"link add {name} type veth peer name other-{name}")
+        agent.drop(f"{name}.toml", f"[bridge.{name}]\n")
+    agent.start("--notify-command", make_command(agent), "--notify-per-minute", "1", settle=False)
+    wait_for(lambda: len(remembered(agent)) == 3)
+    (one,) = told(agent)
+    assert one["text"].endswith("; and 2 more")
+    assert [(more["resource"], more["state"]) for more in one["more"]] == [
+        ("bridge/br-b", "problem"),
+        ("bridge/br-c", "problem"),
+    ]
+    assert 'vmhost_notifications_total{result="held_back"} 2.0' in agent.metrics()
 
 
 def test_a_question_is_told_and_a_hook_that_fails_is_tried_twice(agent: AgentProcess) -> None:

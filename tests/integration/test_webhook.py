@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -102,6 +104,13 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         said = f"{shown}: its certificate is not to be trusted: self-signed certificate"
         assert await failure(f"{shown}/{SECRET}") == said
         assert server.asked == []
+        program = "import asyncio; from agent.telemetry.webhook import Webhook\n"
+        program += f"print(asyncio.run(Webhook({shown!r}, 10.0).send(b'', {{}})))"
+        environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
+        trusting = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, env=environment
+        )
+        assert await trusting.communicate() == (b"answered 204\n", None)
 
 
 async def test_a_file_is_read_for_each_notification_and_never_shown(tmp_path: Path) -> None:

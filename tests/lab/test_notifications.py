@@ -27,7 +27,7 @@ RUN_OUTSIDE = f"#!/bin/sh\ncat >{FOLDER}/outside.json; touch /usr/local/allowed\
 
 @pytest.fixture
 def told(installed: Installed) -> Iterator[Installed]:
-    """The service with the packaged example of a drop-in, and a link of somebody else's that a unit wants the name of."""
+    """The service with the packaged example of a drop-in, and a link of somebody else's whose name a unit wants."""
     lab = installed.lab
     lab.output(f"mkdir -p {FOLDER} && install -D {EXAMPLE} {DROP_IN}")
     for path, text in ((INSIDE, COMMAND), (OUTSIDE, RUN_OUTSIDE)):
