@@ -126,8 +126,8 @@ def _notifications() -> Iterator[str]:
     yield _text(
         "A command and a webhook are told of these conditions, once each, and once when they are over: "
         f"{', '.join(sorted(WATCHED))}. The same one of the same resource is told again after ten minutes at the "
-        "soonest. What is above the limit is summed up in the last notification of the minute. What was told is kept over "
-        "restarts. A failure is tried once more after 5 s, then `vmhost status` shows NotificationFailed."
+        "soonest. What is above the limit is summed up in the last notification of the minute. What was told is kept "
+        "over restarts. A failure is tried once more after 5 s, then `vmhost status` shows NotificationFailed."
     )
     yield ".PP"
     yield _text("The JSON that they get has these fields:")
@@ -139,7 +139,7 @@ def _notifications() -> Iterator[str]:
     yield _text(
         "The command is run without a shell, in a session of its own; its process group is killed when it ends, when "
         "its time is over, and when the agent ends. Under vmhost-agent.service it is confined as the agent is, and "
-        "neither it nor a webhook reaches another host: /usr/share/doc/vmhost/notify.conf is a drop-in that allows more."
+        "neither it nor a webhook reaches another host: /usr/share/doc/vmhost/notify.conf is a drop-in that allows it."
     )
 
 
