@@ -151,11 +151,17 @@ def test_where_there_is_no_room_what_is_due_waits_and_is_not_lost() -> None:
     busy = Limits(10, room=1, busy=frozenset({"a/a FellBack"}))
     assert story.at(1, "a/a FellBack", "b/b FellBack", limits=busy) == ["problem b/b FellBack"]
     assert story.at(2, "a/a FellBack", "b/b FellBack") == ["problem a/a FellBack"]
+    assert story.at(3, "b/b FellBack", limits=busy) == story.at(20, "b/b FellBack", limits=busy) == []
+    assert story.at(21, "b/b FellBack") == ["over a/a FellBack"]
 
 
 def test_what_cannot_be_seen_is_neither_over_nor_forgotten() -> None:
     story = Story()
     unknown = Limits(10, complete=False)
+    story.at(0, "vm/web FellBack", "vm/db Conflict")
+    assert story.at(6, limits=unknown) == []
+    assert story.at(7, "vm/web FellBack", "vm/db Conflict") == ["problem vm/db Conflict"]
+    story = Story()
     story.at(0, "vm/web FellBack")
     assert story.at(1, limits=unknown) == story.at(100, limits=unknown) == []
     assert story.at(101, "vm/web FellBack") == []
@@ -164,7 +170,7 @@ def test_what_cannot_be_seen_is_neither_over_nor_forgotten() -> None:
 
 
 def test_another_boot_of_the_host_knows_what_was_told_and_no_times() -> None:
-    before = Memory("seed", boot_id="one", told={"vm/web FellBack": Told("FellBack", stands=True, at_s=9000.0)})
+    before = Memory("seed", boot_id="one", told={"vm/web FellBack": Told("FellBack", stands=True, at_s=25.0)})
     assert with_boot(before, "one") is before
     story = Story(Watch(told=with_boot(before, "two").told))
     assert story.at(1, "vm/web FellBack") == []
