@@ -6,6 +6,7 @@ A webhook's URL is a secret as often as not, in its path too, so nothing but sch
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +17,9 @@ from agent.core.errors import HookError
 from agent.telemetry.listen import Listen
 
 MAX_URL = 4096
+
+CONFINED = "the packaged service reaches this host only, until a drop-in has IPAddressAllow="
+"""How a filter of the service manager shows: connect(2) is not permitted, no name server answers."""
 
 
 class Webhook:
@@ -93,7 +97,8 @@ def _why(error: Exception) -> str:
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not to be trusted: {getattr(error.certificate_error, 'verify_message', '')}"
         case aiohttp.ClientConnectorError():
-            return f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
+            why = f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
+            return f"{why}; {CONFINED}" if isinstance(error.os_error, PermissionError | socket.gaierror) else why
         case aiohttp.ServerDisconnectedError():
             return "hung up without an answer"
         case OSError():

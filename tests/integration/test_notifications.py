@@ -109,6 +109,16 @@ def test_more_than_the_limit_of_a_minute_is_one_notification(agent: AgentProcess
     assert 'vmhost_notifications_total{result="held_back"} 2.0' in agent.metrics()
 
 
+def test_a_hold_is_told_and_so_is_its_release(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web"))
+    agent.start("--notify-command", make_command(agent))
+    agent.vmhost("hold", "web")
+    wait_for(lambda: in_short(agent) == ["problem vm/web Held"])
+    assert told(agent)[0]["reason"] == "Operator"
+    agent.vmhost("release", "web")
+    wait_for(lambda: in_short(agent)[1:] == ["over vm/web Held"])
+
+
 def test_a_question_is_told_and_a_hook_that_fails_is_tried_twice(agent: AgentProcess) -> None:
     command = make_command(agent, "echo the mail is down; exit 3")
     agent.drop("web.toml", bare_vm("web"))

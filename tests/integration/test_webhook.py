@@ -7,7 +7,7 @@ import base64
 import os
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from aiohttp import web
 from agent.core.errors import HookError
 from agent.telemetry.webhook import Webhook, shown_url
 from tests.integration.test_listener import make_certificate
+from tests.netns import ip, network_namespace
 
 SECRET = "s3cr3t"
 BODY = b'{"type": "Held"}'
@@ -95,6 +96,20 @@ async def test_what_it_answers_otherwise_is_a_failure_in_a_line_without_the_url(
     )
 
 
+@pytest.fixture
+def prohibited() -> Iterator[str]:
+    """An address that the kernel refuses to connect to, as it does behind a service's IPAddressDeny=."""
+    with network_namespace():
+        ip("route add prohibit 198.51.100.1/32")
+        yield "198.51.100.1"
+
+
+async def test_where_the_kernel_forbids_it_the_service_s_confinement_is_named(prohibited: str) -> None:
+    said = f"https://{prohibited}: cannot connect: Connect call failed ('{prohibited}', 443)"
+    confined = "the packaged service reaches this host only, until a drop-in has IPAddressAllow="
+    assert await failure(f"https://me:{SECRET}@{prohibited}/{SECRET}") == f"{said}; {confined}"
+
+
 async def test_tls_is_verified(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "one")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -110,8 +125,8 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         trusting = await asyncio.create_subprocess_exec(
             sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, env=environment
         )
-        said, _ = await trusting.communicate()
-        assert said == b"answered 204\n"
+        output, _ = await trusting.communicate()
+        assert output == b"answered 204\n"
 
 
 async def test_a_file_is_read_for_each_notification_and_never_shown(tmp_path: Path) -> None:
