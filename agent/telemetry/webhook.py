@@ -6,6 +6,7 @@ A webhook's URL is a secret as often as not, in its path too, so nothing but sch
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,8 +98,10 @@ def _why(error: Exception) -> str:
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not to be trusted: {getattr(error.certificate_error, 'verify_message', '')}"
         case aiohttp.ClientConnectorError():
-            why = f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
-            return f"{why}; {CONFINED}" if isinstance(error.os_error, PermissionError | socket.gaierror) else why
+            cause = error.os_error
+            said = cause.strerror if isinstance(cause, socket.gaierror) or not cause.errno else os.strerror(cause.errno)
+            why = f"cannot connect: {(said or type(cause).__name__).lower()}"
+            return f"{why}; {CONFINED}" if isinstance(cause, PermissionError | socket.gaierror) else why
         case aiohttp.ServerDisconnectedError():
             return "hung up without an answer"
         case OSError():
