@@ -20,8 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from agent.core.errors import AgentError
 from agent.core.memory import VERSION, Memory
 from agent.core.migrations import migrated, version_of
+from agent.host.statedir.durable import write_durably
 from agent.host.statedir.history import UnitHistory
 from agent.host.statedir.layout import StateText
+from agent.host.statedir.ran import RanSpecs
 
 _MEMORY = TypeAdapter(Memory)
 
@@ -45,6 +47,7 @@ class StateDirectory:
         self._path = path
         self._units = path / "units"
         self._history = UnitHistory(path)
+        self._ran = RanSpecs(path / "ran")
         self._text = StateText()
         self._on_disk = ""
         self._lock = -1
@@ -53,6 +56,11 @@ class StateDirectory:
     def firmware(self) -> Path:
         """The folder for what guests with UEFI keep, which is made when the first of them is started."""
         return self._path / "firmware"
+
+    @property
+    def ran(self) -> RanSpecs:
+        """What guests last ran with."""
+        return self._ran
 
     def open(self) -> None:
         """Make and lock the directory; `StateRefusedError` if another agent holds it, `OSError` if it cannot be had."""
@@ -189,24 +197,3 @@ def keep_aside(path: Path) -> Path:
         number += 1
     path.rename(aside)
     return aside
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file's content so that a crash leaves the old or the new one."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.new")  # short: a unit's name may take all 255 bytes
-    try:
-        with open(temporary, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
