@@ -78,6 +78,10 @@ class AgentProcess:
         """What `status` says of one guest."""
         return next(vm for vm in self.status()["vms"] if vm["name"] == name)
 
+    def pending(self, name: str) -> list[tuple[str, str, str]]:
+        """What waits for a guest's next start: key, what runs, what its unit says."""
+        return [(one["key"], one["from"], one["to"]) for one in self.vm(name)["pending"]]
+
     def metrics(self) -> str:
         """What Prometheus would get."""
         with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=10) as answer:

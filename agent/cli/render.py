@@ -26,7 +26,7 @@ def write_status(out: TextIO, status: Json) -> None:
         out.write("\n")
         rows = [_vm_row(vm) for vm in status["vms"]]
         write_table(out, ("VM", "STATE", "PID", "RESTARTS", "NICS", "PENDING"), rows)
-    lines = list(_condition_lines(status))
+    lines = [*_condition_lines(status), *_pending_lines(status)]
     if lines:
         out.write("\n")
     for line in lines:
@@ -40,10 +40,17 @@ def write_event(out: TextIO, event: Json) -> None:
 
 def write_pending(out: TextIO, status: Json) -> None:
     """Write, for each guest, what waits for its restart."""
+    for line in _pending_lines(status):
+        write_line(out, line)
+
+
+def _pending_lines(status: Json) -> Iterator[str]:
     for vm in status["vms"]:
         for change in vm["pending"]:
             text = f"vm/{vm['name']}: {change['key']} is {_value(change['from'])}, its unit says {_value(change['to'])}"
-            write_line(out, f"{text}; `vmhost restart {vm['name']}` applies it")
+            effect = "another guest in its place; " if change["effect"] == "replace" else ""
+            cost = f"{effect}{change['outage']}"
+            yield f"{text}; its own reboot or `vmhost restart {vm['name']}` applies it ({cost})"
 
 
 def why_not(status: Json, name: str | None) -> str:

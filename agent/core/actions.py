@@ -135,13 +135,17 @@ class DeleteLink:
 
 @dataclass(frozen=True, slots=True)
 class LaunchVm:
-    """Start a guest's QEMU, paused (`-S`), with its taps and disks as open descriptors; then let go of it."""
+    """Start a guest's QEMU, paused (`-S`), with its taps and disks as open descriptors; then let go of it.
+
+    `instead_of`: the digest of the wanted spec that QEMU refused, where `spec` is the one that last ran.
+    """
 
     resource: str
     reason: Reason
     spec: VmSpec
     generation: int
     reset_generation: int
+    instead_of: str = ""
     disruption: Disruption = Disruption.NONE
     resume_generation: int = 0
 
@@ -179,6 +183,7 @@ class EndVm:
     """Record why a guest ended, then quit the QEMU that still holds its remains, and forget its launch.
 
     `asked`: its operator or its unit wanted that end, so it does not count as one that the restart policy answers.
+    `rebooted`: it was no end but a reboot of the guest, which is to be started again whatever its restart policy.
     """
 
     resource: str
@@ -187,6 +192,7 @@ class EndVm:
     uuid: str
     exit_reason: str
     asked: bool
+    rebooted: bool = False
     disruption: Disruption = Disruption.NONE
 
 
@@ -221,6 +227,18 @@ class PauseVm:
     reason: Reason
     vm: str
     disruption: Disruption = Disruption.STOP
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeReboot:
+    """Have QEMU end when its guest reboots (`ends`), so that the guest comes back as its unit says by then, or not."""
+
+    resource: str
+    reason: Reason
+    vm: str
+    uuid: str
+    ends: bool
+    disruption: Disruption = Disruption.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +294,7 @@ Action = (
     | PauseVm
     | ResumeVm
     | LimitVm
+    | ChangeReboot
 )
 
 

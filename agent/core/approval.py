@@ -2,6 +2,7 @@
 
 Removing or disabling the units of more running guests than `max_disruption` within a minute is more often a slip
 (`rm *.toml`) than a wish, so it waits for `vmhost approve ID`, where the id is that of exactly this set of guests.
+A restart that an edit asks for (`apply = "restart"`) counts as a stop, so that no mass edit restarts them all at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from agent.core.desired import Desired
 from agent.core.marks import vm_resource
 from agent.core.observed import Observed, VmState
+from agent.core.pending import asks_to_restart
 
 WINDOW_S = 60.0
 
@@ -74,9 +76,11 @@ def unit_stops(desired: Desired, observed: Observed, now_s: float, held: Collect
 
 def _asks_to_stop(name: str, desired: Desired, observed: Observed) -> bool:
     state, spec = observed.vms[name], desired.vms.get(name)
-    if (spec is not None and spec.enabled) or not state.alive or state.stopping or _is_stopping(state, observed):
+    if not state.alive or state.stopping or _is_stopping(state, observed):
         return False
     intent = observed.intents.get(name)
+    if spec is not None and spec.enabled:
+        return asks_to_restart(state, spec, observed.refused) and not (intent and intent.stopped)
     return not (intent and intent.stopped) and (spec is not None or is_unit_gone(name, state, desired))
 
 

@@ -7,6 +7,7 @@ from agent.core.actions import (
     ChangeAddresses,
     ChangeLink,
     ChangeRate,
+    ChangeReboot,
     CreateBridge,
     DeleteLink,
     EndVm,
@@ -38,7 +39,8 @@ from agent.core.reasons import Reason
 from agent.core.tuning import in_words
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
-VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | ResetVm | PauseVm | ResumeVm | LimitVm
+RunningAction = ResetVm | PauseVm | ResumeVm | LimitVm | ChangeReboot
+VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | RunningAction
 
 
 def describe(action: Action) -> str:
@@ -101,21 +103,31 @@ def _describe_tuning(action: TuneVm | PlugCpus | ChangeMedium) -> str:
 
 def _describe_vm(action: VmAction) -> str:
     match action:
-        case LaunchVm(spec=spec):
-            return f"launch QEMU for {spec.name}"
+        case LaunchVm(spec=spec, instead_of=refused):
+            return f"launch QEMU for {spec.name}{' as it last ran' if refused else ''}"
         case ReleaseVm(vm=vm):
             return f"let {vm} run"
         case StopVm(vm=vm, timeout_s=timeout_s):
             return f"shut {vm} down within {round(timeout_s, 1):g} s ({action.reason})"
         case EndVm(vm=vm, exit_reason=reason):
-            return f"put away what is left of {vm} ({reason})"
+            told = "it rebooted, and is started as its unit says" if action.rebooted else reason
+            return f"put away what is left of {vm} ({told})"
         case RenameVm(vm=vm, new_name=new_name):
             return f"carry {vm} over to its new name {new_name}"
+        case _:
+            return _describe_running(action)
+
+
+def _describe_running(action: RunningAction) -> str:
+    match action:
         case ResetVm(vm=vm):
             return f"reset {vm}"
         case LimitVm(vm=vm, limits=limits):
             given = [f"{key} = {value}" for key, value in limit_values(limits).items() if value]
             return f"limits of {vm}: {', '.join(given) or 'none'}"
+        case ChangeReboot(vm=vm):
+            what = "apply what waits for it" if action.ends else "apply nothing, because nothing waits any more"
+            return f"have a reboot of {vm} {what}"
         case PauseVm() | ResumeVm():
             return _describe_pause(action)
 

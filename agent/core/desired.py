@@ -21,6 +21,16 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
+class Apply(StrEnum):
+    """When what a running guest cannot take over of its edited unit is applied.
+
+    `ASK`: at its own reboot, or when its operator restarts it. `RESTART`: at once, by a restart.
+    """
+
+    ASK = "ask"
+    RESTART = "restart"
+
+
 @dataclass(frozen=True, slots=True)
 class BridgeSpec:
     """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well."""
@@ -115,6 +125,7 @@ class VmSpec:
     once it is "running", or once "tcp:HOST:PORT" takes connections, which is told as late after `ready_timeout_s`.
     `max_cpus`: how many CPUs it may have while it runs; None: those of its start, no room is made for more.
     `balloon_mib`: how much of its memory it is to keep; None: all of it.
+    `fallback`: where QEMU refuses it as it is, it is started as it last ran.
     """
 
     name: str
@@ -150,6 +161,8 @@ class VmSpec:
     ready_timeout_s: float = 120.0
     max_cpus: int | None = None
     balloon_mib: int | None = None
+    apply: Apply = Apply.ASK
+    fallback: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from agent.core.desired import DiskSpec, NicSpec, SerialSpec, VmSpec
 from agent.core.effects import key_of_field
 from agent.core.rates import rate_text
 
-_NOT_LAUNCHED = frozenset(
+NOT_LAUNCHED = frozenset(
     {
         "name",
         "file",
@@ -27,6 +28,8 @@ _NOT_LAUNCHED = frozenset(
         "limits",
         "ready",
         "ready_timeout_s",
+        "apply",
+        "fallback",
     }
 )
 """What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""
@@ -68,6 +71,7 @@ class PendingChange:
     after: str
 
 
+@lru_cache(maxsize=4096)  # `status` asks for both of every guest, a thousand of which took half a second
 def digest(spec: VmSpec) -> str:
     """A fingerprint of all that a launch depends on; two specs with the same one need no restart between them."""
     lines = (
@@ -117,7 +121,7 @@ def _devices(values: Mapping[str, str]) -> frozenset[str]:
 
 def launched_values(spec: VmSpec) -> Mapping[str, str]:
     """A spec as flat keys of its unit, so that `[vm.web.disk.root] cache = "none"` is `disk.root.cache`."""
-    found = dict(_values(spec, _NOT_LAUNCHED))
+    found = dict(_values(spec, NOT_LAUNCHED))
     for disk in spec.disks:
         found[f"disk.{disk.id}"] = disk.path or "an empty drive"
         found |= {f"disk.{disk.id}.{key}": value for key, value in _values(disk, _DISK_NOT_LAUNCHED)}

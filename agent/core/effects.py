@@ -79,6 +79,8 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "cpu-quota": _LIMIT,
         "io-weight": _LIMIT,
         "tasks": _live("set on its service at once, but not below what its present CPUs need"),
+        "apply": _live('counts at once: "restart" applies what waits'),
+        "fallback": _live("counts from its next start on"),
         "uuid": KeyEffect(
             Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"
         ),

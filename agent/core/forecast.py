@@ -6,16 +6,17 @@ Every action is taken to succeed, and guests to run on once they run. Times are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent.core.actions import Action, LaunchVm, StopVm, key_of, kind_of
 from agent.core.approval import WINDOW_S, Approval, approval_key
 from agent.core.conditions import Condition
 from agent.core.describe import describe
 from agent.core.desired import Desired
-from agent.core.digest import PendingChange, pending_changes
+from agent.core.digest import PendingChange
 from agent.core.model import apply
 from agent.core.observed import Observed
+from agent.core.pending import pending_json, pending_of
 from agent.core.planning import plan
 from agent.core.policy import next_start_s
 from agent.core.reasons import Disruption
@@ -50,7 +51,8 @@ class Step:
 class Forecast:
     """The steps in an order that works, and what is left when nothing more happens by itself.
 
-    `complete` False: it was broken off after `MAX_ACTIONS`. `pending` are changes that wait for a guest's restart.
+    `complete` False: it was broken off after `MAX_ACTIONS`. `pending` are changes that wait for a guest's restart,
+    `stop_timeouts_s` how long each of those guests may take to stop.
     """
 
     steps: tuple[Step, ...] = ()
@@ -58,6 +60,7 @@ class Forecast:
     approval: Approval | None = None
     pending: Mapping[str, tuple[PendingChange, ...]] | None = None
     complete: bool = True
+    stop_timeouts_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def forecast(desired: Desired, observed: Observed, now_s: float) -> Forecast:
@@ -81,7 +84,8 @@ def forecast(desired: Desired, observed: Observed, now_s: float) -> Forecast:
         complete = len(steps) <= MAX_ACTIONS
         if not complete or not (seen.actions or later):
             pending = _pending(desired, observed)
-            return Forecast(_told(steps), seen.conditions, seen.approval, pending, complete)
+            timeouts_s = {name: observed.vms[name].spec.stop_timeout_s for name in pending}
+            return Forecast(_told(steps), seen.conditions, seen.approval, pending, complete, timeouts_s)
         if later:
             waits = {c.resource: f"{c.type}: {c.message}" for c in seen.conditions}
             at_s = min(later)
@@ -127,8 +131,8 @@ def _told(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def _pending(desired: Desired, observed: Observed) -> Mapping[str, tuple[PendingChange, ...]]:
-    pairs = ((name, state.spec, desired.vms.get(name)) for name, state in sorted(observed.vms.items()) if state.alive)
-    found = {name: pending_changes(spec, wanted) for name, spec, wanted in pairs if wanted is not None}
+    pairs = ((name, state, desired.vms.get(name)) for name, state in sorted(observed.vms.items()) if state.alive)
+    found = {name: pending_of(state, wanted) for name, state, wanted in pairs if wanted is not None}
     return {name: changes for name, changes in found.items() if changes}
 
 
@@ -141,9 +145,9 @@ def forecast_json(found: Forecast) -> dict[str, object]:
             {"type": c.type, "reason": c.reason, "message": c.message, "resource": c.resource} for c in found.conditions
         ],
         "pending": [
-            {"vm": name, "key": change.key, "from": change.before, "to": change.after}
+            {"vm": name, **change}
             for name, changes in (found.pending or {}).items()
-            for change in changes
+            for change in pending_json(changes, found.stop_timeouts_s.get(name, 0.0))
         ],
         "approvals": [{"id": found.approval.id, "guests": list(found.approval.guests)}] if found.approval else [],
     }

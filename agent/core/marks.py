@@ -63,6 +63,11 @@ def is_own_bridge(link: LinkState) -> bool:
     )
 
 
+def reboot_resource(name: str) -> str:
+    """What QEMU does when a guest reboots, which is changed beside whatever else is done to the guest."""
+    return f"vm/{name}/reboot"
+
+
 def bridge_resource(name: str) -> str:
     """The resource name of a bridge."""
     return f"bridge/{name}"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from agent.core.allocation import Allocations, spec_slots
 from agent.core.approval import WINDOW_S
 from agent.core.desired import BridgeSpec, VmSpec
+from agent.core.digest import digest
 from agent.core.notifications import Told, without_times
-from agent.core.observed import End, Hold, Intent, VmState
+from agent.core.observed import End, Hold, Intent, Refusal, VmState
 from agent.core.policy import ENDS_KEPT
 
 SAME_LAUNCH_S = 0.005
@@ -26,7 +27,8 @@ class Memory:
     `known_disks` were seen or made once, `enslaved` are ports that we put into bridges, `stops_at_s` recent stops that
     units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
     the boot of the host in which no guest is to run, if it is this one; `down_by_s` when its guests' time to shut
-    themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of.
+    themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of. `refused` is what
+    QEMU would not start with, by uuid.
     """
 
     seed: str
@@ -45,6 +47,7 @@ class Memory:
     down_in: str = ""
     down_by_s: float | None = None
     told: Mapping[str, Told] = field(default_factory=dict)
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:
@@ -106,6 +109,38 @@ def with_hold(memory: Memory, name: str, hold: Hold) -> Memory:
     """Memory after an operator's `hold`; a later one replaces it."""
     intent = replace(memory.intents.get(name, Intent()), hold=hold)
     return replace(memory, intents={**memory.intents, name: intent})
+
+
+def with_reboot(memory: Memory, name: str) -> Memory:
+    """Forget the ends of a guest that rebooted: it is started again whatever its restart policy, and at once."""
+    return replace(memory, ends={n: e for n, e in memory.ends.items() if n != name})
+
+
+def with_refusal(memory: Memory, spec: VmSpec, said: str, former: VmSpec | None, *, fell_back: bool) -> Memory:
+    """Remember that QEMU would not start with a spec; without another one that ran there is nothing to fall back to.
+
+    `fell_back`: it was tried in place of one that was refused. To go back and forth would help nobody, so only the
+    wanted one is tried from then on.
+    """
+    known = memory.refused.get(spec.uuid)
+    if fell_back:
+        refusal = replace(known, former_refused=True) if known is not None else None
+    elif former is None or digest(former) == digest(spec):
+        refusal = None
+    else:
+        same = known is not None and known.digest == digest(spec)
+        refusal = replace(known, said=said, times=known.times + 1) if known is not None and same else None
+        refusal = refusal or Refusal(digest(spec), said, former)
+    if refusal is None:
+        return without_refusal(memory, spec.uuid)
+    return replace(memory, refused={**memory.refused, spec.uuid: refusal})
+
+
+def without_refusal(memory: Memory, uuid: str) -> Memory:
+    """Forget what QEMU would not start: it is tried again."""
+    if uuid not in memory.refused:
+        return memory
+    return replace(memory, refused={other: one for other, one in memory.refused.items() if other != uuid})
 
 
 def new_names(before: Mapping[str, VmSpec], after: Mapping[str, VmSpec]) -> Mapping[str, str]:
@@ -170,6 +205,8 @@ def without_guests(memory: Memory, present: frozenset[str]) -> Memory:
     intents = {name: value for name, value in memory.intents.items() if name in present or value.hold is not None}
     ends = {name: value for name, value in memory.ends.items() if name in present}
     restarts = {name: value for name, value in memory.restarts.items() if name in present}
-    if (len(intents), len(ends), len(restarts)) == (len(memory.intents), len(memory.ends), len(memory.restarts)):
+    refused = {uuid: value for uuid, value in memory.refused.items() if value.former.name in present}
+    kept = (len(intents), len(ends), len(restarts), len(refused))
+    if kept == (len(memory.intents), len(memory.ends), len(memory.restarts), len(memory.refused)):
         return memory
-    return replace(memory, intents=intents, ends=ends, restarts=restarts)
+    return replace(memory, intents=intents, ends=ends, restarts=restarts, refused=refused)

@@ -14,6 +14,7 @@ from agent.core.actions import (
     ChangeAddresses,
     ChangeLink,
     ChangeRate,
+    ChangeReboot,
     CreateBridge,
     DeleteLink,
     EndVm,
@@ -238,12 +239,6 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             return _launch(observed, action)
         case ReleaseVm() | PauseVm() | ResumeVm():
             return _apply_to_run_state(observed, action, now_s)
-        case LimitVm(vm=name, limits=limits):
-            state = observed.vms[name]
-            _require(state.alive and state.unit and state.spec.uuid == action.uuid, f"{name} runs as a service")
-            return _with_vm(observed, name, replace(state, limits=limits, spec=replace(state.spec, limits=limits)))
-        case ResetVm(vm=name, reset_generation=generation):
-            return _with_vm(observed, name, replace(observed.vms[name], reset_generation=generation))
         case StopVm(vm=name, unit_asked=unit_asked):
             state = observed.vms[name]
             _require(
@@ -251,13 +246,8 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             )
             stops = (*observed.stops_at_s, now_s) if unit_asked else observed.stops_at_s
             return replace(_without_vm(observed, name), stops_at_s=stops)
-        case EndVm(vm=name, asked=asked):
-            state = observed.vms[name]
-            _require(not state.alive or state.run_state != "running", "a running guest is never ended, it is stopped")
-            seen = _without_vm(observed, name)
-            end = End(now_s, 0.0, observed.host.boot_id, action.exit_reason)
-            ends = observed.ends if asked else {**observed.ends, name: (*observed.ends.get(name, ()), end)}
-            return replace(seen, ends=ends)
+        case EndVm():
+            return _end(observed, action, now_s)
         case RenameVm(vm=name, new_name=new_name):
             _require(new_name not in observed.vms, "a guest is renamed to a free name only")
             state, wish = observed.vms[name], observed.intents.get(new_name, Intent())
@@ -269,6 +259,21 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
             )
             others = {n: s for n, s in observed.vms.items() if n != name}
             return replace(observed, vms={**others, new_name: renamed})
+        case _:
+            return _apply_to_running(observed, action)
+
+
+def _apply_to_running(observed: Observed, action: Action) -> Observed:
+    match action:
+        case LimitVm(vm=name, limits=limits):
+            state = observed.vms[name]
+            _require(state.alive and state.unit and state.spec.uuid == action.uuid, f"{name} runs as a service")
+            return _with_vm(observed, name, replace(state, limits=limits, spec=replace(state.spec, limits=limits)))
+        case ResetVm(vm=name, reset_generation=generation):
+            return _with_vm(observed, name, replace(observed.vms[name], reset_generation=generation))
+        case ChangeReboot(vm=name, ends=ends_it):
+            _require(observed.vms[name].spec.uuid == action.uuid, "the guest that was seen")
+            return _with_vm(observed, name, replace(observed.vms[name], reboot_ends=ends_it))
     raise PreconditionError(f"no such action: {action}")
 
 
@@ -301,6 +306,18 @@ def _ready(observed: Observed, name: str, now_s: float) -> Observed:
     if ready == "running":
         return observed
     return replace(observed, reachable={**observed.reachable, ready: Reach(True, now_s)})
+
+
+def _end(observed: Observed, action: EndVm, now_s: float) -> Observed:
+    name, state = action.vm, observed.vms[action.vm]
+    _require(not state.alive or state.run_state != "running", "a running guest is never ended, it is stopped")
+    seen = _without_vm(observed, name)
+    if action.rebooted:
+        return replace(seen, ends={other: ends for other, ends in observed.ends.items() if other != name})
+    if action.asked:
+        return seen
+    end = End(now_s, 0.0, observed.host.boot_id, action.exit_reason)
+    return replace(seen, ends={**observed.ends, name: (*observed.ends.get(name, ()), end)})
 
 
 def _with_vm(observed: Observed, name: str, state: VmState) -> Observed:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from agent.core.device_actions import PlugDisk, PlugNic, TakeOver, UnplugDisk, UnplugNic
 from agent.core.marks import tap_mark
 from agent.core.observed import NicBackend, NicState, Observed, VmState
+from agent.core.pending import told_mtus
 from agent.core.preconditions import require
 from agent.core.qemu_argv import devices_at_launch, disk_node, drive_node, nic_id
 from agent.core.qemu_platform import root_port_id
@@ -32,7 +33,8 @@ def with_devices(observed: Observed, action: TakeOver | PlugNic | UnplugNic | Pl
             require(state.alive and state.spec.uuid == action.uuid, "the guest to edit is the one that was seen")
             nics, disks = edit.leaving_nics, edit.leaving_disks
             spec = replace(edit.spec, limits=state.spec.limits)
-            state = replace(state, spec=spec, leaving_nics=nics, leaving_disks=disks)
+            told = told_mtus(state.spec, edit.spec, state.told_mtus)
+            state = replace(state, spec=spec, leaving_nics=nics, leaving_disks=disks, told_mtus=told)
         case PlugNic(nic=nic):
             link = observed.links.get(nic.tap)
             require(link is not None and link.alias == tap_mark(action.vm, nic.id) and link.up, f"{nic.tap} is ready")

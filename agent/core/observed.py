@@ -102,6 +102,9 @@ class VmState:
     None if unknown; `limits_awaited`: nobody has looked at them yet.
     `tuned` is what QEMU was told last of what it cannot be asked for (agent.core.tuning). `cpus`: how many are plugged,
     None while that is not known, or cannot change. `media`: the block node in each CD-ROM drive, empty for none.
+    `told_mtus`: what the guest was told of a NIC's MTU, by NIC, where that is another one by now.
+    `reboot_ends`: whether a reboot of the guest ends this QEMU instead of being one; None while that is uncertain.
+    `rebooted`: its end was such a reboot.
     """
 
     spec: VmSpec
@@ -125,6 +128,9 @@ class VmState:
     tuned: Mapping[str, str] = field(default_factory=dict)
     cpus: int | None = None
     media: Mapping[str, str] = field(default_factory=dict)
+    told_mtus: Mapping[str, int] = field(default_factory=dict)
+    reboot_ends: bool | None = False
+    rebooted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,20 @@ class Hold:
     uid: int
     since: str
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What QEMU would not start with: a spec's `digest`, and what it `said`. `former` is the spec that last ran.
+
+    `times`: how often in a row; `former_refused`: it would not start with that one either.
+    """
+
+    digest: str
+    said: str
+    former: VmSpec
+    times: int = 1
+    former_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +258,9 @@ class HostState:
 class Observed:
     """The world at one moment. Keys: links by name, guests by name, disks by path, attempts by action key.
 
-    `short` are the guests that the host had no memory for when it was planned last. `reachable` goes by reference, as
-    an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by the last plan, and is looked at.
+    `short` are the guests that the host had no memory for when it was planned last. `refused` goes by uuid.
+    `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
+    the last plan, and is looked at.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -254,5 +275,6 @@ class Observed:
     stops_at_s: tuple[float, ...] = ()
     approved: frozenset[str] = frozenset()
     short: frozenset[str] = frozenset()
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
     max_disruption: int = 3
     reachable: Mapping[str, Reach] = field(default_factory=dict)

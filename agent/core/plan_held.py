@@ -1,7 +1,8 @@
 """Guests that their operator holds: nothing is done to them, their taps and their disks, and that is told.
 
 Only what is no deed is done: an end that is over is written down, and a guest that a unit calls by another name gets
-it. A QEMU that holds what is left of a guest (after a panic) is left for its operator to look at.
+it. That its reboot would end it, so that an edit is applied, is taken back: nobody would start it again. A QEMU that
+holds what is left of a guest (after a panic) is left for its operator to look at.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from agent.core.desired import Desired
 from agent.core.draft import Draft
 from agent.core.marks import vm_resource
 from agent.core.observed import Hold, Intent, Observed
+from agent.core.plan_reboots import plan_reboot
 from agent.core.reasons import Reason
 
 
@@ -39,9 +41,13 @@ def tell_held(draft: Draft, name: str, hold: Hold) -> None:
 
 
 def plan_held(draft: Draft, name: str) -> None:
-    """Write down how a held guest ended, once its process is gone."""
+    """Write down how a held guest ended, once its process is gone; its reboot is one of the same QEMU meanwhile."""
     state = draft.observed.vms.get(name)
-    if state is None or state.alive:
+    if state is None:
+        return
+    if state.alive:
+        if not state.rebooted:
+            plan_reboot(draft, name, state, ends=False)
         return
     intent = draft.observed.intents.get(name, Intent())
     asked = state.stopping or intent.stopped or state.generation < intent.generation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
@@ -142,7 +142,7 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
     return False
 
 
-def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec], held: Collection[str] = ()) -> None:
+def plan_unwanted_taps(draft: Draft, wanted: Sequence[Mapping[str, VmSpec]], held: Collection[str] = ()) -> None:
     """Delete own taps that belong to no wanted NIC and hang on no running guest, nor belong to one that is held."""
     vms = draft.observed.vms
     used = {nic.link for state in vms.values() for nic in state.nics.values() if nic.backend is NicBackend.ATTACHED}
@@ -153,7 +153,10 @@ def plan_unwanted_taps(draft: Draft, wanted: Mapping[str, VmSpec], held: Collect
     ]
     if not ours:
         return
-    specs = [*wanted.items(), *((name, state.spec) for name, state in vms.items())]
+    specs = [
+        *(item for specs in wanted for item in specs.items()),
+        *((name, state.spec) for name, state in vms.items()),
+    ]
     keep = {(nic.tap, tap_mark(name, nic.id)) for name, spec in specs for nic in spec.nics}
     for link in ours:
         if (link.name, link.alias) in keep or guest_of(link.alias) in held:

@@ -7,15 +7,18 @@ from dataclasses import replace
 from agent.core.actions import EndVm, LaunchVm, RenameVm, ResetVm, StopVm
 from agent.core.desired import VmSpec
 from agent.core.device_actions import TakeOver
-from agent.core.digest import changed_keys
+from agent.core.digest import changed_keys, digest
 from agent.core.draft import Draft
 from agent.core.edits import lacks_places, live_edit, untouched_by
+from agent.core.fallback import fell_back_message, refusal_of, start_of
 from agent.core.marks import vm_resource
 from agent.core.observed import Intent, VmState
+from agent.core.pending import asks_to_restart, waits_for_start
 from agent.core.plan_after import tell_what_is_missing
 from agent.core.plan_disks import plan_disk_before_launch, plan_running_disks
 from agent.core.plan_limits import plan_limits
 from agent.core.plan_pauses import plan_run_state
+from agent.core.plan_reboots import plan_reboot, plan_reboot_end
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.plan_tuning import plan_cpus, plan_tuning
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
@@ -49,8 +52,11 @@ def exit_reason_of_remains(state: VmState) -> str | None:
     return REMAINS.get(state.run_state or "")
 
 
-def plan_vm(draft: Draft, spec: VmSpec) -> None:
-    """Plan what makes a guest as its unit, its operator and its restart policy say."""
+def plan_vm(draft: Draft, spec: VmSpec, held: str = "") -> None:
+    """Plan what makes a guest as its unit, its operator and its restart policy say.
+
+    `held`: why it is not restarted, although its unit asks for that.
+    """
     observed = draft.observed
     state = observed.vms.get(spec.name)
     intent = observed.intents.get(spec.name, NO_INTENT)
@@ -60,6 +66,8 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
             _plan_launch(draft, spec, intent)
     elif state.stopping:
         plan_leftover(draft, spec.name, state)
+    elif state.rebooted:
+        plan_reboot_end(draft, spec.name, state)
     elif not state.alive:
         asked = not _should_run(draft, spec, intent) or _is_outdated(state, intent)
         _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=asked)
@@ -69,9 +77,15 @@ def plan_vm(draft: Draft, spec: VmSpec) -> None:
         plan_stop(draft, spec.name, state, Reason.UNWANTED, spec.stop_timeout_s, unit_asked=not intent.stopped)
     elif _is_outdated(state, intent):
         plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
+    elif not held and asks_to_restart(state, spec, observed.refused):
+        plan_stop(draft, spec.name, state, Reason.EDITED, spec.stop_timeout_s, unit_asked=True)
     else:
+        if held:
+            draft.tell(vm_resource(spec.name), "Held", held, reason="ApprovalNeeded", deviates=False)
         _plan_running(draft, spec.name, _plan_edit(draft, spec, state), intent)
         plan_limits(draft, spec, state)
+        _tell_fallback(draft, spec, state.spec)
+        plan_reboot(draft, spec.name, state, ends=waits_for_start(state, spec, observed.refused))
 
 
 def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
@@ -86,6 +100,14 @@ def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
     elif state.run_state is not None and lacks_places(state, spec):
         draft.wait_for_answer(vm_resource(spec.name))
     return state if edit is None else untouched_by(edit, state)
+
+
+def _tell_fallback(draft: Draft, wanted: VmSpec, runs: VmSpec | None = None) -> None:
+    """Tell of a guest that runs, or is started, as it last ran; not once it runs as its unit says."""
+    refusal = refusal_of(wanted, draft.observed.refused)
+    if refusal is not None and (runs is None or digest(runs) != refusal.digest):
+        message = fell_back_message(wanted.name, refusal)
+        draft.tell(vm_resource(wanted.name), "FellBack", message, deviates=False)
 
 
 def _tell_unsupported(draft: Draft, spec: VmSpec) -> None:
@@ -115,7 +137,9 @@ def plan_stop(draft: Draft, name: str, state: VmState, reason: Reason, timeout_s
 
 def plan_leftover(draft: Draft, name: str, state: VmState) -> None:
     """Plan the end of a guest that is not wanted any more; one that has ended already is only put away."""
-    if not state.alive or exit_reason_of_remains(state) is not None:
+    if state.rebooted and not state.stopping:
+        plan_reboot_end(draft, name, state)
+    elif not state.alive or exit_reason_of_remains(state) is not None:
         _plan_end(draft, name, state, "host", asked=True)
     else:
         intent = draft.observed.intents.get(name, Intent())
@@ -135,6 +159,7 @@ def plan_kept(draft: Draft, name: str, state: VmState) -> None:
         intent = draft.observed.intents.get(name, NO_INTENT)
         answered = replace(intent, generation=state.generation, reset_generation=state.reset_generation)
         _plan_running(draft, name, state, answered)
+        plan_reboot(draft, name, state, ends=False)
 
 
 def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> None:
@@ -157,8 +182,11 @@ def _plan_running(draft: Draft, name: str, state: VmState, intent: Intent) -> No
     plan_cpus(draft, name, state)
 
 
-def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
+def _plan_launch(draft: Draft, wanted: VmSpec, intent: Intent) -> None:
     """Plan what brings a guest up, as far as it can be done now; each thing that it waits for is told."""
+    start = start_of(wanted, draft.observed.refused)
+    spec = start.spec
+    _tell_fallback(draft, wanted)
     resource = vm_resource(spec.name)
     draft.tell_deviating(resource)
     if resource in draft.observed.in_flight or not _may_start_now(draft, spec):
@@ -172,6 +200,7 @@ def _plan_launch(draft: Draft, spec: VmSpec, intent: Intent) -> None:
             spec,
             intent.generation,
             intent.reset_generation,
+            instead_of=start.instead_of,
             resume_generation=intent.resume_generation,
         )
         if draft.propose(launch):

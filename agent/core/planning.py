@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from agent.core.approval import Approval, Stops, is_unit_gone, unit_stops
 from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.draft import Draft, Plan
+from agent.core.fallback import starts_of
 from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
@@ -50,7 +51,8 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     stops = unit_stops(desired, observed, now_s, held)
     draft.wake_at(stops.wake_at_s)
     wanted = sort_guests(desired, observed, stops, held)
-    bridges = needed_bridges(desired, observed, wanted)
+    starts = starts_of(desired.vms, observed.refused)
+    bridges = needed_bridges(desired, observed, wanted, starts)
     for name, bridge in bridges.items():
         plan_bridge(draft, bridge, bridges)
         if name not in desired.bridges:
@@ -63,8 +65,8 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     else:
         _plan_guests(draft, wanted, stops)
     if desired.complete:
-        plan_unwanted_taps(draft, desired.vms, held)
-        plan_unwanted_ifbs(draft, desired.vms, held)
+        plan_unwanted_taps(draft, [desired.vms, starts], held)
+        plan_unwanted_ifbs(draft, starts, held)
         plan_unwanted_bridges(draft, bridges)
     return draft.finish(stops.approval)
 
@@ -83,13 +85,13 @@ def _plan_guests(draft: Draft, wanted: Wanted, stops: Stops) -> None:
     for name, present in wanted.elsewhere.items():
         message = f"its guest, by its uuid, still runs as {present}; `vmhost why {present}` says what it waits for"
         draft.tell(vm_resource(name), "Waiting", message)
-    for spec in wanted.vms.values():
-        plan_vm(draft, spec)
+    for name, spec in wanted.vms.items():
+        plan_vm(draft, spec, _approval_message(stops.approval) if name in stops.waiting else "")
 
 
 def sort_guests(desired: Desired, observed: Observed, stops: Stops, held: Collection[str] = ()) -> Wanted:
-    """Sort all guests, wanted or seen, by what is to become of them."""
-    waiting = stops.waiting
+    """Sort all guests, wanted or seen, by what is to become of them; one that waits for a mere restart lives on."""
+    waiting = {name for name in stops.waiting if name not in desired.vms or not desired.vms[name].enabled}
     kept: dict[str, str] = {name: _approval_message(stops.approval) for name in observed.vms if name in waiting}
     renamed: dict[str, str] = {}
     leftover: list[str] = []
@@ -145,9 +147,11 @@ def _held_reason(name: str, stops: Stops) -> str:
     return "ApprovalNeeded" if name in stops.waiting else "UnitInvalid"
 
 
-def needed_bridges(desired: Desired, observed: Observed, wanted: Wanted) -> Mapping[str, BridgeSpec]:
-    """The wanted bridges, and those that no unit names any more but that a guest still hangs on."""
-    used = {nic.bridge for spec in wanted.vms.values() for nic in spec.nics}
+def needed_bridges(
+    desired: Desired, observed: Observed, wanted: Wanted, starts: Mapping[str, VmSpec]
+) -> Mapping[str, BridgeSpec]:
+    """The wanted bridges, and those that no unit names any more but that a guest still hangs on, or will again."""
+    used = {nic.bridge for name in wanted.vms for nic in starts[name].nics}
     used |= {nic.bridge for state in observed.vms.values() if state.alive for nic in state.spec.nics}
     used |= {nic.bridge for name in wanted.held if name in desired.vms for nic in desired.vms[name].nics}
     retained = {name: desired.retained[name] for name in sorted(used) if name in desired.retained}

@@ -93,6 +93,8 @@ def qemu_argv(spec: VmSpec, qemu: str, files: LaunchFiles, kvm: bool) -> tuple[s
         *("-name", f"guest={_doubled(spec.name)}", "-uuid", spec.uuid),
         *("-S", "-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on"),
         *("-sandbox", SANDBOX),
+        # Tells a poweroff from a reboot to an agent that was away when it happened (host.processes.shut_itself_down).
+        *("-trace", "enable=qemu_system_shutdown_request"),
         *_machine(spec, kvm),
         *platform_options(spec),
         *_sockets(files.directory),

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     UNWANTED = "unwanted"
     RESTART = "restart"
     RESET = "reset"
+    EDITED = "edited"
+    REBOOT = "reboot"
     HOST_DOWN = "host-down"
     PAUSE = "pause"
     RESUME = "resume"

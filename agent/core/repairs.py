@@ -13,9 +13,19 @@ from agent.core.observed import Observed
 from agent.core.reasons import Reason
 
 EDITS = frozenset(
-    {Reason.WANTED, Reason.UNWANTED, Reason.RESTART, Reason.RESET, Reason.HOST_DOWN, Reason.PAUSE, Reason.RESUME}
+    {
+        Reason.WANTED,
+        Reason.UNWANTED,
+        Reason.RESTART,
+        Reason.RESET,
+        Reason.EDITED,
+        Reason.REBOOT,
+        Reason.HOST_DOWN,
+        Reason.PAUSE,
+        Reason.RESUME,
+    }
 )
-"""Reasons that come from a unit or an operator, never from a fault."""
+"""Reasons that come from a unit, an operator or the guest itself, never from a fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from agent.core.digest import launched_values
 from agent.core.limits import limit_values
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import LinkState, Observed
+from agent.core.pending import as_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def settings_of_vm(name: str, desired: Desired, observed: Observed) -> tuple[Set
     Limits run as the service manager says; those of a guest that is no service, or was not looked at, are not set.
     """
     wanted, state = desired.vms.get(name), observed.vms.get(name)
-    runs = _settings(state.spec, state.limits or Limits()) if state is not None and state.alive else None
+    runs = _settings(as_told(state), state.limits or Limits()) if state is not None and state.alive else None
     return _side_by_side(_settings(wanted, wanted.limits) if wanted is not None else {}, runs)
 
 

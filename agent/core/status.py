@@ -8,10 +8,12 @@ from typing import Protocol
 
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec
+from agent.core.digest import digest
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Observed
+from agent.core.pending import PendingLike, as_told, pending_json
 from agent.core.vm_display import nic_attached, rates_in_force, vm_display_state
 
 Json = Mapping[str, object]
@@ -31,22 +33,6 @@ class FileLike(Protocol):
     @property
     def errors(self) -> tuple[UnitError, ...]:
         """Its mistakes."""
-
-
-class PendingLike(Protocol):
-    """A change that waits for a restart (`agent.core.digest.PendingChange`); values as the operator writes them."""
-
-    @property
-    def key(self) -> str:
-        """The unit's key, as `nic.lan.bridge`."""
-
-    @property
-    def before(self) -> object:
-        """What the guest runs with."""
-
-    @property
-    def after(self) -> object:
-        """What the unit says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +126,7 @@ def _found(inputs: StatusInputs) -> _Found:
 
 def _agent_status(inputs: StatusInputs, conditions: Sequence[tuple[Condition, str]]) -> Json:
     facts, approval = inputs.agent, inputs.plan.approval
-    why = "their units want these guests stopped, more at once than is allowed unasked" if approval else ""
+    why = "their units want these guests stopped or restarted, more at once than is allowed unasked" if approval else ""
     return {
         "settled": facts.settled,
         "version": facts.version,
@@ -201,7 +187,9 @@ def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
         "pid": state.pid if state is not None and state.alive else None,
         "restarts": inputs.restarts.get(name, 0),
         "in_sync": not pending and "Held" not in types and vm_resource(name) not in found.deviating,
-        "pending": [{"key": change.key, "from": change.before, "to": change.after} for change in pending],
+        "pending": pending_json(pending, spec.stop_timeout_s),
+        "digest": digest(as_told(state)) if state is not None and state.alive else None,
+        "digest_wanted": digest(wanted) if wanted is not None else None,
         "nics": [_nic_status(inputs, name, nic) for nic in spec.nics],
         "disks": [_disk_status(disk) for disk in spec.disks],
         "file": spec.file,

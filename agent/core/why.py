@@ -15,7 +15,7 @@ from agent.core.show import UnitText
 from agent.core.status import Owners, StatusInputs
 from agent.core.vm_display import vm_display_state
 
-EVENTS_TOLD = 8
+EVENTS_TOLD = 12
 ENDS_TOLD = 5
 
 
@@ -124,7 +124,8 @@ class _Story:
         if not state.alive:
             return f"{word}: its QEMU ended ({state.exit_reason or 'unknown'}), which is not answered yet"
         said = state.run_state or f"nothing for {state.unanswered_s:.0f} s"
-        return f"{word}: QEMU runs as pid {state.pid} and says {said}"
+        former = ", with what it last ran with" if "FellBack" in types else ""
+        return f"{word}: QEMU runs as pid {state.pid}{former} and says {said}"
 
     def _bridge_now(self) -> str:
         link = self._observed.links.get(self._name)
@@ -181,6 +182,8 @@ class _Story:
         if held is not None and held.reason == "Operator":
             return f"it stays as it is; `vmhost release {self._name}` gives it back to the agent"
         if held is not None and held.reason == "ApprovalNeeded" and (approval := self._inputs.status.plan.approval):
+            if spec is not None and spec.enabled:
+                return f"`vmhost approve {approval.id}` restarts it, as does its own reboot; undoing the edit keeps it"
             return f"`vmhost approve {approval.id}` stops it; bringing its unit back keeps it"
         if held is not None or spec is None:
             return self._next_without_spec(state)
@@ -230,7 +233,9 @@ class _Story:
         changes = self._inputs.status.pending.get(self._name, ())
         if changes:
             keys = ", ".join(f'{one.key} is "{one.before}", its unit says "{one.after}"' for one in changes)
-            return f"`vmhost restart {self._name}` applies what waits for it: {keys}"
+            if self._of_type("FellBack") is not None:
+                return f"mend its unit, or `vmhost restart {self._name}` tries again what QEMU refused: {keys}"
+            return f"its own reboot, or `vmhost restart {self._name}`, applies what waits for it: {keys}"
         bad = next((unit for unit in self._inputs.units if unit.state != "valid"), None)
         return f"mend {bad.path}; what it says now takes effect then" if bad is not None else ""
 

@@ -44,6 +44,9 @@ class LaunchRecord:
     QEMU runs as, empty if it was started as a child of the agent; it keeps its name when the guest is renamed.
     `spec` is what the guest is to be like by now; what it must let go of for that is `leaving`. `tuned` is what its
     QEMU was told last (agent.core.tuning).
+    `told_mtus`: what the guest was told of a NIC's MTU where that is another one by now. `reboot_ends`: QEMU was, or is
+    about to be, told to end when its guest reboots; `rebooted`: it has, and the guest is to be started again.
+    `instead_of`: the digest of the spec that QEMU refused, where it was launched as it last ran.
     """
 
     spec: VmSpec
@@ -60,6 +63,10 @@ class LaunchRecord:
     leaving_nics: tuple[NicSpec, ...] = ()
     leaving_disks: tuple[DiskSpec, ...] = ()
     tuned: Mapping[str, str] = field(default_factory=dict)
+    told_mtus: Mapping[str, int] = field(default_factory=dict)
+    reboot_ends: bool = False
+    rebooted: bool = False
+    instead_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.core.errors import TransientError
 
 LOG_MAX_BYTES = 1 << 20
+SHUTDOWN_LOOK_BYTES = 64 << 10
 _OWN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """A guest's user may write to the folder of its logs: no link of its is followed, no pipe waited for."""
 
@@ -71,3 +72,20 @@ def last_line(log: Path, since_bytes: int = 0) -> str:
         return ""
     spoken = [line.strip() for line in lines if line.strip()]
     return re.sub(r"^[0-9T:.-]+Z ", "", spoken[-1]) if spoken else ""
+
+
+def shut_itself_down(pid: int, log: Path) -> bool:
+    """Whether a QEMU that runs has said in its log that its guest switched itself off.
+
+    It does, by its trace of `qemu_system_shutdown_request`, which a reboot does not pass through (QEMU,
+    softmmu/runstate.c). Each line begins with the id of the thread that it is about, and those of others do not count.
+    """
+    try:
+        with open(os.open(log, os.O_RDONLY | _OWN_FILE), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - SHUTDOWN_LOOK_BYTES))
+            said = file.read()
+        threads = {int(name) for name in os.listdir(f"/proc/{pid}/task")}
+    except OSError:
+        return False
+    lines = re.findall(rb"^(\d+)@[0-9.]+:qemu_system_shutdown_request ", said, re.MULTILINE)
+    return any(int(thread) in threads for thread in lines)

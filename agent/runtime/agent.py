@@ -17,6 +17,7 @@ from agent.core.actions import (
     ChangeAddresses,
     ChangeLink,
     ChangeRate,
+    ChangeReboot,
     CreateBridge,
     DeleteLink,
     EndVm,
@@ -45,6 +46,7 @@ from agent.core.device_actions import (
     UnplugNic,
 )
 from agent.core.errors import ActionError, ObservationError
+from agent.core.fallback import starts_of
 from agent.core.memory import Memory, without_guests
 from agent.core.observed import HostState, Observed
 from agent.core.qemu_serial import serial_logs
@@ -157,9 +159,7 @@ class Agent:
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
-        self._vm_executor = VmExecutor(
-            self._launches, self._guests, self._descriptors, self._keeper, state.firmware, starts
-        )
+        self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts)
         self._device_executor = DeviceExecutor(self._guests, self._link_executor, self._descriptors)
         self._tuning_executor = TuningExecutor(self._guests)
         self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
@@ -294,7 +294,7 @@ class Agent:
         self._descriptors.read_settings(self._links.take_stated())
         memory, vms = self._keeper.memory, self._guests.states()
         desired = replace(self._units.desired, complete=self._units.loaded)
-        self._disks.look(unplugged_disks(desired, vms))
+        self._disks.look(unplugged_disks(starts_of(desired.vms, memory.refused), vms))
         self._disks.look_for_space(full_disks(vms))
         return desired, Observed(
             links=self._links.snapshot,
@@ -313,6 +313,7 @@ class Agent:
             in_flight=dict(self._reconciler.in_flight),
             stops_at_s=memory.stops_at_s,
             approved=memory.approved,
+            refused=memory.refused,
             short=short_of_memory(self._reconciler.last.plan),
             max_disruption=self._max_disruption,
             reachable=self._probes.look(self._reconciler.last.plan.asked),
@@ -335,8 +336,8 @@ class Agent:
                 await vms.pause(action.vm)
             case ResetVm():
                 await vms.reset(action)
-            case LimitVm():
-                await vms.limit(action)
+            case LimitVm() | ChangeReboot():
+                await vms.change(action)
             case RenameVm():
                 await vms.rename(action)
             case _:

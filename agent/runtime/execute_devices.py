@@ -13,6 +13,7 @@ from agent.core.desired import DiskSpec, NicSpec
 from agent.core.device_actions import ArmTap, GrowDisk, PlugDisk, PlugNic, ReplugNic, TakeOver, UnplugDisk, UnplugNic
 from agent.core.digest import digest
 from agent.core.errors import PermanentError, TransientError
+from agent.core.pending import told_mtus
 from agent.core.qemu_argv import (
     devices_of_disk,
     disk_node,
@@ -74,6 +75,7 @@ class DeviceExecutor:
                 record,
                 spec=replace(edit.spec, limits=record.spec.limits),  # which are set, and written down, beside this
                 digest=digest(edit.spec),
+                told_mtus=told_mtus(record.spec, edit.spec, record.told_mtus),
                 leaving_nics=edit.leaving_nics,
                 leaving_disks=edit.leaving_disks,
             )
@@ -103,11 +105,8 @@ class DeviceExecutor:
             await forgiving(guest, "netdev_del", {"id": backend})
             raise
         number = find_descriptor_number(guest.process.pid, nic.tap) if guest.process is not None else None
-        numbers = {} if number is None else {nic.id: number}
-        await self._guests.keep(
-            guest.name,
-            lambda record: with_tuned(replace(record, nic_fds={**record.nic_fds, **numbers}), dict([setting])),
-        )
+        told = dict([setting])
+        await self._guests.keep(guest.name, lambda record: with_tuned(_with_nic(record, nic, number), told))
         await guest.look_at_devices()
 
     async def _unplug_nic(self, action: UnplugNic) -> None:
@@ -193,6 +192,13 @@ class DeviceExecutor:
             if error.error_class != "DeviceNotFound":
                 message = f"{guest.name} cannot unplug {called}: {error}"
                 raise PermanentError(message, reason="ReplugRefused") from error
+
+
+def _with_nic(record: LaunchRecord, nic: NicSpec, number: int | None) -> LaunchRecord:
+    """A record with a NIC that was just plugged: the guest has been told of its MTU."""
+    numbers = record.nic_fds if number is None else {**record.nic_fds, nic.id: number}
+    told = {id_: mtu for id_, mtu in record.told_mtus.items() if id_ != nic.id}
+    return replace(record, nic_fds=numbers, told_mtus=told)
 
 
 def _without_nic(record: LaunchRecord, nic: NicSpec) -> LaunchRecord:

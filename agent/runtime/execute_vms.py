@@ -9,13 +9,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.core.actions import EndVm, LaunchVm, LimitVm, RenameVm, ResetVm, ResumeVm, StopVm
+import structlog
+
+from agent.core.actions import ChangeReboot, EndVm, LaunchVm, LimitVm, RenameVm, ResetVm, ResumeVm, StopVm
 from agent.core.desired import Limits, VmSpec
 from agent.core.device_actions import CreateDisk
 from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.limits import limit_values
-from agent.core.memory import Memory, with_end, with_restart, with_stop
+from agent.core.memory import Memory, with_end, with_reboot, with_refusal, with_restart, with_stop, without_refusal
 from agent.core.observed import End, Intent
 from agent.core.qemu_argv import (
     DiskSet,
@@ -26,6 +28,7 @@ from agent.core.qemu_argv import (
 )
 from agent.core.qemu_display import vnc_port, written
 from agent.core.qemu_serial import serial_log, serial_sockets
+from agent.core.reasons import Reason
 from agent.core.tuning import tuned_at_launch
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
@@ -33,6 +36,7 @@ from agent.host.launches import Launches, LaunchRecord
 from agent.host.listeners import find_listener
 from agent.host.logs import last_line, log_size, open_log
 from agent.host.processes import kvm_groups, kvm_usable, refuse_long
+from agent.host.statedir import StateDirectory
 from agent.runtime.clock import boot_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
@@ -40,6 +44,8 @@ from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
 from agent.runtime.starts import Start, Starts
 from agent.runtime.threads import run_to_end
+
+log = structlog.get_logger("vmhost.vms")
 
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 """The unit of a process's start time (proc_pid_stat(5), field 22), which counts from the boot as our clock does."""
@@ -65,14 +71,14 @@ class VmExecutor:
         guests: Guests,
         descriptors: Descriptors,
         keeper: Keeper,
-        firmware: Path,
+        state: StateDirectory,
         starts: Starts,
     ) -> None:
         self._launches = launches
         self._guests = guests
         self._descriptors = descriptors
         self._keeper = keeper
-        self._firmware = firmware
+        self._firmware, self._ran = state.firmware, state.ran
         self._starts = starts
 
     async def create_disk(self, action: CreateDisk) -> None:
@@ -105,11 +111,25 @@ class VmExecutor:
                 raise
         await guest.connected()
         if not guest.alive:
-            await self._forget(guest)
             said = last_line(self._launches.log_path(spec.name), said_before) or "it says nothing"
             said = f"{guest.killed_how}; {said}" if guest.killed_how else said
             said += await asyncio.to_thread(port_taken, spec)
+            if guest.exit_reason == "crash":  # by itself, and not because somebody killed it
+                await self._note_refusal(action, said)
+            await self._forget(guest)
             raise TransientError(f"QEMU of {spec.name} did not start: {said}", reason="LaunchFailed")
+
+    async def _note_refusal(self, action: LaunchVm, said: str) -> None:
+        former = await run_to_end(self._ran.find, action.spec.uuid)
+        fell_back = bool(action.instead_of)
+        await self._keeper.update(lambda memory: with_refusal(memory, action.spec, said, former, fell_back=fell_back))
+
+    async def _note_run(self, guest: Guest) -> None:
+        """Write down what a guest runs with, as what there is to fall back to; without it there is just less to do."""
+        try:
+            await run_to_end(self._ran.keep, guest.record.spec)
+        except OSError as error:
+            log.warning("what a guest ran with is not kept", vm=guest.name, why=str(error))
 
     def _prepare(self, action: LaunchVm, tap_fds: Mapping[str, int], opened: ExitStack) -> Prepared:
         """Lock the guest, open its disks, and write down that it is being launched. Runs in a thread."""
@@ -140,6 +160,7 @@ class VmExecutor:
             digest(spec),
             files.tap_fds,
             tuned=tuned_at_launch(spec),
+            instead_of=action.instead_of,
         )
         self._launches.save(record)
         return Prepared(files, record, lock)
@@ -179,7 +200,12 @@ class VmExecutor:
 
     async def release(self, name: str) -> None:
         """Let a guest run that QEMU holds."""
-        await self._guests.get(name).release()
+        guest = self._guests.get(name)
+        await guest.release()
+        if guest.has_run:
+            await self._note_run(guest)
+            if not guest.record.instead_of:
+                await self._keeper.update(lambda memory: without_refusal(memory, guest.record.spec.uuid))
 
     async def pause(self, name: str) -> None:
         """Stop a guest's processors."""
@@ -193,7 +219,11 @@ class VmExecutor:
             answered = action.resume_generation
             await self._guests.keep(action.vm, lambda record: replace(record, resume_generation=answered))
 
-    async def limit(self, action: LimitVm) -> None:
+    async def change(self, action: LimitVm | ChangeReboot) -> None:
+        """Change what is set beside a guest that runs: its limits, or what its reboot does."""
+        await (self._limit(action) if isinstance(action, LimitVm) else self._change_reboot(action))
+
+    async def _limit(self, action: LimitVm) -> None:
         """Limit a guest's service, and read back what that has then."""
         guest = self._guest(action.vm, action.uuid)
         await self._starts.limit(guest.record, action.limits)
@@ -212,14 +242,22 @@ class VmExecutor:
         guest = self._guest(action.vm, action.uuid)
         if action.unit_asked:
             await self._keeper.update(lambda memory: with_stop(memory, action.vm, action.uuid, now_s()))
+        if action.reason is Reason.EDITED:
+            await self._keeper.update(lambda memory: with_reboot(memory, action.vm))
         await self._guests.keep(action.vm, lambda record: replace(record, stopping=True))
+        if guest.has_run:  # it may have taken over more of its unit since, and an earlier agent kept nothing
+            await self._note_run(guest)
         await guest.stop(action.timeout_s)
         await self._forget(guest)
 
     async def end(self, action: EndVm) -> None:
         """Write down how a guest ended, before the QEMU that still knows it is told to quit."""
         guest = self._guest(action.vm, action.uuid)
-        if not action.asked:
+        if action.rebooted:
+            # In this order: where it is interrupted, the next agent knows a guest that is to come back.
+            await self._guests.keep(action.vm, lambda record: replace(record, rebooted=True))
+            await self._keeper.update(lambda memory: with_reboot(memory, action.vm))
+        elif not action.asked:
             end = End(now_s(), ran_s(guest), boot_id(), action.exit_reason)
             await self._keeper.update(lambda memory: with_end(memory, action.vm, end))
         await guest.quit()
@@ -253,6 +291,15 @@ class VmExecutor:
                 raise
             # A QEMU that hangs has the command in its queue and does it when it wakes: it must not be sent again.
         await self._guests.keep(action.vm, lambda record: replace(record, reset_generation=action.reset_generation))
+
+    async def _change_reboot(self, action: ChangeReboot) -> None:
+        """Tell QEMU what a reboot of its guest is, and write down that it may end it before that can be so."""
+        guest = self._guest(action.vm, action.uuid)
+        if action.ends:
+            await self._guests.keep(action.vm, lambda record: replace(record, reboot_ends=True))
+        await guest.change_reboot(ends=action.ends)
+        if not action.ends:
+            await self._guests.keep(action.vm, lambda record: replace(record, reboot_ends=False))
 
     def _guest(self, name: str, uuid: str) -> Guest:
         """A guest by name, if it is still the one that the plan saw."""

@@ -15,11 +15,12 @@ from agent.core.desired import Limits
 from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.core.qemu_argv import devices_at_launch, disk_node, drive_node
-from agent.host.launches import LaunchRecord
+from agent.host.launches import LOG, LaunchRecord
 from agent.host.processes import ExitStatus, Process, is_stuck
 from agent.host.qmp import Monitor
 from agent.runtime.clock import now_s
 from agent.runtime.descriptors import Descriptors
+from agent.runtime.reboots import has_rebooted
 from agent.runtime.starts import Starts
 
 log = structlog.get_logger("vmhost.guest")
@@ -106,6 +107,10 @@ class Guest:
         self._cause: str | None = None
         self._stop_by_s = 0.0
         self._has_answered = False
+        self._shutdown: str | None = None
+        self._rebooted = False
+        self.reboot_known = not record.reboot_ends
+        self.has_run = False
 
     @property
     def name(self) -> str:
@@ -140,6 +145,9 @@ class Guest:
             tuned=self.record.tuned,
             cpus=self.cpus,
             media=self.media,
+            told_mtus=self.record.told_mtus,
+            reboot_ends=self.record.reboot_ends if self.reboot_known else None,
+            rebooted=self.record.rebooted or self._rebooted,
         )
 
     async def serve(self) -> None:
@@ -210,6 +218,8 @@ class Guest:
         self._asked_s = None
         self._has_answered = True
         if isinstance(answer, dict):
+            ended = answer["status"] == "shutdown" and self.record.reboot_ends
+            self._rebooted = ended and has_rebooted(self._shutdown, self.process, self.directory / LOG)
             self._set_run_state(str(answer["status"]))
         if self._devices_old:
             await self.look_at_devices()
@@ -241,6 +251,7 @@ class Guest:
 
     def _heard(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "SHUTDOWN":
+            self._shutdown = str(data.get("reason"))
             self._cause = SHUTDOWN_CAUSES.get(str(data.get("reason")), self._cause)
         if event in STATE_EVENTS:
             self._stale.set()
@@ -254,6 +265,7 @@ class Guest:
         self._witness.heard(self.name, event, data)
 
     def _set_run_state(self, run_state: str | None) -> None:
+        self.has_run = self.has_run or run_state == "running"
         if run_state != self.run_state:
             self.run_state = run_state
             self._note_change("qmp")
@@ -300,6 +312,11 @@ class Guest:
         deletion: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deletions[device] = deletion
         return deletion
+
+    async def change_reboot(self, *, ends: bool, timeout_s: float = SILENT_AFTER_S) -> None:
+        """Have a reboot end QEMU, which stays for a look at how it ended, or be one (QMP `set-action`)."""
+        await self.execute("set-action", {"reboot": "shutdown" if ends else "reset"}, timeout_s)
+        self.reboot_known = True
 
     async def release(self) -> None:
         """Let the guest run, and return when QEMU says so."""

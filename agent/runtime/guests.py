@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -18,6 +19,9 @@ from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest, GuestWitness
 from agent.runtime.starts import Starts, unit_of
 from agent.runtime.threads import run_to_end
+
+LAST_WORD_S = 0.5
+"""How long an agent that ends waits for a QEMU's answer."""
 
 log = structlog.get_logger("vmhost.guests")
 
@@ -145,10 +149,22 @@ class Guests:
             guest.hurry(by_s)
 
     async def close(self) -> None:
-        """Let go of all monitors, so that the next agent finds them free."""
+        """Let go of all monitors, so that the next agent finds them free.
+
+        While no agent is there, a guest that reboots comes back in the same QEMU; the next agent sees to the rest.
+        """
+        rebooting = [
+            self._let_reboot(guest) for guest in self if guest.record.reboot_ends and guest.monitor is not None
+        ]
+        await asyncio.gather(*rebooting)
         for guest in self:
             if guest.monitor is not None:
                 await guest.monitor.close()
+
+    @staticmethod
+    async def _let_reboot(guest: Guest) -> None:
+        with contextlib.suppress(ActionError):
+            await guest.change_reboot(ends=False, timeout_s=LAST_WORD_S)
 
     def forget(self, name: str) -> None:
         """Forget a guest that is gone, with its descriptors."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from agent.core.desired import Desired, DiskSpec
+from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.draft import Plan
 from agent.core.errors import ObservationError
 from agent.core.observed import DiskState, HostMemory, VmState
@@ -115,9 +115,9 @@ def short_of_memory(last: Plan) -> frozenset[str]:
     return frozenset(c.resource.removeprefix("vm/") for c in last.conditions if c.type == "MemoryShort")
 
 
-def unplugged_disks(desired: Desired, running: Mapping[str, VmState]) -> list[DiskSpec]:
+def unplugged_disks(wanted: Mapping[str, VmSpec], running: Mapping[str, VmState]) -> list[DiskSpec]:
     """The disks that a launch of a wanted guest depends on, and the disks and media that a running guest lacks."""
-    specs = [spec for name, spec in desired.vms.items() if spec.enabled and name not in running]
+    specs = [spec for name, spec in wanted.items() if spec.enabled and name not in running]
     lacking = [
         disk
         for state in running.values()

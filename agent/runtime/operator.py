@@ -8,11 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from agent.core.conditions import Condition
-from agent.core.digest import PendingChange, pending_changes
+from agent.core.digest import PendingChange
 from agent.core.marks import tap_resource, vm_resource
-from agent.core.memory import with_hold, with_intent
+from agent.core.memory import with_hold, with_intent, without_refusal
 from agent.core.notifications import Key, Trouble, troubles_of
 from agent.core.observed import Hold, Intent
+from agent.core.pending import pending_of
 from agent.core.status import AgentFacts, StatusInputs, status
 from agent.core.text import printable
 from agent.core.vm_display import is_paused_as_asked, is_running_as_asked
@@ -162,7 +163,9 @@ class Operator:
         """Note what is asked of a guest, durably."""
         self._refuse_unknown(name)
         self._refuse_in_vain(verb, name)
-        await self._keeper.update(lambda memory: with_intent(memory, name, verb))
+        wanted = self._reconciler.last.desired.vms.get(name)
+        forgiven = wanted.uuid if wanted is not None and verb in {"start", "restart"} else ""
+        await self._keeper.update(lambda memory: without_refusal(with_intent(memory, name, verb), forgiven))
         self._chronicle.journal.record(vm_resource(name), "intent", f"{verb} of {name} asked for by {by}")
         await self._reconciler.next_pass()
         return f"{name} is released" if verb == "release" else f"{verb} of {name} is under way"
@@ -253,8 +256,8 @@ def pending(seen: Pass) -> Mapping[str, tuple[PendingChange, ...]]:
     found: dict[str, tuple[PendingChange, ...]] = {}
     for name, state in seen.observed.vms.items():
         wanted = seen.desired.vms.get(name)
-        if wanted is not None and state.alive and wanted != state.spec:
-            changes = pending_changes(state.spec, wanted)
+        if wanted is not None and state.alive:
+            changes = pending_of(state, wanted)
             if changes:
                 found[name] = changes
     return found

@@ -59,6 +59,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "cpu-quota": 'the most CPU time that its QEMU gets, in per cent of one CPU, such as "150%"',
         "io-weight": "its share of the disks when they are short, beside the other guests' 100",
         "tasks": "the most threads that its QEMU may have; at least 80 and one for each CPU",
+        "apply": "when an edit that needs a restart takes effect: at its own reboot or `vmhost restart`, or at once",
+        "fallback": "started as it last ran where QEMU refuses its edited unit",
         "uuid": "the guest's identity; made once and kept unless given. Give it to rename a guest",
         "disk": "disks, each as [vm.NAME.disk.ID]",
         "nic": "network cards, each as [vm.NAME.nic.ID]",

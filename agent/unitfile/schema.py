@@ -213,6 +213,8 @@ class VmTable(Table):
     cpu_quota: Quota | None = None
     io_weight: IoWeight | None = None
     tasks: Annotated[int, _number("tasks")] | None = None
+    apply: Literal["ask", "restart"] = "ask"
+    fallback: bool = True
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)

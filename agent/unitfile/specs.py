@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.desired import BridgeSpec, DiskSpec, Limits, NicSpec, Restart, SerialSpec, VmSpec
+from agent.core.desired import Apply, BridgeSpec, DiskSpec, Limits, NicSpec, Restart, SerialSpec, VmSpec
 from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap
 from agent.unitfile.order import ready_of
@@ -86,6 +86,8 @@ def vm_spec(
         limits=_limits(table),
         ready=ready_of(table.ready, (nic.address for nic in table.nic.values())),
         ready_timeout_s=table.ready_timeout,
+        apply=Apply(table.apply),
+        fallback=table.fallback,
         disks=_disks(table, slots),
         nics=_nics(name, uuid, table, slots, mtus),
         serials=tuple(SerialSpec(id=id_, port=serial.port, to=serial.to) for id_, serial in table.serial.items()),

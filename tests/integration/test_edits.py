@@ -238,7 +238,7 @@ def test_an_edit_that_needs_a_restart_is_pending_until_it_is_asked_for(agent: Ag
     before = pids(agent)
     agent.drop("web.toml", bare_vm("web").replace("32M", "48M"))
     wait_for(lambda: agent.vm("web")["pending"])
-    assert agent.vm("web")["pending"] == [{"key": "memory", "from": "32M", "to": "48M"}]
+    assert agent.pending("web") == [("memory", "32M", "48M")]
     assert pids(agent) == before
     assert agent.command("wait", "in-sync", "--timeout", "0.5").returncode == 1
     agent.vmhost("restart", "web")

@@ -86,12 +86,15 @@ def test_a_plan_names_every_action_before_and_none_after_and_an_edit_s_alone(age
     plan = planned(agent, edited)
     assert sorted(texts(plan)) == [
         "db takes over nic.lan.mtu while it runs",
+        "have a reboot of db apply what waits for it",
+        "have a reboot of web apply what waits for it",
         "set mtu of br-test (mtu)",
         "set mtu of db-lan (mtu)",
         "set mtu of web-lan (mtu)",
         "web takes over nic.lan.mtu while it runs",
     ]
-    assert plan["pending"] == []
+    told = [(one["vm"], one["key"], one["from"], one["to"]) for one in plan["pending"]]
+    assert told == [(name, "nic.lan.mtu", "1500", "1400") for name in ("db", "web")]
     assert [one["type"] for one in plan["conditions"]] == ["PortMissing"]
     edited.write_text(units["db.toml"].replace("stop-timeout", "enabled = false\nstop-timeout"))
     edited.rename(new / "db.toml")
@@ -182,7 +185,17 @@ def test_an_edit_that_needs_a_restart_is_told_as_pending_and_a_mistake_at_its_li
     new = agent.folder / "web.toml"
     new.write_text(bare_vm("web").replace("32M", "48M"))
     plan = planned(agent, new)
-    assert (plan["actions"], plan["pending"]) == ([], [{"vm": "web", "key": "memory", "from": "32M", "to": "48M"}])
+    assert [action["action"] for action in plan["actions"]] == ["change-reboot"]
+    assert plan["pending"] == [
+        {
+            "vm": "web",
+            "key": "memory",
+            "from": "32M",
+            "to": "48M",
+            "effect": "restart",
+            "outage": "restart: down until it has stopped (at most 1 s) and booted again",
+        }
+    ]
     new.write_text(bare_vm("web").replace("memory", "memroy"))
     done = agent.command("plan", str(new))
     assert done.returncode == 1
@@ -302,7 +315,7 @@ def test_why_and_show_tell_of_a_guest_that_is_held(agent: AgentProcess) -> None:
     shown = agent.vmhost("show", "web")
     assert 'memory = "48M"' in shown
     assert "1 of " in shown
-    assert "`vmhost restart web` applies what waits for it" in reasons(agent, "web")["next"]
+    assert "its own reboot, or `vmhost restart web`, applies what waits for it" in reasons(agent, "web")["next"]
 
 
 def test_why_tells_how_to_answer_a_question(agent: AgentProcess) -> None:

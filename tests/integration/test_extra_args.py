@@ -42,7 +42,7 @@ def test_a_guest_with_extra_args_runs_marked_and_in_sync(agent: AgentProcess) ->
     assert (agent.vm("web")["pid"], set(conditions(agent, "web"))) == (web["pid"], {"Unsupported"})
     agent.drop("web.toml", bare_vm("web"))
     wait_for(lambda: agent.vm("web")["pending"])
-    assert agent.vm("web")["pending"] == [{"key": "extra-args", "from": '["-device", "edu,id=extra"]', "to": ""}]
+    assert agent.pending("web") == [("extra-args", '["-device", "edu,id=extra"]', "")]
     agent.vmhost("restart", "web")
     assert agent.vm("web")["conditions"] == []
 

@@ -96,7 +96,7 @@ def test_what_needs_a_restart_waits_while_the_rest_is_taken_over(web: Web) -> No
     web.edit(NIC + SECOND_NIC, 'cpus = 2\ndescription = "new"')
     wait_for(lambda: "eth1" in web.says("ls /sys/class/net"), timeout_s=30)
     vm = web.agent.vm("web")
-    assert vm["pending"] == [{"key": "cpus", "from": "1", "to": "2"}]
+    assert web.agent.pending("web") == [("cpus", "1", "2")]
     assert (vm["pid"], vm["description"]) == (web.pid, "new")
 
 

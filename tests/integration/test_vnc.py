@@ -69,7 +69,7 @@ def test_a_screen_on_a_socket_and_one_on_an_address(agent: AgentProcess) -> None
     assert (agent.vm("web")["pending"], agent.vm("db")["pending"]) == ([], [])
     agent.drop("web.toml", bare_vm("web"))
     wait_for(lambda: agent.vm("web")["pending"])
-    assert agent.vm("web")["pending"] == [{"key": "vnc", "from": "true", "to": "false"}]
+    assert agent.pending("web") == [("vnc", "true", "false")]
     agent.vmhost("restart", "web")
     assert not path.exists()
 

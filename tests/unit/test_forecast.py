@@ -142,14 +142,18 @@ def test_a_stop_before_a_start_is_a_restart() -> None:
     assert [str(step.disruption) for step in gone.steps] == ["stop"]
 
 
-def test_changes_that_wait_for_a_restart_are_no_actions() -> None:
+def test_changes_that_wait_for_a_restart_are_told_with_their_cost_and_disrupt_nothing() -> None:
     web = bare("web")
     found = forecast(
         Desired({}, {"web": replace(web, memory_mib=1024)}), replace(NOTHING, vms={"web": running(web)}), NOW_S
     )
     answer = forecast_json(found)
-    assert answer["actions"] == []
-    assert answer["pending"] == [{"vm": "web", "key": "memory", "from": "512M", "to": "1G"}]
+    assert steps(found) == ["change-reboot vm/web/reboot"]
+    assert [step.disruption for step in found.steps] == ["none"]
+    outage = "restart: down until it has stopped (at most 60 s) and booted again"
+    assert answer["pending"] == [
+        {"vm": "web", "key": "memory", "from": "512M", "to": "1G", "effect": "restart", "outage": outage}
+    ]
 
 
 def test_a_link_that_nobody_owns_is_left_alone_in_a_forecast_too() -> None:

@@ -102,7 +102,8 @@ def test_what_could_not_be_looked_at_is_set_only_if_something_is_wanted() -> Non
 def test_a_qemu_keeps_the_tasks_that_it_was_launched_with_cpus_for() -> None:
     big = replace(RUNNING, spec=replace(PLAIN, cpus=16))
     wanted = replace(PLAIN, cpus=2, limits=Limits(tasks=tasks_needed(2)))
-    assert decided(wanted, big).actions == (limit(Limits(tasks=tasks_needed(16)), Reason.WANTED),)
+    armed = replace(big, reboot_ends=True)
+    assert decided(wanted, armed).actions == (limit(Limits(tasks=tasks_needed(16)), Reason.WANTED),)
 
 
 def test_one_that_is_to_stop_is_not_limited_first() -> None:

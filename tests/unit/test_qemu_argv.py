@@ -42,6 +42,7 @@ def test_golden_firmware_only() -> None:
     assert " ".join(qemu_argv(spec, "/usr/bin/qemu", LaunchFiles("/r/web"), kvm=False)) == (
         f"/usr/bin/qemu -name guest=web -uuid {UUID} -S -nodefaults -no-user-config -display none -msg timestamp=on "
         "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny "
+        "-trace enable=qemu_system_shutdown_request "
         "-machine pc -accel tcg -cpu qemu64 -smp 2 -m 1024M -action reboot=reset,shutdown=pause,panic=pause "
         "-pidfile /r/web/qemu.pid "
         "-chardev socket,id=qmp,path=/r/web/qmp.sock,server=on,wait=off "

@@ -9,6 +9,7 @@ import pytest
 from agent.core.approval import Approval
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, Restart, VmSpec
+from agent.core.digest import digest
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
 from agent.core.observed import (
@@ -101,7 +102,17 @@ PROMISED = {
             "pid": 42,
             "restarts": 2,
             "in_sync": False,
-            "pending": [{"key": "memory", "from": "512M", "to": "1G"}],
+            "pending": [
+                {
+                    "key": "memory",
+                    "from": "512M",
+                    "to": "1G",
+                    "effect": "restart",
+                    "outage": "restart: down until it has stopped (at most 60 s) and booted again",
+                }
+            ],
+            "digest": digest(WEB),
+            "digest_wanted": digest(WEB),
             "nics": [
                 {
                     "name": "lan",
@@ -156,7 +167,7 @@ def test_an_approval_names_its_guests() -> None:
     approval = Approval("ab12", ("db", "web"), frozenset())
     found = status(StatusInputs(AGENT, plan=Plan(approval=approval)))["agent"]
     assert isinstance(found, dict)
-    why = "their units want these guests stopped, more at once than is allowed unasked"
+    why = "their units want these guests stopped or restarted, more at once than is allowed unasked"
     assert found["approvals"] == [{"id": "ab12", "guests": ["db", "web"], "why": why}]
 
 

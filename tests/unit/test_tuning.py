@@ -184,7 +184,7 @@ def test_a_balloon_needs_its_device() -> None:
     older = run(PLAIN, devices=devices_at_launch(PLAIN) - {"balloon"})
     assert live_edit(older, wanted) is None
     assert [(c.key, c.before, c.after) for c in pending_changes(older.spec, wanted)] == [("balloon", "", "256M")]
-    assert planned(wanted, replace(older, run_state="running")).actions == ()
+    assert planned(wanted, replace(older, run_state="running", reboot_ends=True)).actions == ()
     own = replace(PLAIN, extra_args=("-device", "virtio-balloon-pci"))
     assert "balloon" not in devices_at_launch(own)
     blind = run(PLAIN, devices=None, run_state="running")
