@@ -15,9 +15,11 @@ from typing import Any
 
 from agent.__main__ import parser as agent_parser
 from agent.cli.main import build_parser
+from agent.core.effects import EFFECTS, PLUGGING
 from agent.core.notification_text import ENVIRONMENT, FIELDS
 from agent.core.notifications import WATCHED
 from agent.unitfile.json_schema import json_schema
+from docs import effects
 
 EXAMPLE = """\
 [bridge.br-lan]
@@ -163,10 +165,23 @@ def _unit_page() -> str:
         for key, value in properties.items():
             if "patternProperties" not in value:
                 lines += [".TP", f"\\fB{_text(key)}\\fR = {_text(_shape(value))}", _about(value, key in required)]
+    lines += [".SH EDITS OF A RUNNING GUEST", _text(effects.PENDING), *_listed(effects.MEANINGS), *_effects()]
     lines += [".SH EXAMPLES", ".nf", ".RS", *map(_text, EXAMPLE.splitlines()), ".RE", ".fi"]
     lines += [".PP", _text("More are in /usr/share/doc/vmhost/examples; `vmhost init NAME` writes one.")]
     lines += [*_see_also("vmhost.unit(5)")]
     return "\n".join(lines) + "\n"
+
+
+def _effects() -> Iterator[str]:
+    """What editing each key does, by table."""
+    for table, name in effects.TABLES.items():
+        yield f".SS {_text(f'[{name}]')}"
+        if table in PLUGGING:
+            yield _text(f"A whole table that is added or removed: {PLUGGING[table]}.")
+        for key, one in EFFECTS[table].items():
+            yield ".TP"
+            yield f"\\fB{_text(key)}\\fR ({one.effect})"
+            yield _text(f"{_sentence(one.says)}")
 
 
 def _shape(value: Mapping[str, Any]) -> str:
