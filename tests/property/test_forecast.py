@@ -10,7 +10,7 @@ from agent.core.forecast import forecast
 from agent.core.model import apply
 from agent.core.observed import End, Observed
 from agent.core.planning import plan
-from tests.property.test_planning import GUESTS, hosts, wishes
+from tests.property.worlds import GUESTS, hosts, wishes
 
 NOW_S = 1000.0
 ends = st.lists(st.sampled_from(["crash", "killed", "guest_shutdown"]), max_size=7).map(

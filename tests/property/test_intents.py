@@ -15,7 +15,8 @@ from agent.core.model import apply
 from agent.core.observed import Hold, HostState, Intent, Observed, Reach, VmState
 from agent.core.planning import plan
 from agent.core.references import guests_of
-from tests.property.test_planning import dices, faults, hosts, inflict, settle, wishes
+from tests.property.faults import faults, inflict
+from tests.property.worlds import dices, hosts, settle, wishes
 
 VERBS = ("start", "stop", "restart", "pause", "resume", "hold", "release")
 HOLD = Hold(0, "2026-01-01T00:00:00+00:00")

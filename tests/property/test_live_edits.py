@@ -15,7 +15,7 @@ from agent.core.observed import DiskState, HostState, Observed, VmState
 from agent.core.planning import plan
 from agent.core.qemu_argv import disk_node, drive_node, nic_id
 from agent.core.tuning import medium_key, untold
-from tests.property.test_planning import dices, settle
+from tests.property.worlds import dices, settle
 
 BRIDGES = {name: BridgeSpec(name, f"02:00:00:00:00:0{number}") for number, name in enumerate(("br-a", "br-b"))}
 PATHS = {name: f"/srv/{name}.raw" for name in ("root", "data", "more")}

@@ -1,0 +1,122 @@
+"""Wishes and hosts of every kind for property tests, and the planner's way from one to the other."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import strategies as st
+
+from agent.core.actions import Action
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, Restart, VmSpec
+from agent.core.device_actions import ArmTap
+from agent.core.model import apply
+from agent.core.observed import AddressState, DiskState, HostState, LinkState, Observed
+from agent.core.planning import plan
+
+BRIDGES = ("br-a", "br-b")
+PORTS = ("eth1", "eth2", "eth3")
+GUESTS = ("one", "two", "three")
+LIMITS = (Limits(), Limits(), Limits(cpu_weight=200), Limits(cpu_quota_us=500_000, io_weight=7, tasks=81))
+RATES = (None, None, 10_000_000, 20_000_000)
+dices = st.integers(0, 1 << 30).map(Random)
+
+
+@st.composite
+def bridge_specs(draw: st.DrawFn) -> dict[str, BridgeSpec]:
+    names = draw(st.sets(st.sampled_from(BRIDGES)))
+    owner = draw(st.fixed_dictionaries({port: st.sampled_from((*BRIDGES, "")) for port in PORTS}))
+    return {
+        name: BridgeSpec(
+            name,
+            f"02:00:00:00:00:0{BRIDGES.index(name)}",
+            ports=tuple(port for port in PORTS if owner[port] == name),
+            addresses=tuple(draw(st.sets(st.sampled_from(["10.0.0.1/24", "10.0.1.1/24"])))),
+            mtu=draw(st.sampled_from([1500, 9000])),
+            stp=draw(st.booleans()),
+            adopt=draw(st.booleans()),
+        )
+        for name in sorted(names)
+    }
+
+
+@st.composite
+def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
+    number = GUESTS.index(name)
+    nics = tuple(
+        NicSpec(
+            f"n{i}",
+            bridge,
+            f"02:00:00:00:0{number}:1{i}",
+            f"{name}-n{i}",
+            i,
+            rate_in_bps=draw(st.sampled_from(RATES)),
+            rate_out_bps=draw(st.sampled_from(RATES)),
+        )
+        for i, bridge in enumerate(draw(st.lists(st.sampled_from(bridges), max_size=2)) if bridges else [])
+    )
+    disks = (DiskSpec("root", f"/srv/{name}.qcow2", "qcow2", 5, size_bytes=1 << 20),) if draw(st.booleans()) else ()
+    return VmSpec(
+        name,
+        f"00000000-0000-0000-0000-00000000000{number}",
+        1_900_000_000 + number,
+        file=f"{name}.toml",
+        restart=draw(st.sampled_from(Restart)),
+        enabled=draw(st.sampled_from([True, True, True, False])),
+        after=tuple(f"vm:{before}" for before in GUESTS[:number] if draw(st.booleans())),
+        nics=nics,
+        disks=disks,
+        limits=draw(st.sampled_from(LIMITS)),
+    )
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> Desired:
+    bridges = draw(bridge_specs())
+    names = sorted(draw(st.sets(st.sampled_from(GUESTS))))
+    vms = {name: draw(vm_spec(name, tuple(bridges))) for name in names}
+    return Desired(bridges, vms)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Observed:
+    """A host before the agent: its own cards, some in use, perhaps foreign links of wanted names."""
+    links: dict[str, LinkState] = {"lo": LinkState(1, "lo", None, True, 65536)}
+    for index, port in enumerate(draw(st.sets(st.sampled_from(PORTS))), start=2):
+        addresses = (AddressState("192.0.2.7/24"),) if draw(st.integers(0, 4)) == 0 else ()
+        links[port] = LinkState(index, port, None, draw(st.booleans()), addresses=addresses)
+    foreign = draw(st.sets(st.sampled_from(["br-b", "two-n0", "docker0"]), max_size=2))
+    for index, name in enumerate(sorted(foreign), start=20):
+        links[name] = LinkState(index, name, draw(st.sampled_from(["bridge", "tun"])))
+    return Observed(
+        links=links,
+        disks={f"/srv/{name}.qcow2": DiskState(False, True, False) for name in GUESTS},
+        host=HostState(boot_id="boot", services=draw(st.booleans())),
+        max_disruption=99,
+    )
+
+
+def settle(
+    desired: Desired, observed: Observed, dice: Random | None = None, start_s: float = 0.0
+) -> tuple[Observed, list[Action]]:
+    """Iterate the planner to its fixed point; with `dice`, do only some of each frontier, in any order."""
+    done: list[Action] = []
+    now_s = start_s
+    for _ in range(300):
+        frontier = plan(desired, observed, now_s)
+        if not frontier.actions:
+            if frontier.wake_at_s is None:
+                return observed, done
+            now_s = max(frontier.wake_at_s, now_s)
+            if not plan(desired, observed, now_s).actions:
+                return observed, done
+            continue
+        chosen = list(frontier.actions)
+        if dice is not None:
+            chosen = dice.sample(chosen, dice.randint(1, len(chosen)))
+        for action in chosen:
+            if isinstance(action, ArmTap) and action.running and action.vm not in observed.vms:
+                continue  # its guest's end was in the same frontier, and was done first
+            observed = apply(observed, action, now_s)
+            done.append(action)
+        now_s += 1.0
+    raise AssertionError(f"never settles: {plan(desired, observed, now_s).actions}")
