@@ -76,12 +76,14 @@ def unit_stops(desired: Desired, observed: Observed, now_s: float, held: Collect
 
 def _asks_to_stop(name: str, desired: Desired, observed: Observed) -> bool:
     state, spec = observed.vms[name], desired.vms.get(name)
+    if spec is not None and spec.enabled and not asks_to_restart(state, spec, observed.refused):
+        return False
     if not state.alive or state.stopping or _is_stopping(state, observed):
         return False
     intent = observed.intents.get(name)
-    if spec is not None and spec.enabled:
-        return asks_to_restart(state, spec, observed.refused) and not (intent and intent.stopped)
-    return not (intent and intent.stopped) and (spec is not None or is_unit_gone(name, state, desired))
+    if intent is not None and intent.stopped:
+        return False
+    return spec is not None or is_unit_gone(name, state, desired)
 
 
 def _is_stopping(state: VmState, observed: Observed) -> bool:

@@ -15,20 +15,19 @@ NO_LIMITS = Limits()
 
 def plan_limits(draft: Draft, spec: VmSpec, state: VmState) -> None:
     """Plan what makes the limits of a running guest as its unit says; a key that is not there is the default."""
-    resource = limits_resource(spec.name)
     if spec.limits != NO_LIMITS:
         keys = [key for key, value in limit_values(spec.limits).items() if value]
         _tell_not_applied(draft, spec.name, state, keys)
     if not state.unit:
         return
     if state.limits_awaited:
-        draft.wait_for_answer(resource)
+        draft.wait_for_answer(limits_resource(spec.name))
         return
     wanted = wanted_limits(spec, state.spec)
     # What nobody could look at is set blindly if anything is wanted: it fails, or is as it should be.
     if state.limits != wanted and (state.limits is not None or wanted != NO_LIMITS):
         reason = Reason.SETTINGS if wanted == state.spec.limits else Reason.WANTED
-        draft.propose(LimitVm(resource, reason, spec.name, spec.uuid, wanted))
+        draft.propose(LimitVm(limits_resource(spec.name), reason, spec.name, spec.uuid, wanted))
 
 
 def _tell_not_applied(draft: Draft, name: str, state: VmState, keys: list[str]) -> None:

@@ -93,6 +93,8 @@ def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
 
     Returns the guest without what that is about to change: it is neither plugged nor unplugged meanwhile.
     """
+    if state.spec is spec:  # nearly always, for a thousand guests in each pass
+        return state
     edit = live_edit(state, spec)
     if edit is not None:
         keys = changed_keys(state.spec, edit.spec)
@@ -104,7 +106,7 @@ def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
 
 def _tell_fallback(draft: Draft, wanted: VmSpec, runs: VmSpec | None = None) -> None:
     """Tell of a guest that runs, or is started, as it last ran; not once it runs as its unit says."""
-    refusal = refusal_of(wanted, draft.observed.refused)
+    refusal = refusal_of(wanted, draft.observed.refused) if draft.observed.refused else None
     if refusal is not None and (runs is None or digest(runs) != refusal.digest):
         message = fell_back_message(wanted.name, refusal)
         draft.tell(vm_resource(wanted.name), "FellBack", message, deviates=False)
