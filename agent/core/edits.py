@@ -44,8 +44,8 @@ class Edit:
 def live_edit(state: VmState, wanted: VmSpec) -> Edit | None:
     """What a guest takes over of its unit while it runs; None if that is how it runs already.
 
-    A device that is leaving and is wanted again stays, as it is plugged; one that is wanted differently is not plugged
-    anew beneath the guest, that waits for its next start.
+    A device that is leaving and is wanted again stays, as it is plugged; one that is wanted differently, or by another
+    id, is not plugged anew beneath the guest, that waits for its next start.
     """
     if not (state.leaving_nics or state.leaving_disks) and (state.spec is wanted or state.spec == wanted):
         return None
@@ -76,16 +76,36 @@ def _sorted_out(
     kept = [
         _edited(state, device, by_id.get(device.id, device), live)
         for device in present
-        if device.id in by_id or not can_unplug(state, device)
+        if device.id in by_id or not can_unplug(state, device) or _has_new_id(state, device, wanted)
     ]
     staying = {device.id for device in kept}
     return kept, tuple(device for device in present if device.id not in staying)
 
 
+def _has_new_id(state: VmState, device: Device, wanted: Sequence[Device]) -> bool:
+    """Whether a device is wanted under another id: who renames a table does not ask for its disk to be taken away."""
+    return device in (*state.spec.nics, *state.spec.disks) and any(_are_one(device, other) for other in wanted)
+
+
+def _are_one(one: NicSpec | DiskSpec, other: NicSpec | DiskSpec) -> bool:
+    """Whether two devices are the same thing by two ids: one MAC address, or one file. Drives may share a medium."""
+    if isinstance(one, NicSpec) or isinstance(other, NicSpec):
+        same = isinstance(one, NicSpec) and isinstance(other, NicSpec) and one.mac == other.mac
+    else:
+        same = one.path == other.path and one.media == other.media == "disk"
+    return same and one.id != other.id
+
+
 def _edited(state: VmState, device: Device, wanted: Device, live: Collection[str]) -> Device:
-    """A device that stays, with what is live of its edits."""
+    """A device that stays, with what is live of its edits. A size is that of its file: of another one, it waits too."""
     names = (*live, *_LIVE_MEDIUM) if _takes_media(state, device, wanted) else live
+    if _has_new_file(device, wanted):
+        names = [name for name in names if name != "size_bytes"]
     return replace(device, **{name: getattr(wanted, name) for name in names})
+
+
+def _has_new_file(device: NicSpec | DiskSpec, wanted: NicSpec | DiskSpec) -> bool:
+    return isinstance(device, DiskSpec) and isinstance(wanted, DiskSpec) and device.path != wanted.path
 
 
 def _takes_media(state: VmState, device: NicSpec | DiskSpec, wanted: NicSpec | DiskSpec) -> bool:
@@ -108,7 +128,8 @@ def _new(state: VmState, present: Sequence[Device], wanted: Sequence[Device], ta
     known = {device.id for device in present}
     found: list[Device] = []
     for device in wanted:
-        if device.id not in known and device.slot not in taken and can_plug(state, device):
+        is_there = device.id in known or any(_are_one(device, other) for other in present)
+        if not is_there and device.slot not in taken and can_plug(state, device):
             taken.add(device.slot)
             found.append(device)
     return found

@@ -89,7 +89,9 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "media": _restart(),
         "path": _restart('at its next start; of media = "cdrom" at once, see there'),
         "bus": _restart(),
-        "size": _live("it grows under the guest, which sees its new size; it never shrinks"),
+        "size": _live(
+            "it grows under the guest, which sees its new size, and never shrinks; with another path, at its next start"
+        ),
         "format": _restart(),
         "cache": _restart(),
         "read-only": _restart(),
@@ -120,8 +122,10 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
 one with `media = "cdrom"`."""
 
 PLUGGING: Mapping[str, str] = {
-    "disk": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go",
-    "nic": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go",
+    "disk": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go; "
+    "the same path under another ID waits for its next start",
+    "nic": "plugged and unplugged while the guest runs, where a place is free (hotplug-slots); the guest must let go; "
+    "the same mac under another ID waits for its next start",
     "serial": "at its next start",
 }
 """What becomes of a guest that runs when a whole device's table is added or removed."""

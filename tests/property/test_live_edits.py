@@ -31,7 +31,7 @@ def units(draw: st.DrawFn) -> Desired:
         NicSpec(
             name,
             draw(st.sampled_from(sorted(BRIDGES))),
-            draw(st.sampled_from(["02:00:00:00:01:00", "02:00:00:00:01:01"])),
+            f"02:00:00:00:0{slot % 9}:{draw(st.sampled_from([name[1:] + digit for digit in '01']))}",
             f"web-{name}",
             slot,
             mtu=draw(st.sampled_from([1400, 1500])),

@@ -6,9 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from agent.core.actions import kind_of
+from agent.core.actions import LimitVm, kind_of
 from agent.core.describe import describe
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, SerialSpec, VmSpec
+from agent.core.device_actions import TakeOver
 from agent.core.digest import pending_changes
 from agent.core.edits import Edit, live_edit
 from agent.core.effects import EFFECTS, PLUGGING, Effect, is_live, key_of_field
@@ -69,6 +70,7 @@ def test_every_field_of_a_spec_comes_from_a_key_or_is_known_not_to() -> None:
         (replace(WEB, nics=(DMZ, NIC)), replace(WEB, nics=(DMZ, NIC))),
         (replace(WEB, disks=(ROOT, DATA)), replace(WEB, disks=(ROOT, DATA))),
         (replace(WEB, disks=(replace(GROWN, cache="none"),)), replace(WEB, disks=(GROWN,))),
+        (replace(WEB, uuid="another", description="x"), replace(WEB, description="x")),
     ],
 )
 def test_what_is_live_is_taken_over(wanted: VmSpec, spec: VmSpec) -> None:
@@ -84,6 +86,9 @@ def test_what_is_live_is_taken_over(wanted: VmSpec, spec: VmSpec) -> None:
         replace(WEB, nics=(NIC, replace(DMZ, slot=1))),
         replace(WEB, disks=(ROOT, replace(DATA, media="cdrom", bus="sata"))),
         replace(WEB, serials=(SerialSpec("log"),)),
+        replace(WEB, disks=(replace(GROWN, path="/srv/other.raw"),)),
+        replace(WEB, disks=(replace(ROOT, id="system", slot=3),)),
+        replace(WEB, nics=(replace(NIC, id="wan", slot=2),)),
     ],
 )
 def test_what_is_not_waits(wanted: VmSpec) -> None:
@@ -102,6 +107,22 @@ def test_what_leaves_is_kept_until_it_is_gone_and_stays_when_it_is_wanted_again(
     assert [change.key for change in pending_changes(again.spec, other)] == ["nic.lan.mac"]
     in_its_place = replace(WEB, nics=(replace(DMZ, slot=0),), disks=())
     assert live_edit(leaving, in_its_place) is None, "its place is not free yet"
+
+
+def test_what_is_leaving_and_wanted_under_another_id_is_plugged_once_it_is_gone() -> None:
+    spec = replace(WEB, nics=(), disks=())
+    leaving = replace(RUNS, spec=spec, leaving_nics=(NIC,), leaving_disks=(ROOT,))
+    renamed = replace(WEB, nics=(replace(NIC, id="wan", slot=2),), disks=(replace(ROOT, id="system", slot=3),))
+    assert live_edit(leaving, renamed) is None
+    assert live_edit(replace(leaving, leaving_nics=(), leaving_disks=()), renamed) == Edit(renamed)
+
+
+def test_a_guest_that_is_to_be_another_one_is_edited_as_the_one_that_it_is() -> None:
+    wanted = replace(WEB, uuid="another", description="x", limits=Limits(cpu_weight=7))
+    state = replace(RUNS, unit="vmhost-vm-web.service", limits=Limits())
+    actions = plan(Desired(vms={"web": wanted}), Observed(vms={"web": state}), 0.0).actions
+    assert {one.uuid for one in actions if isinstance(one, TakeOver | LimitVm)} == {"uuid-web"}
+    assert {"take-over", "limit-vm"} <= {kind_of(one) for one in actions}
 
 
 def test_a_microvm_and_a_guest_whose_places_are_not_known_plug_nothing() -> None:

@@ -1,0 +1,46 @@
+"""Edits that must not do more than they say: files, places and names that change together, with real QEMUs."""
+
+from __future__ import annotations
+
+from tests.agent_process import AgentProcess
+from tests.integration.conftest import BRIDGE, bare_vm
+from tests.integration.test_edits import conditions, pids
+from tests.integration.waiting import wait_for
+
+MIB = 1 << 20
+NIC = '[vm.web.nic.lan]\nbridge = "br-test"\nmac = "02:00:00:00:00:77"\n'
+
+
+def disk(agent: AgentProcess, file: str = "a.raw", size: str = "1M", of: str = "web.disk.data") -> str:
+    return f'[vm.{of}]\npath = "{agent.folder}/{file}"\nsize = "{size}"\n'
+
+
+def pending(agent: AgentProcess) -> list[str]:
+    return [change["key"] for change in agent.vm("web")["pending"]]
+
+
+def test_a_size_that_comes_with_another_file_leaves_the_present_one_as_it_is(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web", disk(agent)))
+    agent.start()
+    agent.drop("web.toml", bare_vm("web", f'description = "seen"\n{disk(agent, "b.raw", "3M")}'))
+    wait_for(lambda: agent.vm("web")["description"] == "seen")
+    agent.vmhost("wait", "settled")
+    assert pending(agent) == ["disk.data.path"]
+    assert (agent.folder / "a.raw").stat().st_size == MIB
+    agent.vmhost("restart", "web", "--timeout", "20")
+    assert [(agent.folder / name).stat().st_size for name in ("a.raw", "b.raw")] == [MIB, 3 * MIB]
+
+
+def test_a_disk_and_a_nic_whose_tables_are_renamed_stay_plugged_until_the_guest_starts_anew(
+    agent: AgentProcess,
+) -> None:
+    agent.drop("net.toml", BRIDGE)
+    agent.drop("web.toml", bare_vm("web", NIC + disk(agent)))
+    agent.start()
+    before = pids(agent)
+    agent.drop("web.toml", bare_vm("web", NIC.replace("nic.lan", "nic.wan") + disk(agent, of="web.disk.root")))
+    wait_for(lambda: pending(agent) == ["disk.data", "disk.root", "nic.lan", "nic.wan"])
+    agent.vmhost("wait", "settled")
+    assert (pids(agent), conditions(agent, "vms", "web")) == (before, {})
+    agent.vmhost("restart", "web", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "10")
