@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from agent.core.actions import Action, key_of
 from agent.core.approval import Approval
 from agent.core.conditions import Condition
-from agent.core.desired import VmSpec
+from agent.core.desired import DiskSpec, VmSpec
 from agent.core.observed import Observed, Reach
+from agent.core.qemu_argv import disk_node
 from agent.core.room import Room
 
 
@@ -51,6 +53,16 @@ class Draft:
         self._awaited: set[str] = set()
         self._asked: set[str] = set()
         self._wake_at_s: float | None = None
+
+    @cached_property
+    def plugged_disks(self) -> Mapping[str, Sequence[tuple[str, DiskSpec]]]:
+        """The disks that running guests have, each with its guest, by the path of their file; made where it is asked for."""
+        found: dict[str, list[tuple[str, DiskSpec]]] = {}
+        for name, state in self.observed.vms.items():
+            for disk in (*state.spec.disks, *state.leaving_disks) if state.alive else ():
+                if state.devices is None or disk_node(disk.id) in state.devices:
+                    found.setdefault(disk.path, []).append((name, disk))
+        return found
 
     def propose(self, action: Action) -> bool:
         """Plan an action, unless its resource is busy or its last attempt forbids it; whether it was planned."""

@@ -18,7 +18,7 @@ LOOK_AGAIN_S = 1.0
 def plan_disk_before_launch(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
     """Whether a disk's file is there, and large enough; what it lacks is planned or told."""
     resource = disk_resource(spec.name, disk.id)
-    if not _plan_file(draft, resource, spec.name, disk):
+    if not _plan_file(draft, resource, spec.name, disk) or _is_elsewhere(draft, resource, spec.name, disk):
         return False
     state = draft.observed.disks.get(disk.path)
     if state is not None and _tell_size(draft, resource, disk, state):
@@ -35,12 +35,28 @@ def plan_running_disks(draft: Draft, name: str, state: VmState) -> None:
                 plan_medium(draft, name, disk)
         elif is_plugged(state, disk):
             _plan_size(draft, name, state, disk)
-        elif _plan_file(draft, disk_resource(name, disk.id), name, disk):
-            draft.propose(PlugDisk(disk_resource(name, disk.id), Reason.MISSING, name, disk))
+        else:
+            _plan_plug(draft, name, disk)
     for disk in state.leaving_disks:
         resource = disk_resource(name, disk.id)
         if not is_plugged(state, disk) or asks_to_let_go(draft, resource, state, disk.id):
             draft.propose(UnplugDisk(resource, Reason.UNWANTED, name, disk))
+
+
+def _plan_plug(draft: Draft, name: str, disk: DiskSpec) -> None:
+    resource = disk_resource(name, disk.id)
+    if _plan_file(draft, resource, name, disk) and not _is_elsewhere(draft, resource, name, disk):
+        draft.propose(PlugDisk(resource, Reason.MISSING, name, disk))
+
+
+def _is_elsewhere(draft: Draft, resource: str, vm: str, disk: DiskSpec) -> bool:
+    """Whether another guest has a disk's file, which QEMU refuses to open twice; it may be asked to let go already."""
+    for holder, one in draft.plugged_disks.get(disk.path, ()):
+        if holder != vm and not (one.read_only and disk.read_only):
+            message = f"waits for {holder} to let go of {disk.path}, which is its disk {one.id}, or to stop"
+            draft.tell(resource, "Waiting", message, reason="DiskInUse")
+            return True
+    return False
 
 
 def is_plugged(state: VmState, disk: DiskSpec) -> bool:
@@ -66,6 +82,9 @@ def _plan_file(draft: Draft, resource: str, vm: str, disk: DiskSpec) -> bool:
         return False
     if state.exists:
         return True
+    if resource in draft.observed.in_flight:
+        draft.tell_deviating(resource)  # it is just being made: known before it is looked at
+        return False
     draft.wake_at(draft.now_s + LOOK_AGAIN_S)
     if state.known:
         why = "is gone; it is waited for, a blank one is never put in its place"

@@ -44,3 +44,20 @@ def test_a_disk_and_a_nic_whose_tables_are_renamed_stay_plugged_until_the_guest_
     assert (pids(agent), conditions(agent, "vms", "web")) == (before, {})
     agent.vmhost("restart", "web", "--timeout", "20")
     agent.vmhost("wait", "in-sync", "--timeout", "10")
+
+
+def test_a_disk_that_moves_to_another_guest_is_waited_for_until_the_first_has_let_go(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web", disk(agent)))
+    agent.drop("old.toml", bare_vm("old"))
+    agent.start()
+    agent.drop("web.toml", bare_vm("web"))
+    agent.drop("new.toml", bare_vm("new", disk(agent, of="new.disk.data")))
+    wait_for(lambda: "Waiting" in conditions(agent, "vms", "new"))
+    waits = f"waits for web to let go of {agent.folder}/a.raw, which is its disk data, or to stop"
+    assert conditions(agent, "vms", "new")["Waiting"]["message"] == waits
+    (agent.units / "new.toml").unlink()
+    agent.drop("old.toml", bare_vm("old", disk(agent, of="old.disk.data")))
+    wait_for(lambda: "Waiting" in conditions(agent, "vms", "old"))
+    agent.vmhost("stop", "web", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    assert "refused" not in agent.vmhost("events").lower()
