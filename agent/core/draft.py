@@ -56,7 +56,7 @@ class Draft:
 
     @cached_property
     def plugged_disks(self) -> Mapping[str, Sequence[tuple[str, DiskSpec]]]:
-        """The disks that running guests have, each with its guest, by the path of their file; made where it is asked for."""
+        """The disks that running guests have, each with its guest, by the path of their file; made once asked for."""
         found: dict[str, list[tuple[str, DiskSpec]]] = {}
         for name, state in self.observed.vms.items():
             for disk in (*state.spec.disks, *state.leaving_disks) if state.alive else ():

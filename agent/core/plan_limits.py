@@ -27,7 +27,7 @@ def plan_limits(draft: Draft, spec: VmSpec, state: VmState) -> None:
     # What nobody could look at is set blindly if anything is wanted: it fails, or is as it should be.
     if state.limits != wanted and (state.limits is not None or wanted != NO_LIMITS):
         reason = Reason.SETTINGS if wanted == state.spec.limits else Reason.WANTED
-        draft.propose(LimitVm(limits_resource(spec.name), reason, spec.name, spec.uuid, wanted))
+        draft.propose(LimitVm(limits_resource(spec.name), reason, spec.name, state.spec.uuid, wanted))
 
 
 def _tell_not_applied(draft: Draft, name: str, state: VmState, keys: list[str]) -> None:

@@ -98,7 +98,7 @@ def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
     edit = live_edit(state, spec)
     if edit is not None:
         keys = changed_keys(state.spec, edit.spec)
-        draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, spec.uuid, edit, keys))
+        draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, state.spec.uuid, edit, keys))
     elif state.run_state is not None and lacks_places(state, spec):
         draft.wait_for_answer(vm_resource(spec.name))
     return state if edit is None else untouched_by(edit, state)

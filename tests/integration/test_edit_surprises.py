@@ -61,3 +61,17 @@ def test_a_disk_that_moves_to_another_guest_is_waited_for_until_the_first_has_le
     agent.vmhost("stop", "web", "--timeout", "20")
     agent.vmhost("wait", "in-sync", "--timeout", "10")
     assert "refused" not in agent.vmhost("events").lower()
+
+
+def test_a_guest_that_is_to_be_another_one_takes_over_what_is_live_meanwhile(agent: AgentProcess) -> None:
+    agent.drop("web.toml", bare_vm("web"))
+    agent.start()
+    before = pids(agent)
+    uuid = "11111111-2222-4333-8444-555555555555"
+    agent.drop("web.toml", bare_vm("web", f'uuid = "{uuid}"\ndescription = "shop"'))
+    wait_for(lambda: agent.vm("web")["description"] == "shop" and "uuid" in pending(agent))
+    agent.vmhost("wait", "settled")
+    assert (pids(agent), conditions(agent, "vms", "web")) == (before, {})
+    assert "failed" not in agent.vmhost("events")
+    agent.vmhost("restart", "web", "--timeout", "20")
+    assert agent.vm("web")["uuid"] == uuid
