@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from agent.core.desired import Limits
-from agent.core.errors import ActionError, TransientError
+from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.observed import VmState
 from agent.core.qemu_argv import devices_at_launch, disk_node, drive_node
 from agent.host.launches import LOG, LaunchRecord
@@ -162,6 +162,9 @@ class Guest:
         self.alive = False
         self.run_state = None
         self.exit_reason = self._reason_of(status)
+        for deletion in self._deletions.values():
+            if not deletion.done():
+                deletion.set_result(None)  # with its process it let go of everything; nobody waits for the rest of 20 s
         self.killed_how = status.violence if status is not None else ""
         if self.killed_how and self._has_answered:
             self._witness.killed(self.name, self.killed_how)
@@ -189,6 +192,7 @@ class Guest:
                 self._witness.reconnected(self.name)
             with contextlib.suppress(ActionError):
                 await self._ask_until_closed(self.monitor)
+            await self.monitor.close()  # it may be open yet, and a QEMU's monitor serves one client
             self.monitor = None
             self._asked_s = now_s()
             self._set_run_state(None)
@@ -297,6 +301,8 @@ class Guest:
         except ActionError as error:
             self._witness.refused(command, getattr(error, "error_class", error.reason))
             self._stale.set()
+            # It may be done later, when nobody waits for it any more: a device may come that is not known to be there.
+            self._devices_old = self._devices_old or isinstance(error, OutcomeUnknownError)
             raise
         self._witness.answered(command, time.perf_counter() - began)
         return answer

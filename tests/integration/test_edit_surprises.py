@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, bare_vm
 from tests.integration.test_edits import conditions, pids
@@ -75,3 +77,17 @@ def test_a_guest_that_is_to_be_another_one_takes_over_what_is_live_meanwhile(age
     assert "failed" not in agent.vmhost("events")
     agent.vmhost("restart", "web", "--timeout", "20")
     assert agent.vm("web")["uuid"] == uuid
+
+
+def test_a_guest_that_starts_anew_does_not_wait_for_what_the_former_one_was_to_let_go_of(agent: AgentProcess) -> None:
+    unit = NIC + disk(agent)
+    agent.drop("net.toml", BRIDGE)
+    agent.drop("web.toml", bare_vm("web", unit))
+    agent.start()
+    agent.drop("web.toml", bare_vm("web"))
+    wait_for(lambda: "Detaching" in conditions(agent, "vms", "web"))
+    agent.drop("web.toml", bare_vm("web", unit))
+    wait_for(lambda: "Detaching" not in conditions(agent, "vms", "web"))
+    began = time.monotonic()
+    agent.vmhost("restart", "web", "--timeout", "60")
+    assert time.monotonic() - began < 10.0, "DETACH_WITHIN_S is 20 s"
