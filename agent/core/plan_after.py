@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from agent.core.desired import VmSpec
 from agent.core.draft import Draft
 from agent.core.marks import is_own_bridge, vm_resource
-from agent.core.observed import Reach
+from agent.core.observed import Intent, Reach
 from agent.core.references import PATH, RUNNING, TCP, guests_of, place
 
 
@@ -25,7 +25,7 @@ def _predecessors(draft: Draft, spec: VmSpec) -> Iterator[tuple[str, str]]:
     for name in guests_of(spec.after):
         state = vms.get(name)
         if state is None or not state.alive or state.run_state != "running":
-            yield "Waiting", f"waits for vm {name} to run"
+            yield "Waiting", f"waits for vm {name} to run{_what_keeps(draft, name)}"
             continue
         wanted = draft.wanted.get(name, state.spec)
         if wanted.ready == RUNNING:
@@ -35,6 +35,18 @@ def _predecessors(draft: Draft, spec: VmSpec) -> Iterator[tuple[str, str]]:
             continue
         _tell_late(draft, wanted, reach)
         yield "NotReady", f"waits for vm {name} to be ready: {_silence(draft, wanted.ready, reach)}"
+
+
+def _what_keeps(draft: Draft, name: str) -> str:
+    """Why a guest will not run by itself, if that is so, and what helps."""
+    intent, wanted = draft.observed.intents.get(name, Intent()), draft.wanted.get(name)
+    if intent.hold is not None:
+        return f", which is held (`vmhost release {name}`)"
+    if intent.stopped:
+        return f", which its operator stopped (`vmhost start {name}`)"
+    if wanted is not None and not wanted.enabled:
+        return ", which its unit disables (enabled = false)"
+    return f", which its operator paused (`vmhost resume {name}`)" if intent.paused else ""
 
 
 def _tell_late(draft: Draft, spec: VmSpec, reach: Reach) -> None:

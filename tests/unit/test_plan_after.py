@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from agent.core.actions import LaunchVm, ReleaseVm
 from agent.core.desired import Desired
 from agent.core.draft import Plan
 from agent.core.forecast import forecast
-from agent.core.observed import Observed, Reach
+from agent.core.observed import Hold, Intent, Observed, Reach
 from agent.core.planning import plan
 from tests.unit.planning_world import DB, DB_RUNS, HOST, said, types
 
@@ -95,3 +97,19 @@ def test_who_is_not_to_run_asks_for_nothing() -> None:
 def test_a_forecast_takes_a_guest_that_was_started_for_ready() -> None:
     steps = forecast(WANTED, Observed(host=HOST), 100.0).steps
     assert [type(step.action) for step in steps] == [LaunchVm, ReleaseVm, LaunchVm, ReleaseVm]
+
+
+@pytest.mark.parametrize(
+    ("intent", "enabled", "why"),
+    [
+        (Intent(), True, ""),
+        (Intent(), False, ", which its unit disables (enabled = false)"),
+        (Intent(stopped=True), True, ", which its operator stopped (`vmhost start db`)"),
+        (Intent(paused=True), True, ", which its operator paused (`vmhost resume db`)"),
+        (Intent(hold=Hold(0, "2026-01-01")), True, ", which is held (`vmhost release db`)"),
+    ],
+)
+def test_why_a_guest_will_not_run_by_itself_is_told_to_those_that_wait(intent: Intent, enabled: bool, why: str) -> None:
+    observed = Observed(host=HOST, intents={"db": intent})
+    desired = Desired(vms={"db": replace(DB, enabled=enabled), "app": AFTER_DB})
+    assert ("vm/app", "Waiting", "Waiting", f"waits for vm db to run{why}") in said(plan(desired, observed, 1.0))
