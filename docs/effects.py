@@ -70,9 +70,22 @@ cause was of the moment, and is back within seconds. It is `FellBack` then, in Q
 both digests, of what runs (`digest`) and of what its unit says (`digest_wanted`). An edit of the unit, or
 `vmhost restart NAME`, has it tried again.
 
-Only QEMU's own refusal counts. A missing disk, bridge, kernel file or too little memory are waited for as ever. What
-last ran is kept in the state directory (`ran/UUID.toml`) and is what the guest was told to run with (`cont`), so one
-that its own kernel does not boot is not noticed. `fallback = false` leaves it off and tries on.
+Only QEMU's own refusal counts here; what is missing is told before anything ends (below). A bridge, and what a guest
+needs that does not run, are waited for as ever. What last ran is kept in the state directory (`ran/UUID.toml`) and is
+what the guest was told to run with (`cont`), so one that its own kernel does not boot is not noticed.
+`fallback = false` leaves it off and tries on.
+
+## What could not be started
+An edit may ask for a disk that is not there (and is not created: no `size`, no folder, or it was there before), for a
+`kernel` or `initrd` that is not there, or for more memory than the host would have with the guest's own given back.
+Nobody asked for an outage until somebody notices, so the running guest is kept: the edit is `EditUnstartable` beside
+what is `pending`, a reboot from within the guest stays one of the same QEMU, `apply = "restart"` waits, and
+`vmhost restart NAME` is refused with exit code 1. Only what the guest does not run with already counts.
+
+It clears by itself: files are looked at each second, memory every five. What is not known yet, as on a storage that
+hangs, is waited for in the same way. `vmhost stop NAME` and `start NAME` apply the edit anyway, and the guest waits
+then, as any that is started. A guest whose QEMU crashes meanwhile is started as it last ran (`FellBack` until it does,
+then `EditUnstartable` again), unless `fallback = false`.
 """
 
 

@@ -20,6 +20,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.observed import Refusal
 from agent.core.reasons import Disruption, Reason
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -184,6 +185,7 @@ class EndVm:
 
     `asked`: its operator or its unit wanted that end, so it does not count as one that the restart policy answers.
     `rebooted`: it was no end but a reboot of the guest, which is to be started again whatever its restart policy.
+    `lacks`: its edited unit could not be started now, so that it is started as it ran.
     """
 
     resource: str
@@ -193,6 +195,7 @@ class EndVm:
     exit_reason: str
     asked: bool
     rebooted: bool = False
+    lacks: Refusal | None = None
     disruption: Disruption = Disruption.NONE
 
 

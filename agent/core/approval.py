@@ -15,6 +15,7 @@ from agent.core.desired import Desired
 from agent.core.marks import vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.pending import asks_to_restart
+from agent.core.room import Room
 
 WINDOW_S = 60.0
 
@@ -45,7 +46,8 @@ def approval_key(state: VmState) -> str:
 
 def still_asked(approved: frozenset[str], desired: Desired, observed: Observed) -> frozenset[str]:
     """The approvals that are still about something: of a guest that is wanted again, or gone, none is left."""
-    asked = (observed.vms[name] for name in observed.vms if _asks_to_stop(name, desired, observed))
+    room = Room(desired.vms, observed)
+    asked = (observed.vms[name] for name in observed.vms if _asks_to_stop(name, desired, observed, room))
     busy = (state for state in observed.vms.values() if vm_resource(state.spec.name) in observed.in_flight)
     return approved & {approval_key(state) for state in (*asked, *busy)}
 
@@ -64,7 +66,8 @@ def unit_stops(desired: Desired, observed: Observed, now_s: float, held: Collect
 
     Of guests that their operator holds, none is asked for.
     """
-    asked = [name for name in sorted(observed.vms) if name not in held and _asks_to_stop(name, desired, observed)]
+    room = Room(desired.vms, observed)
+    asked = [name for name in sorted(observed.vms) if name not in held and _asks_to_stop(name, desired, observed, room)]
     approved = [name for name in asked if approval_key(observed.vms[name]) in observed.approved]
     rest = [name for name in asked if name not in approved]
     recent = [at_s for at_s in observed.stops_at_s if at_s > now_s - WINDOW_S]
@@ -74,9 +77,9 @@ def unit_stops(desired: Desired, observed: Observed, now_s: float, held: Collect
     return Stops(frozenset(approved), frozenset(rest), _question(observed, rest), wake_at_s)
 
 
-def _asks_to_stop(name: str, desired: Desired, observed: Observed) -> bool:
+def _asks_to_stop(name: str, desired: Desired, observed: Observed, room: Room) -> bool:
     state, spec = observed.vms[name], desired.vms.get(name)
-    if spec is not None and spec.enabled and not asks_to_restart(state, spec, observed.refused):
+    if spec is not None and spec.enabled and not asks_to_restart(state, spec, observed, room):
         return False
     if not state.alive or state.stopping or _is_stopping(state, observed):
         return False

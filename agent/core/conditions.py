@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NOTICES = frozenset({"Unsupported", "FellBack"})
+NOTICES = frozenset({"Unsupported", "FellBack", "EditUnstartable"})
 """Types that tell what is worth knowing and stand in nothing's way."""
 
 

@@ -1,7 +1,8 @@
 """A guest that QEMU will not start as its unit was edited is started as it last ran.
 
-Only QEMU's own refusal counts. It is asked twice, because what it refused may have been of the moment, as the lock of
-an image that another program was just letting go of.
+QEMU's own refusal counts. It is asked twice, because what it refused may have been of the moment, as the lock of an
+image that another program was just letting go of. What an edit needs and what is not there (`agent.core.obstacles`)
+counts for one that ran until just now.
 """
 
 from __future__ import annotations
@@ -63,6 +64,16 @@ def _sized_as(disk: DiskSpec, wanted: DiskSpec) -> DiskSpec:
     return replace(disk, size_bytes=wanted.size_bytes) if disk.path == wanted.path else disk
 
 
+def with_lack(refused: Refusals, uuid: str, lack: Refusal | None) -> Refusals:
+    """Refusals before a guest's next start: with what is not there for it; None: that counts no longer."""
+    known = refused.get(uuid)
+    if lack is not None:
+        return {**refused, uuid: lack}
+    if known is None or not known.missing:
+        return refused
+    return {other: one for other, one in refused.items() if other != uuid}
+
+
 def starts_of(wanted: Mapping[str, VmSpec], refused: Refusals) -> Mapping[str, VmSpec]:
     """What all guests are started as; the very same specs where nothing was refused, which is nearly always."""
     if not refused:
@@ -72,6 +83,8 @@ def starts_of(wanted: Mapping[str, VmSpec], refused: Refusals) -> Mapping[str, V
 
 def fell_back_message(name: str, refusal: Refusal) -> str:
     """What became of an edit, in QEMU's words, and what to do."""
+    if refusal.missing:
+        return f"its edited unit could not be started: {refusal.said}; it is started as it last ran, and its edit waits"
     return (
         f"QEMU refuses its edited unit: {refusal.said}; it runs as it last ran. Mend the unit, or "
         f"`vmhost restart {name}` tries it again"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
+from agent.core import fallback
 from agent.core.allocation import Allocations, spec_slots
 from agent.core.approval import WINDOW_S
 from agent.core.desired import BridgeSpec, VmSpec
@@ -141,6 +143,17 @@ def without_refusal(memory: Memory, uuid: str) -> Memory:
     if uuid not in memory.refused:
         return memory
     return replace(memory, refused={other: one for other, one in memory.refused.items() if other != uuid})
+
+
+def with_lack(memory: Memory, uuid: str, lack: Refusal | None) -> Memory:
+    """Remember for a guest's next start that what its unit asks for is not there; None: it counts no longer."""
+    refused = fallback.with_lack(memory.refused, uuid, lack)
+    return memory if refused is memory.refused else replace(memory, refused=refused)
+
+
+def without_lacks(memory: Memory, running: Set[str]) -> Memory:
+    """Forget what the starts of those lacked, by uuid, that run: their next one is another matter."""
+    return reduce(lambda left, uuid: with_lack(left, uuid, None), sorted(memory.refused.keys() & running), memory)
 
 
 def new_names(before: Mapping[str, VmSpec], after: Mapping[str, VmSpec]) -> Mapping[str, str]:

@@ -40,6 +40,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.fallback import with_lack
 from agent.core.guest_unit import unit_name
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
 from agent.core.model_devices import with_devices, with_devices_at_launch, with_tuning
@@ -245,7 +246,8 @@ def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
                 state.alive and state.spec.uuid == action.uuid, "the guest that is stopped is the one that was seen"
             )
             stops = (*observed.stops_at_s, now_s) if unit_asked else observed.stops_at_s
-            return replace(_without_vm(observed, name), stops_at_s=stops)
+            refused = with_lack(observed.refused, action.uuid, None)
+            return replace(_without_vm(observed, name), stops_at_s=stops, refused=refused)
         case EndVm():
             return _end(observed, action, now_s)
         case RenameVm(vm=name, new_name=new_name):
@@ -283,7 +285,8 @@ def _apply_to_run_state(observed: Observed, action: ReleaseVm | PauseVm | Resume
         case ReleaseVm(vm=name):
             _require(state.run_state == "prelaunch", "only a guest that QEMU holds is released")
             _require(not untold(state), f"{name} never runs without its limits")
-            return _ready(_with_vm(observed, name, replace(state, run_state="running")), name, now_s)
+            seen = replace(observed, refused=with_lack(observed.refused, state.spec.uuid, None))
+            return _ready(_with_vm(seen, name, replace(state, run_state="running")), name, now_s)
         case PauseVm(vm=name):
             _require(state.run_state == "running", "only a guest that runs is paused")
             return _with_vm(observed, name, replace(state, run_state="paused"))
@@ -311,7 +314,7 @@ def _ready(observed: Observed, name: str, now_s: float) -> Observed:
 def _end(observed: Observed, action: EndVm, now_s: float) -> Observed:
     name, state = action.vm, observed.vms[action.vm]
     _require(not state.alive or state.run_state != "running", "a running guest is never ended, it is stopped")
-    seen = _without_vm(observed, name)
+    seen = replace(_without_vm(observed, name), refused=with_lack(observed.refused, action.uuid, action.lacks))
     if action.rebooted:
         return replace(seen, ends={other: ends for other, ends in observed.ends.items() if other != name})
     if action.asked:

@@ -171,6 +171,7 @@ class Refusal:
     """What QEMU would not start with: a spec's `digest`, and what it `said`. `former` is the spec that last ran.
 
     `times`: how often in a row; `former_refused`: it would not start with that one either.
+    `missing`: it was not QEMU that refused it, but `said` is what it needs and what is not there; counts for one start.
     """
 
     digest: str
@@ -178,6 +179,7 @@ class Refusal:
     former: VmSpec
     times: int = 1
     former_refused: bool = False
+    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,7 @@ class Observed:
     """The world at one moment. Keys: links by name, guests by name, disks by path, attempts by action key.
 
     `short` are the guests that the host had no memory for when it was planned last. `refused` goes by uuid.
+    `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
     the last plan, and is looked at.
     """
@@ -278,3 +281,4 @@ class Observed:
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     max_disruption: int = 3
     reachable: Mapping[str, Reach] = field(default_factory=dict)
+    files: Mapping[str, bool] = field(default_factory=dict)

@@ -11,7 +11,9 @@ from agent.core.digest import PendingChange, pending_changes
 from agent.core.edits import lacks_places, live_edit
 from agent.core.effects import EFFECTS, Effect
 from agent.core.fallback import Refusals, refusal_of
-from agent.core.observed import VmState
+from agent.core.observed import Observed, VmState
+from agent.core.obstacles import obstacle
+from agent.core.room import Room
 
 
 class PendingLike(Protocol):
@@ -63,14 +65,15 @@ def waits_for_start(state: VmState, wanted: VmSpec, refused: Refusals) -> bool:
     return bool(changes) and refusal_of(wanted, refused) is None
 
 
-def asks_to_restart(state: VmState, wanted: VmSpec, refused: Refusals) -> bool:
+def asks_to_restart(state: VmState, wanted: VmSpec, observed: Observed, room: Room) -> bool:
     """Whether a unit wants its running guest restarted for what waits; not for an MTU alone, which its tap has already.
 
-    That may be a bridge's new one, which is no edit of this guest.
+    That may be a bridge's new one, which is no edit of this guest. Nor while it could not be started again.
     """
     if wanted.apply is not Apply.RESTART or state.run_state != "running" or state.stopping:
         return False
-    return waits_for_start(state, wanted, refused) and bool(pending_changes(state.spec, wanted))
+    waits = waits_for_start(state, wanted, observed.refused) and bool(pending_changes(state.spec, wanted))
+    return waits and obstacle(wanted, state, observed, room) is None
 
 
 def effect_of(key: str) -> Effect:

@@ -7,12 +7,10 @@ from agent.core.device_actions import CreateDisk, GrowDisk, PlugDisk, UnplugDisk
 from agent.core.draft import Draft
 from agent.core.marks import disk_resource
 from agent.core.observed import DiskState, VmState
-from agent.core.plan_tuning import lacks_medium, plan_medium
-from agent.core.qemu_argv import disk_node
+from agent.core.obstacles import LOOK_AGAIN_S, may_create
+from agent.core.plan_tuning import plan_medium
+from agent.core.plugged import is_plugged, lacks_medium
 from agent.core.reasons import Reason
-
-LOOK_AGAIN_S = 1.0
-"""When to look again for a disk that is missing: nothing rings when a file system is mounted."""
 
 
 def plan_disk_before_launch(draft: Draft, spec: VmSpec, disk: DiskSpec) -> bool:
@@ -59,11 +57,6 @@ def _is_elsewhere(draft: Draft, resource: str, vm: str, disk: DiskSpec) -> bool:
     return False
 
 
-def is_plugged(state: VmState, disk: DiskSpec) -> bool:
-    """Whether a running guest has a disk, as far as is known."""
-    return state.devices is None or disk_node(disk.id) in state.devices
-
-
 def asks_to_let_go(draft: Draft, resource: str, state: VmState, device: str) -> bool:
     """Tell that a guest is to let go of a device, in its own time; whether it can be asked now."""
     running = state.run_state == "running"
@@ -86,17 +79,17 @@ def _plan_file(draft: Draft, resource: str, vm: str, disk: DiskSpec) -> bool:
         draft.tell_deviating(resource)  # it is just being made: known before it is looked at
         return False
     draft.wake_at(draft.now_s + LOOK_AGAIN_S)
+    if may_create(disk, state):
+        draft.propose(CreateDisk(resource, Reason.MISSING, vm, disk))
+        return False
     if state.known:
         why = "is gone; it is waited for, a blank one is never put in its place"
     elif not state.folder_exists:
         why = ": its folder does not exist; make it, or mount what belongs there"
     elif disk.media == "cdrom":
         why = "does not exist; it is waited for, without path = there is none"
-    elif disk.size_bytes is None:
-        why = "does not exist, and without size = it is not created"
     else:
-        draft.propose(CreateDisk(resource, Reason.MISSING, vm, disk))
-        return False
+        why = "does not exist, and without size = it is not created"
     draft.tell(resource, "DiskMissing", disk.path + ("" if why.startswith(":") else " ") + why)
     return False
 

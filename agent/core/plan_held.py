@@ -14,7 +14,7 @@ from agent.core.desired import Desired
 from agent.core.draft import Draft
 from agent.core.marks import vm_resource
 from agent.core.observed import Hold, Intent, Observed
-from agent.core.plan_reboots import plan_reboot
+from agent.core.plan_reboots import plan_end, plan_reboot
 from agent.core.reasons import Reason
 
 
@@ -52,4 +52,5 @@ def plan_held(draft: Draft, name: str) -> None:
     intent = draft.observed.intents.get(name, Intent())
     asked = state.stopping or intent.stopped or state.generation < intent.generation
     reason = "host" if asked else state.exit_reason or "crash"
-    draft.propose(EndVm(vm_resource(name), Reason.EXITED, name, state.spec.uuid, reason, asked))
+    end = EndVm(vm_resource(name), Reason.EXITED, name, state.spec.uuid, reason, asked)
+    plan_end(draft, draft.wanted.get(name), state, end)

@@ -6,7 +6,7 @@ from agent.core.actions import PauseVm, ReleaseVm, ResumeVm
 from agent.core.draft import Draft
 from agent.core.marks import vm_resource
 from agent.core.observed import Intent, VmState
-from agent.core.plan_disks import LOOK_AGAIN_S
+from agent.core.obstacles import LOOK_AGAIN_S
 from agent.core.reasons import Reason
 
 RESUME_FREE_BYTES = 64 << 20

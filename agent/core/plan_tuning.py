@@ -6,9 +6,8 @@ from agent.core.desired import DiskSpec
 from agent.core.draft import Draft
 from agent.core.marks import cpus_resource, disk_resource, vm_resource
 from agent.core.observed import VmState
-from agent.core.qemu_argv import drive_node
 from agent.core.reasons import Disruption, Reason
-from agent.core.tuning import medium_key, untold, wants_tuning
+from agent.core.tuning import untold, wants_tuning
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 
@@ -29,15 +28,6 @@ def plan_cpus(draft: Draft, name: str, state: VmState) -> None:
     """Plug the CPUs that a running guest lacks; it is never asked to let go of one."""
     if state.cpus is not None and state.cpus < state.spec.cpus:
         draft.propose(PlugCpus(cpus_resource(name), Reason.MISSING, name, state.spec.cpus))
-
-
-def lacks_medium(state: VmState, disk: DiskSpec) -> bool:
-    """Whether a drive of a running guest has another medium than it is to have, or was left half changed."""
-    key = medium_key(disk.id)
-    if key not in state.tuned or disk.id not in state.media:
-        return False
-    node = drive_node(disk)
-    return state.media[disk.id] != node or state.tuned[key] != node
 
 
 def plan_medium(draft: Draft, name: str, disk: DiskSpec) -> None:

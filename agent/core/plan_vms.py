@@ -13,12 +13,13 @@ from agent.core.edits import lacks_places, live_edit, untouched_by
 from agent.core.fallback import fell_back_message, refusal_of, start_of
 from agent.core.marks import vm_resource
 from agent.core.observed import Intent, VmState
-from agent.core.pending import asks_to_restart, waits_for_start
+from agent.core.obstacles import MEMORY_AGAIN_S
+from agent.core.pending import asks_to_restart
 from agent.core.plan_after import tell_what_is_missing
 from agent.core.plan_disks import plan_disk_before_launch, plan_running_disks
 from agent.core.plan_limits import plan_limits
 from agent.core.plan_pauses import plan_run_state
-from agent.core.plan_reboots import plan_reboot, plan_reboot_end
+from agent.core.plan_reboots import applies_edit, plan_end, plan_reboot, plan_reboot_end
 from agent.core.plan_taps import plan_running_taps, plan_taps_before_launch
 from agent.core.plan_tuning import plan_cpus, plan_tuning
 from agent.core.policy import in_crash_loop, next_start_s, wants_to_run
@@ -34,9 +35,6 @@ UNSUPPORTED = (
 
 NO_INTENT = Intent()
 """What an operator who said nothing wants."""
-
-MEMORY_AGAIN_S = 5.0
-"""When to look again for memory: nothing rings when another program gives some back."""
 
 REMAINS = {"shutdown": "guest_shutdown", "guest-panicked": "panic", "internal-error": "crash"}
 """Run states in which QEMU only holds what is left of a guest, and the exit reason that each means (QEMU, RunState)."""
@@ -67,17 +65,19 @@ def plan_vm(draft: Draft, spec: VmSpec, held: str = "") -> None:
     elif state.stopping:
         plan_leftover(draft, spec.name, state)
     elif state.rebooted:
-        plan_reboot_end(draft, spec.name, state)
+        plan_reboot_end(draft, spec.name, state, spec)
     elif not state.alive:
         asked = not _should_run(draft, spec, intent) or _is_outdated(state, intent)
-        _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=asked)
+        _plan_end(draft, spec.name, state, state.exit_reason or "crash", asked=asked, wanted=spec)
     elif (remains := exit_reason_of_remains(state)) is not None:
-        _plan_end(draft, spec.name, state, remains, asked=intent.stopped or _is_outdated(state, intent))
+        asked = intent.stopped or _is_outdated(state, intent)
+        _plan_end(draft, spec.name, state, remains, asked=asked, wanted=spec)
     elif not spec.enabled or intent.stopped:
         plan_stop(draft, spec.name, state, Reason.UNWANTED, spec.stop_timeout_s, unit_asked=not intent.stopped)
     elif _is_outdated(state, intent):
         plan_stop(draft, spec.name, state, Reason.RESTART, spec.stop_timeout_s, unit_asked=False)
-    elif not held and asks_to_restart(state, spec, observed.refused):
+    elif not held and asks_to_restart(state, spec, observed, draft.room):
+        draft.room.take(spec, state.spec)
         plan_stop(draft, spec.name, state, Reason.EDITED, spec.stop_timeout_s, unit_asked=True)
     else:
         if held:
@@ -85,7 +85,7 @@ def plan_vm(draft: Draft, spec: VmSpec, held: str = "") -> None:
         _plan_running(draft, spec.name, _plan_edit(draft, spec, state), intent)
         plan_limits(draft, spec, state)
         _tell_fallback(draft, spec, state.spec)
-        plan_reboot(draft, spec.name, state, ends=waits_for_start(state, spec, observed.refused))
+        plan_reboot(draft, spec.name, state, ends=applies_edit(draft, spec, state))
 
 
 def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
@@ -126,9 +126,11 @@ def _is_outdated(state: VmState, intent: Intent) -> bool:
     return state.generation < intent.generation
 
 
-def _plan_end(draft: Draft, name: str, state: VmState, exit_reason: str, *, asked: bool) -> None:
-    resource = vm_resource(name)
-    draft.propose(EndVm(resource, Reason.EXITED, name, state.spec.uuid, "host" if asked else exit_reason, asked))
+def _plan_end(
+    draft: Draft, name: str, state: VmState, exit_reason: str, *, asked: bool, wanted: VmSpec | None = None
+) -> None:
+    reason = "host" if asked else exit_reason
+    plan_end(draft, wanted, state, EndVm(vm_resource(name), Reason.EXITED, name, state.spec.uuid, reason, asked))
 
 
 def plan_stop(draft: Draft, name: str, state: VmState, reason: Reason, timeout_s: float, *, unit_asked: bool) -> None:

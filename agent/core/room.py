@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from agent.core.desired import MAX_DEVICES, VmSpec
 from agent.core.limits import most_cpus
-from agent.core.observed import HostMemory, Observed
+from agent.core.observed import HostMemory, Observed, VmState
 
 MIB = 1 << 20
 
@@ -92,10 +92,11 @@ class Room:
         self._observed = observed
         self._promised: int | None = None
 
-    def take(self, spec: VmSpec) -> None:
-        """Promise a guest, which is about to be started, what it needs."""
+    def take(self, spec: VmSpec, instead_of: VmSpec | None = None) -> None:
+        """Promise a guest, which is about to be started, what it needs; `instead_of` what it was promised already."""
         if (memory := self._observed.host.memory) is not None:
-            self._promised = self._promised_bytes(memory) + need_bytes(spec, kvm=memory.kvm)
+            before = 0 if instead_of is None else need_bytes(instead_of, kvm=memory.kvm)
+            self._promised = self._promised_bytes(memory) + max(0, need_bytes(spec, kvm=memory.kvm) - before)
 
     def shortage(self, spec: VmSpec) -> str | None:
         """Why a guest cannot be started now, with the sum; None if it can."""
@@ -114,12 +115,34 @@ class Room:
             f"starts once there are {_mib(need) + AGAIN_MIB}, or at once with overcommit = true"
         )
 
+    def shortage_instead(self, spec: VmSpec, state: VmState) -> str | None:
+        """Why a guest that runs could not be started as `spec` in its own place, with the sum; None if it could.
+
+        One that needs no more than it runs with is not refused: what it may take was promised to it already.
+        """
+        memory = self._observed.host.memory
+        if memory is None or spec.overcommit:
+            return None
+        need, present = need_bytes(spec, kvm=memory.kvm), need_bytes(state.spec, kvm=memory.kvm)
+        if need <= present:
+            return None
+        taken = memory.resident_bytes.get(state.pid or 0, 0) if state.alive else 0
+        others = self._promised_bytes(memory) - (max(0, present - taken) if state.alive else 0)
+        left = memory.available_bytes + taken - others
+        again = AGAIN_MIB * MIB if spec.name in self._observed.short else 0
+        if left >= need + again:
+            return None
+        return (
+            f"it needs {_mib(need)} MiB, {left // MIB} would be left without it: {memory.available_bytes // MIB} of "
+            f"{memory.source} and {_mib(taken)} that it has, less {_mib(others)} that others may still take"
+        )
+
     def _promised_bytes(self, memory: HostMemory) -> int:
         """What guests that run or are being started may still take, beyond what they have taken already."""
         if self._promised is None:
             vms, kvm = self._observed.vms, memory.kvm
             untouched = [
-                max(0, need_bytes(state.spec, kvm=kvm) - memory.resident_bytes.get(state.pid or 0, 0))
+                max(0, self._need_bytes(state, kvm=kvm) - memory.resident_bytes.get(state.pid or 0, 0))
                 for state in vms.values()
                 if state.alive
             ]
@@ -132,6 +155,14 @@ class Room:
             ]
             self._promised = sum(untouched) + sum(under_way)
         return self._promised
+
+    def _need_bytes(self, state: VmState, *, kvm: bool) -> int:
+        """What a guest that runs may take; one that is being stopped to be started anew, with what it will need."""
+        need, wanted = need_bytes(state.spec, kvm=kvm), self._wanted.get(state.spec.name)
+        if not state.stopping or wanted is None or not wanted.enabled:
+            return need
+        intent = self._observed.intents.get(state.spec.name)
+        return need if intent is not None and intent.stopped else max(need, need_bytes(wanted, kvm=kvm))
 
 
 def _mib(size_bytes: int) -> int:

@@ -233,6 +233,8 @@ class _Story:
         changes = self._inputs.status.pending.get(self._name, ())
         if changes:
             keys = ", ".join(f'{one.key} is "{one.before}", its unit says "{one.after}"' for one in changes)
+            if (unstartable := self._of_type("EditUnstartable")) is not None:
+                return f"{unstartable.message}: {keys}"
             if self._of_type("FellBack") is not None:
                 return f"mend its unit, or `vmhost restart {self._name}` tries again what QEMU refused: {keys}"
             return f"its own reboot, or `vmhost restart {self._name}`, applies what waits for it: {keys}"

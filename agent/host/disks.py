@@ -60,6 +60,11 @@ def look_at_disk(path: str, image_format: str) -> DiskLook:
     return DiskLook(True, True, _size_in_guest(path, image_format), _free_beneath(path))
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a regular file, links resolved, as `prepare_boot_file` needs one."""
+    return os.path.isfile(path)
+
+
 def _free_beneath(path: str) -> int | None:
     """What unprivileged users, as QEMU is one, may still write to a regular file's file system (statvfs(3))."""
     try:

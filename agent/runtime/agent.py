@@ -47,8 +47,9 @@ from agent.core.device_actions import (
 )
 from agent.core.errors import ActionError, ObservationError
 from agent.core.fallback import starts_of
-from agent.core.memory import Memory, without_guests
+from agent.core.memory import Memory, without_guests, without_lacks
 from agent.core.observed import HostState, Observed
+from agent.core.obstacles import edited
 from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
@@ -73,7 +74,15 @@ from agent.runtime.keeper import Keeper
 from agent.runtime.limits import LimitLooks, controllers_here
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.notifications import Notifications, Notifying
-from agent.runtime.observe import DiskLooks, MemoryLooks, full_disks, short_of_memory, sized_disks, unplugged_disks
+from agent.runtime.observe import (
+    DiskLooks,
+    FileLooks,
+    MemoryLooks,
+    full_disks,
+    short_of_memory,
+    sized_disks,
+    unplugged_disks,
+)
 from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
 from agent.runtime.publisher import publish, watch_lag
@@ -155,6 +164,7 @@ class Agent:
         self._keeper = Keeper(state, memory)
         self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
+        self._files = FileLooks(self._doorbell.ring)
         self._memory = MemoryLooks()
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
@@ -182,6 +192,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 self._guests.serve_in(group)
                 self._disks.look_in(group)
+                self._files.look_in(group)
                 self._limits.look_in(group)
                 self._probes.probe_in(group)
                 await adoption.take_over(self._host.boot_id)
@@ -281,13 +292,17 @@ class Agent:
     def _without_what_is_over(self, memory: Memory) -> Memory:
         if not self._units.loaded:
             return memory
-        return without_guests(memory, frozenset({*self._units.desired.vms, *self._guests.states()}))
+        states = self._guests.states()
+        running = {state.spec.uuid for state in states.values() if state.run_state == "running"}
+        return without_guests(without_lacks(memory, running), frozenset({*self._units.desired.vms, *states}))
 
     async def _look_at_all(self) -> None:
-        """Read units, links and limits anew."""
+        """Read units, links, limits and the files of edits anew."""
         await self._units.take(await self._directory.reread())
         await self._links.full_look()
         await self._limits.look_now()
+        await self._disks.look_at_edits()
+        await self._files.look_at_edits()
 
     def _observe(self) -> tuple[Desired, Observed]:
         """All that the adapters know now; reads caches only."""
@@ -296,13 +311,16 @@ class Agent:
         desired = replace(self._units.desired, complete=self._units.loaded)
         self._disks.look(unplugged_disks(starts_of(desired.vms, memory.refused), vms))
         self._disks.look_for_space(full_disks(vms))
+        edits = edited(desired.vms, vms)
+        self._disks.look_for_edits(edits)
+        self._files.look_for_edits(edits)
         return desired, Observed(
             links=self._links.snapshot,
             vms=vms,
             disks=self._disks.states(memory.known_disks),
             host=replace(
                 self._host,
-                memory=self._memory.look(desired, vms),
+                memory=self._memory.look(desired, vms, edits),
                 down=memory.down_in == self._host.boot_id,
                 down_by_s=memory.down_by_s if memory.down_in == self._host.boot_id else None,
             ),
@@ -317,6 +335,7 @@ class Agent:
             short=short_of_memory(self._reconciler.last.plan),
             max_disruption=self._max_disruption,
             reachable=self._probes.look(self._reconciler.last.plan.asked),
+            files=self._files.seen,
         )
 
     async def _execute(self, action: Action) -> None:

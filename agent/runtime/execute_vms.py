@@ -17,7 +17,16 @@ from agent.core.device_actions import CreateDisk
 from agent.core.digest import digest
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.limits import limit_values
-from agent.core.memory import Memory, with_end, with_reboot, with_refusal, with_restart, with_stop, without_refusal
+from agent.core.memory import (
+    Memory,
+    with_end,
+    with_lack,
+    with_reboot,
+    with_refusal,
+    with_restart,
+    with_stop,
+    without_refusal,
+)
 from agent.core.observed import End, Intent
 from agent.core.qemu_argv import (
     DiskSet,
@@ -204,8 +213,8 @@ class VmExecutor:
         await guest.release()
         if guest.has_run:
             await self._note_run(guest)
-            if not guest.record.instead_of:
-                await self._keeper.update(lambda memory: without_refusal(memory, guest.record.spec.uuid))
+            forget = with_lack_over if guest.record.instead_of else without_refusal
+            await self._keeper.update(lambda memory: forget(memory, guest.record.spec.uuid))
 
     async def pause(self, name: str) -> None:
         """Stop a guest's processors."""
@@ -244,6 +253,7 @@ class VmExecutor:
             await self._keeper.update(lambda memory: with_stop(memory, action.vm, action.uuid, now_s()))
         if action.reason is Reason.EDITED:
             await self._keeper.update(lambda memory: with_reboot(memory, action.vm))
+        await self._keeper.update(lambda memory: with_lack_over(memory, action.uuid))
         await self._guests.keep(action.vm, lambda record: replace(record, stopping=True))
         if guest.has_run:  # it may have taken over more of its unit since, and an earlier agent kept nothing
             await self._note_run(guest)
@@ -253,6 +263,7 @@ class VmExecutor:
     async def end(self, action: EndVm) -> None:
         """Write down how a guest ended, before the QEMU that still knows it is told to quit."""
         guest = self._guest(action.vm, action.uuid)
+        await self._keeper.update(lambda memory: with_lack(memory, action.uuid, action.lacks))
         if action.rebooted:
             # In this order: where it is interrupted, the next agent knows a guest that is to come back.
             await self._guests.keep(action.vm, lambda record: replace(record, rebooted=True))
@@ -326,6 +337,11 @@ def port_taken(spec: VmSpec) -> str:
     if holder is None:
         return ""
     return f"; {holder} listens at {written(address)}: end it, or give the guest another display"
+
+
+def with_lack_over(memory: Memory, uuid: str) -> Memory:
+    """Memory in which a guest's next start is tried as its unit says, unless QEMU itself refused that."""
+    return with_lack(memory, uuid, None)
 
 
 def ran_s(guest: Guest) -> float:

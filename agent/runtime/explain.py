@@ -10,13 +10,15 @@ from agent.core.desired import Desired
 from agent.core.forecast import forecast, forecast_json
 from agent.core.memory import carried_intents, new_names
 from agent.core.observed import DiskState, Observed
+from agent.core.obstacles import edited
 from agent.core.show import UnitText, all_names, known_as, show_json
 from agent.core.status import StatusInputs, unit_status
 from agent.core.why import WhyInputs, why
-from agent.host.disks import look_at_disk
+from agent.host.disks import is_file, look_at_disk
 from agent.runtime.clock import now_s
 from agent.runtime.control import UnknownNameError
 from agent.runtime.keeper import Keeper
+from agent.runtime.observe import boot_files
 from agent.runtime.reconcile import Pass, Reconciler
 from agent.runtime.units import Units
 from agent.telemetry.journal import Journal
@@ -98,4 +100,6 @@ def _forecast(desired: Desired, observed: Observed, known: frozenset[str], at_s:
         path: DiskState(found.exists, found.folder_exists, found.exists or path in known, found.size_bytes)
         for path, found in unseen.items()
     }
-    return forecast_json(forecast(desired, replace(observed, disks={**observed.disks, **looked}), at_s))
+    files = {path: is_file(path) for path in boot_files(edited(desired.vms, observed.vms)) - observed.files.keys()}
+    observed = replace(observed, disks={**observed.disks, **looked}, files={**observed.files, **files})
+    return forecast_json(forecast(desired, observed, at_s))

@@ -1,9 +1,9 @@
-"""Looks at what has no events of its own: the files of disks, and the host's memory."""
+"""Looks at what has no events of its own: the files of disks and those to boot from, and the host's memory."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -12,9 +12,10 @@ from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.draft import Plan
 from agent.core.errors import ObservationError
 from agent.core.observed import DiskState, HostMemory, VmState
-from agent.core.plan_disks import is_plugged
-from agent.core.plan_tuning import lacks_medium
-from agent.host.disks import DiskLook, look_at_disk
+from agent.core.obstacles import new_boot_files, new_disks
+from agent.core.plugged import has_file
+from agent.core.room import need_bytes
+from agent.host.disks import DiskLook, is_file, look_at_disk
 from agent.host.host_memory import look_at_memory
 from agent.host.processes import kvm_usable
 from agent.runtime.clock import now_s
@@ -23,6 +24,9 @@ from agent.runtime.keeper import Keeper
 log = structlog.get_logger("vmhost.observe")
 
 MEMORY_OLD_S = 2.0
+
+Edits = Sequence[tuple[VmSpec, VmState]]
+"""Guests that do not run as their units say, with how they run (`agent.core.obstacles.edited`)."""
 
 
 class DiskLooks:
@@ -37,6 +41,7 @@ class DiskLooks:
         self._overtaken: set[str] = set()
         self._space: dict[str, int | None] = {}
         self._awaited: frozenset[str] = frozenset()
+        self._edits: Mapping[str, str] = {}
 
     def look_in(self, group: asyncio.TaskGroup) -> None:
         """Look in tasks of this group from now on."""
@@ -55,6 +60,19 @@ class DiskLooks:
         self._awaited = frozenset(awaited)
         self._space = {path: free for path, free in self._space.items() if path in awaited}
         self.look(awaited.values())
+
+    def look_for_edits(self, edits: Edits) -> None:
+        """Look at the disks that edited guests are to be started with; of one that is new there an old look is none."""
+        disks = [disk for spec, state in edits for disk in new_disks(spec, state)]
+        for path in {disk.path for disk in disks} - self._edits.keys():
+            self._seen.pop(path, None)
+        self._edits = {disk.path: disk.format for disk in disks}
+        self.look(disks)
+
+    async def look_at_edits(self) -> None:
+        """Look at the disks of edited guests, and return when they were seen."""
+        if self._edits:
+            await self._look(self._edits)
 
     async def _look(self, formats: Mapping[str, str]) -> None:
         seen = await asyncio.to_thread(lambda: {path: look_at_disk(path, form) for path, form in formats.items()})
@@ -83,21 +101,58 @@ class DiskLooks:
         self._seen[disk.path] = await asyncio.to_thread(look_at_disk, disk.path, disk.format)
 
 
+class FileLooks:
+    """Looks whether the files are there that edited guests are to boot from; in threads too, and rings once seen."""
+
+    def __init__(self, ring: Callable[[str], None]) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self._ring = ring
+        self._paths: frozenset[str] = frozenset()
+        self._looking = False
+        self.seen: Mapping[str, bool] = {}
+
+    def look_in(self, group: asyncio.TaskGroup) -> None:
+        """Look in tasks of this group from now on."""
+        self._group = group
+
+    def look_for_edits(self, edits: Edits) -> None:
+        """Begin to look, unless a look is under way; what is asked for no longer is forgotten."""
+        paths = boot_files(edits)
+        if paths != self._paths:
+            self._paths = paths
+            self.seen = {path: there for path, there in self.seen.items() if path in paths}
+        if paths and not self._looking and self._group is not None:
+            self._looking = True
+            self._group.create_task(self.look_at_edits(), name="boot files")
+
+    async def look_at_edits(self) -> None:
+        """Look, and return when all were seen that were asked for by then."""
+        paths = self._paths
+        found = await asyncio.to_thread(lambda: {path: is_file(path) for path in paths})
+        self._looking = False
+        seen = {**self.seen, **found}
+        before, self.seen = self.seen, {path: there for path, there in seen.items() if path in self._paths}
+        if before != self.seen or paths != self._paths:
+            self._ring("file")
+
+
 class MemoryLooks:
-    """Looks at the host's memory, while guests wait to be started."""
+    """Looks at the host's memory, while guests wait to be started, or run and are edited to need more."""
 
     def __init__(self) -> None:
         self._kvm = kvm_usable()
         self._seen: HostMemory | None = None
         self._at_s = 0.0
 
-    def look(self, desired: Desired, running: Mapping[str, VmState]) -> HostMemory | None:
+    def look(self, desired: Desired, running: Mapping[str, VmState], edits: Edits = ()) -> HostMemory | None:
         """What the host has left; None if nobody asks, or the kernel does not say: then nothing is refused for it.
 
         A look some time ago does as well, because what guests take of what they were promised changes nothing; not when
         one of them is gone, which gave back what it had.
         """
-        if all(name in running or not spec.enabled for name, spec in desired.vms.items()):
+        if all(name in running or not spec.enabled for name, spec in desired.vms.items()) and not any(
+            need_bytes(spec, kvm=self._kvm) > need_bytes(state.spec, kvm=self._kvm) for spec, state in edits
+        ):
             return None
         pids = {state.pid for state in running.values() if state.pid is not None and state.alive}
         if self._seen is None or now_s() > self._at_s + MEMORY_OLD_S or not self._seen.resident_bytes.keys() <= pids:
@@ -111,19 +166,19 @@ class MemoryLooks:
 
 
 def short_of_memory(last: Plan) -> frozenset[str]:
-    """The guests that there was no memory for in a plan."""
-    return frozenset(c.resource.removeprefix("vm/") for c in last.conditions if c.type == "MemoryShort")
+    """The guests that there was no memory for in a plan, also those that run on because of that."""
+    return frozenset(c.resource.removeprefix("vm/") for c in last.conditions if c.reason == "MemoryShort")
+
+
+def boot_files(edits: Edits) -> frozenset[str]:
+    """The files that edited guests are to boot from, and do not run with."""
+    return frozenset(path for spec, state in edits for _, path in new_boot_files(spec, state))
 
 
 def unplugged_disks(wanted: Mapping[str, VmSpec], running: Mapping[str, VmState]) -> list[DiskSpec]:
     """The disks that a launch of a wanted guest depends on, and the disks and media that a running guest lacks."""
     specs = [spec for name, spec in wanted.items() if spec.enabled and name not in running]
-    lacking = [
-        disk
-        for state in running.values()
-        for disk in state.spec.disks
-        if not is_plugged(state, disk) or lacks_medium(state, disk)
-    ]
+    lacking = [disk for state in running.values() for disk in state.spec.disks if not has_file(state, disk)]
     return [disk for disk in (*(disk for spec in specs for disk in spec.disks), *lacking) if disk.path]
 
 

@@ -13,7 +13,9 @@ from agent.core.marks import tap_resource, vm_resource
 from agent.core.memory import with_hold, with_intent, without_refusal
 from agent.core.notifications import Key, Trouble, troubles_of
 from agent.core.observed import Hold, Intent
+from agent.core.obstacles import Obstacle, obstacle, refused_message
 from agent.core.pending import pending_of
+from agent.core.room import Room
 from agent.core.status import AgentFacts, StatusInputs, status
 from agent.core.text import printable
 from agent.core.vm_display import is_paused_as_asked, is_running_as_asked
@@ -25,6 +27,9 @@ from agent.runtime.keeper import Keeper
 from agent.runtime.reconcile import Pass, Reconciler
 from agent.runtime.units import Units
 from agent.telemetry.journal import Event
+
+LOOK_S = 5.0
+"""How long a restart waits for a look at what an edit needs: a file system may hang."""
 
 END_S = 7.0
 """What QEMUs that do not even quit any more take until they are killed (`Guest.quit`), with some room."""
@@ -163,6 +168,8 @@ class Operator:
         """Note what is asked of a guest, durably."""
         self._refuse_unknown(name)
         self._refuse_in_vain(verb, name)
+        if verb == "restart":
+            await self._refuse_unstartable(name)
         wanted = self._reconciler.last.desired.vms.get(name)
         forgiven = wanted.uuid if wanted is not None and verb in {"start", "restart"} else ""
         await self._keeper.update(lambda memory: without_refusal(with_intent(memory, name, verb), forgiven))
@@ -204,6 +211,21 @@ class Operator:
             raise RefusedError(f"{name} is paused; `vmhost resume {name}` first")
         if verb in {"pause", "resume"} and intent.stopped:
             raise RefusedError(f"{name} is stopped; `vmhost start {name}` starts it")
+
+    async def _refuse_unstartable(self, name: str) -> None:
+        """Refuse to end a guest that could not be started again as its unit says; one that does not run is no worse."""
+        found = _obstacle(await self._reconciler.next_pass(), name)
+        try:
+            async with asyncio.timeout(LOOK_S):
+                if found is not None:  # an older look may be over: a file that was just put there counts
+                    await self._look_at_all()
+                    found = _obstacle(await self._reconciler.next_pass(), name)
+                while found is not None and not found.known:
+                    found = _obstacle(await self._reconciler.following_pass(), name)
+        except TimeoutError:
+            pass
+        if found is not None:
+            raise RefusedError(refused_message(name, found))
 
     async def approve(self, identity: str, by: str) -> str:
         """Allow exactly the stops that a question is about."""
@@ -261,6 +283,14 @@ def pending(seen: Pass) -> Mapping[str, tuple[PendingChange, ...]]:
             if changes:
                 found[name] = changes
     return found
+
+
+def _obstacle(seen: Pass, name: str) -> Obstacle | None:
+    """What a guest that runs would not find if it were started anew."""
+    state, wanted = seen.observed.vms.get(name), seen.desired.vms.get(name)
+    if state is None or wanted is None or not state.alive or not wanted.enabled:
+        return None
+    return obstacle(wanted, state, seen.observed, Room(seen.desired.vms, seen.observed))
 
 
 def _is_running(seen: Pass, name: str) -> bool:

@@ -12,7 +12,7 @@ from agent.core.describe import describe
 from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.model import apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
-from agent.core.plan_disks import LOOK_AGAIN_S
+from agent.core.obstacles import LOOK_AGAIN_S
 from agent.core.plan_pauses import RESUME_AGAIN_S, RESUME_FREE_BYTES
 from agent.core.planning import plan
 from agent.core.preconditions import PreconditionError
