@@ -12,7 +12,7 @@ from agent.core.approval import Approval
 from agent.core.conditions import Condition
 from agent.core.desired import DiskSpec, VmSpec
 from agent.core.observed import Observed, Reach
-from agent.core.qemu_argv import disk_node
+from agent.core.plugged import is_plugged
 from agent.core.room import Room
 
 
@@ -60,7 +60,7 @@ class Draft:
         found: dict[str, list[tuple[str, DiskSpec]]] = {}
         for name, state in self.observed.vms.items():
             for disk in (*state.spec.disks, *state.leaving_disks) if state.alive else ():
-                if state.devices is None or disk_node(disk.id) in state.devices:
+                if is_plugged(state, disk):
                     found.setdefault(disk.path, []).append((name, disk))
         return found
 
