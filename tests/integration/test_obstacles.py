@@ -146,7 +146,8 @@ def test_a_crash_and_a_restart_that_is_asked_again_once_the_file_is_there(agent:
     agent.kill()
     kill_qemu(pid, agent.run_dir)
     agent.start(settle=False)
-    wait_for(lambda: agent.vm("web")["pid"] not in (None, pid) and agent.vm("web")["state"] == "running")
+    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    assert agent.vm("web")["pid"] not in {None, pid}
     wait_for(lambda: set(conditions(agent)) == {"EditUnstartable"})
 
     edit.mend()
