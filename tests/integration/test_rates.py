@@ -147,7 +147,8 @@ def test_each_fault_of_a_limit_is_healed(guest: AgentProcess) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):
             inflict()
     guest.start()
-    assert is_limited()
+    wait_for(is_limited)
+    guest.vmhost("wait", "in-sync", "--timeout", "10")
     assert guest.vm("web")["pid"] == pid
 
 
