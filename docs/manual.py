@@ -41,6 +41,8 @@ bridge = "br-lan"
 
 TABLES = {
     "bridge.NAME": ("BridgeTable", "A bridge on the host."),
+    "bridge.NAME.dhcp": ("DhcpTable", "A DHCP server on a bridge."),
+    "bridge.NAME.dns": ("DnsTable", "A DNS server on a bridge; dns = true is such a table without keys."),
     "vm.NAME": ("VmTable", "A guest."),
     "vm.NAME.disk.ID": ("DiskTable", "A disk of a guest."),
     "vm.NAME.nic.ID": ("NicTable", "A network card of a guest."),
@@ -188,6 +190,8 @@ def _shape(value: Mapping[str, Any]) -> str:
     """What a key's value looks like."""
     if "enum" in value:
         return " | ".join(f'"{choice}"' for choice in value["enum"])
+    if "anyOf" in value or "$ref" in value:
+        return "true | false | table" if "anyOf" in value else "table"
     if value["type"] == "array":
         return "array of strings"
     if value["type"] == "integer" and {"minimum", "maximum"} <= value.keys():

@@ -8,6 +8,8 @@ mac = "de:ad:be:ef:24:31"
 mtu = 1500
 stp = false
 adopt = false
+dhcp = { range = ["192.168.0.100", "192.168.0.150"], lease = "72h" }
+dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
 [vm.web]
 cpus = 2

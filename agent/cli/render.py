@@ -87,9 +87,13 @@ def _bridge_row(bridge: Json) -> tuple[str, ...]:
 
 
 def _vm_row(vm: Json) -> tuple[str, ...]:
-    nics = " ".join(f"{nic['name']}:{nic['bridge']}{_attachment(vm, nic)}" for nic in vm["nics"])
+    nics = " ".join(f"{nic['name']}:{nic['bridge']}{_address(nic)}{_attachment(vm, nic)}" for nic in vm["nics"])
     pending = " ".join(change["key"] for change in vm["pending"])
     return (vm["name"], vm["state"], str(vm["pid"] or ""), str(vm["restarts"]), nics, pending)
+
+
+def _address(nic: Json) -> str:
+    return f"={nic['address']}" if nic.get("address") else ""
 
 
 def _attachment(vm: Json, nic: Json) -> str:

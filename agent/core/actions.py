@@ -22,6 +22,7 @@ from agent.core.device_actions import (
 )
 from agent.core.observed import Refusal
 from agent.core.reasons import Disruption, Reason
+from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 
@@ -298,6 +299,9 @@ Action = (
     | ResumeVm
     | LimitVm
     | ChangeReboot
+    | StartService
+    | ReloadService
+    | StopService
 )
 
 

@@ -36,6 +36,7 @@ from agent.core.device_actions import (
 from agent.core.limits import limit_values
 from agent.core.rates import rate_text
 from agent.core.reasons import Reason
+from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.tuning import in_words
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -56,12 +57,8 @@ def describe(action: Action) -> str:
             | ChangeRate()
         ):
             return _describe_link(action)
-        case ArmTap(nic=nic, running=True):
-            return f"re-arm QEMU's descriptor of {nic.id} onto a new tap {nic.tap}"
-        case ArmTap(nic=nic):
-            return f"make tap {nic.tap} in {nic.bridge}"
-        case ReplugNic(nic=nic):
-            return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
+        case ArmTap() | ReplugNic():
+            return _describe_tap(action)
         case CreateDisk() | GrowDisk():
             what = "create" if isinstance(action, CreateDisk) else "grow"
             disk = action.disk
@@ -71,8 +68,32 @@ def describe(action: Action) -> str:
             return _describe_plugging(action)
         case TuneVm() | PlugCpus() | ChangeMedium():
             return _describe_tuning(action)
+        case StartService() | ReloadService() | StopService():
+            return _describe_service(action)
         case _:
             return _describe_vm(action)
+
+
+def _describe_tap(action: ArmTap | ReplugNic) -> str:
+    match action:
+        case ArmTap(nic=nic, running=True):
+            return f"re-arm QEMU's descriptor of {nic.id} onto a new tap {nic.tap}"
+        case ArmTap(nic=nic):
+            return f"make tap {nic.tap} in {nic.bridge}"
+        case ReplugNic(nic=nic):
+            return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
+
+
+def _describe_service(action: StartService | ReloadService | StopService) -> str:
+    match action:
+        case StartService(spec=spec, replaces=None):
+            return f"start {spec.name} ({action.reason})"
+        case StartService(spec=spec):
+            return f"start {spec.name} anew, with its new configuration"
+        case ReloadService(spec=spec):
+            return f"have {spec.name} read its files again"
+        case StopService(service=service):
+            return f"stop {service} ({action.reason})"
 
 
 def _describe_plugging(action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk) -> str:

@@ -32,8 +32,28 @@ class Apply(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class DhcpSpec:
+    """The IPv4 addresses that a bridge's DHCP server gives to whoever asks, first and last, and for how long."""
+
+    first: str
+    last: str
+    lease_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSpec:
+    """A bridge's DNS server. `upstream` are those that it asks, None for the host's own; `domain` is its guests'."""
+
+    upstream: tuple[str, ...] | None = None
+    domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BridgeSpec:
-    """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well."""
+    """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well.
+
+    `dhcp`, `dns`: what is served there, None for not at all.
+    """
 
     name: str
     mac: str
@@ -44,6 +64,8 @@ class BridgeSpec:
     port_mtu: int | None = None
     stp: bool = False
     adopt: bool = False
+    dhcp: DhcpSpec | None = None
+    dns: DnsSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

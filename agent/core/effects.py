@@ -46,6 +46,8 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "mtu": _HEALED,
         "stp": _HEALED,
         "adopt": _live("decides whether a foreign bridge of this name is taken over"),
+        "dhcp": _live("its dnsmasq is started anew, within a tenth of a second; leases are kept"),
+        "dns": _live("its dnsmasq is started anew, within a tenth of a second; leases are kept"),
     },
     "vm": {
         "cpus": _live(
@@ -107,7 +109,7 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "mac": _restart(),
         "tap": _live("its tap is renamed"),
         "model": _restart(),
-        "address": _live("readiness is asked for there; the guest itself is told nothing"),
+        "address": _live("readiness is asked for there; with dhcp the guest is given it when it next asks"),
         "mtu": _live("its tap has it at once; the guest is told at its next start"),
         "rate-in": _live("what comes to the guest is limited anew at once"),
         "rate-out": _live("what the guest sends is limited anew at once; nothing of it is lost but what waited"),

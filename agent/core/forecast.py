@@ -110,7 +110,8 @@ def _without_flight(observed: Observed) -> Observed:
 def _instants(observed: Observed) -> Sequence[float]:
     """When the mere passing of time lets the planner do more: tries that are due, starts, a stop that is forgotten."""
     tries = [one.not_before_s for one in observed.attempts.values() if one.not_before_s is not None]
-    starts = [next_start_s(name, ends, observed.host.boot_id) for name, ends in observed.ends.items()]
+    ends = {**observed.ends, **{name: state.ends for name, state in observed.services.items()}}
+    starts = [next_start_s(name, row, observed.host.boot_id) for name, row in ends.items()]
     return [*tries, *starts, *(at_s + WINDOW_S + ROUNDING_S for at_s in observed.stops_at_s)]
 
 

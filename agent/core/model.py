@@ -44,6 +44,7 @@ from agent.core.fallback import with_lack
 from agent.core.guest_unit import unit_name
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
 from agent.core.model_devices import with_devices, with_devices_at_launch, with_tuning
+from agent.core.model_services import with_services
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -64,6 +65,7 @@ from agent.core.preconditions import require as _require
 from agent.core.rates import shape_of
 from agent.core.reasons import Reason
 from agent.core.room import Room
+from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.tuning import untold
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -77,20 +79,25 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             return _change_rate(observed, action)
         case ArmTap() | ReplugNic():
             return _apply_to_tap(observed, action)
-        case CreateDisk(disk=disk):
-            _require(
-                not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once"
-            )
-            return replace(observed, disks={**observed.disks, disk.path: DiskState(True, True, True)})
-        case GrowDisk(disk=disk):
-            grown = replace(observed.disks[disk.path], size_bytes=disk.size_bytes)
-            return replace(observed, disks={**observed.disks, disk.path: grown})
+        case CreateDisk() | GrowDisk():
+            return _apply_to_disk(observed, action)
         case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
             return _with_vm(observed, action.vm, with_devices(observed, action))
         case TuneVm() | PlugCpus() | ChangeMedium():
             return _with_vm(observed, action.vm, with_tuning(observed, action))
+        case StartService() | ReloadService() | StopService():
+            return with_services(observed, action)
         case _:
             return _apply_to_vm(observed, action, now_s)
+
+
+def _apply_to_disk(observed: Observed, action: CreateDisk | GrowDisk) -> Observed:
+    disk = action.disk
+    if isinstance(action, GrowDisk):
+        grown = replace(observed.disks[disk.path], size_bytes=disk.size_bytes)
+        return replace(observed, disks={**observed.disks, disk.path: grown})
+    _require(not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once")
+    return replace(observed, disks={**observed.disks, disk.path: DiskState(True, True, True)})
 
 
 def _with_link(observed: Observed, link: LinkState) -> Observed:

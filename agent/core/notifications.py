@@ -40,6 +40,8 @@ WATCHED: Mapping[str, Watched] = {
     "ApprovalNeeded": Watched(1, 5, by_reason=True),
     "Conflict": Watched(5, 10),
     # Absent while the next start is tried: over is what ran stably (policy.STABLE_S).
+    # What a service's program refuses runs on as it was: nobody would notice.
+    "ConfigRefused": Watched(0, 10),
     "CrashLoop": Watched(0, 120),
     "DiskMissing": Watched(5, 10),
     "FellBack": Watched(0, 10),
@@ -47,6 +49,8 @@ WATCHED: Mapping[str, Watched] = {
     "Held": Watched(5, 10, by_reason=True),
     "InternalError": Watched(0, 120),
     "NotReady": Watched(0, 10),
+    # Missing while its package is upgraded.
+    "ProgramMissing": Watched(30, 10),
     # Tried again every ten seconds where a quota tells of room that it does not give.
     "PausedOnIoError": Watched(0, 60),
     "StateNotSaved": Watched(5, 30),

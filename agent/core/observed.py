@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
+from agent.core.leases import Lease
 from agent.core.rates import Shape
+from agent.core.services import ServiceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,23 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceState:
+    """A service that was started and not yet stopped on purpose; `spec` is what it runs with.
+
+    `ends` are those that nobody asked for, the latest ones; `ended` counts all of them, `restarts` the starts that
+    answered one. `unit` is the systemd service that it runs as, empty for a child of the agent.
+    """
+
+    spec: ServiceSpec
+    alive: bool
+    pid: int | None = None
+    unit: str = ""
+    ends: tuple[End, ...] = ()
+    ended: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """Who asked that a guest be left alone, since when (wall clock, ISO 8601), and why, in their own words."""
 
@@ -242,7 +261,7 @@ class HostState:
     `down`: an operator, or the shutdown of the host, wants no guest to run in this boot; `down_by_s`: from when on no
     guest gets any more time to shut itself down, None if each has its own.
     `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
-    not looked at.
+    not looked at. `absent` are programs of services that are not installed.
     """
 
     boot_id: str = ""
@@ -254,6 +273,7 @@ class HostState:
     services: bool = False
     controllers: frozenset[str] | None = None
     down_by_s: float | None = None
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +283,7 @@ class Observed:
     `short` are the guests that the host had no memory for when it was planned last. `refused` goes by uuid.
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
-    the last plan, and is looked at.
+    the last plan, and is looked at. `services` go by name, `leases` by bridge.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -282,3 +302,5 @@ class Observed:
     max_disruption: int = 3
     reachable: Mapping[str, Reach] = field(default_factory=dict)
     files: Mapping[str, bool] = field(default_factory=dict)
+    services: Mapping[str, ServiceState] = field(default_factory=dict)
+    leases: Mapping[str, tuple[Lease, ...]] = field(default_factory=dict)

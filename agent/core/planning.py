@@ -19,6 +19,7 @@ from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_down import plan_down
 from agent.core.plan_held import held_guests, plan_held, tell_held
 from agent.core.plan_rates import plan_unwanted_ifbs
+from agent.core.plan_services import plan_services
 from agent.core.plan_taps import plan_unwanted_taps
 from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.room import Room
@@ -58,6 +59,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         if name not in desired.bridges:
             message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
             draft.tell(bridge_resource(name), "StillNeeded", message)
+    plan_services(draft, desired, bridges)
     for name, hold in held.items():
         tell_held(draft, name, hold)
     if observed.host.down:

@@ -66,6 +66,9 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
         vm, _, part = name.partition("/")
         spec = desired.vms.get(vm)
         return spec.limits if spec is not None and part == LIMITS else desired.vms.get(name)
+    if kind == "service":
+        state = observed.services.get(name)
+        return state.spec if state is not None else None
     if kind == "port":
         return next((bridge.name for bridge in desired.bridges.values() if name in bridge.ports), None)
     vm, _, nic_id = name.partition("/")
@@ -81,6 +84,8 @@ def _earlier(resource: str, ledger: Ledger) -> object | None:
 def _was_launched(resource: str, observed: Observed) -> bool:
     """Whether an earlier agent launched what a resource is about: what is wrong with it then happened in between."""
     kind, _, name = resource.partition("/")
+    if kind == "service":
+        return name in observed.services
     return kind in {"vm", "tap"} and name.partition("/")[0] in observed.vms
 
 

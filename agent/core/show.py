@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agent.core.desired import BridgeSpec, Desired, Limits, VmSpec
 from agent.core.digest import launched_values
+from agent.core.dnsmasq import bridge_keys, service_name
 from agent.core.limits import limit_values
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import LinkState, Observed
@@ -77,6 +78,7 @@ def _wanted(spec: BridgeSpec) -> Mapping[str, str]:
         "ports": " ".join(sorted(spec.ports)),
         "stp": _truth(spec.stp),
         "up": _truth(True),
+        **bridge_keys(spec),
     }
 
 
@@ -84,6 +86,7 @@ def _seen(link: LinkState, spec: BridgeSpec | None, observed: Observed) -> Mappi
     """What the kernel has, without what others added: their addresses and ports, and the guests' taps."""
     wanted = frozenset(spec.addresses if spec is not None else ())
     ports = {one.name for one in observed.links.values() if one.master == link.ifindex}
+    service = observed.services.get(service_name(link.name))
     own = {port for port, bridge in observed.enslaved if bridge == link.name} | set(spec.ports if spec else ())
     return {
         "addresses": " ".join(sorted(a.address for a in link.addresses if a.own or a.address in wanted)),
@@ -92,6 +95,7 @@ def _seen(link: LinkState, spec: BridgeSpec | None, observed: Observed) -> Mappi
         "ports": " ".join(sorted(ports & own)),
         "stp": _truth(link.stp),
         "up": _truth(link.up),
+        **(dict(service.spec.shown) if service is not None and service.alive else {}),
     }
 
 

@@ -9,11 +9,14 @@ from typing import Protocol
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec
 from agent.core.digest import digest
+from agent.core.dnsmasq import is_served, lease_hosts, pool_size, service_name
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
+from agent.core.leases import Lease
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
-from agent.core.observed import Observed
+from agent.core.observed import Observed, ServiceState
 from agent.core.pending import PendingLike, as_told, pending_json
+from agent.core.services import service_resource
 from agent.core.vm_display import nic_attached, rates_in_force, vm_display_state
 
 Json = Mapping[str, object]
@@ -68,12 +71,13 @@ def status(inputs: StatusInputs) -> dict[str, object]:
     """
     found = _found(inputs)
     names = sorted(inputs.desired.vms.keys() | inputs.observed.vms.keys())
+    leased = {(bridge, one.mac): one for bridge, leases in inputs.observed.leases.items() for one in leases}
     bridges = sorted(present_bridges(inputs.desired, inputs.observed).items())
     return {
         "agent": _agent_status(inputs, found.conditions.get("", ())),
         "units": [unit_status(file) for file in sorted(inputs.files, key=lambda file: file.path)],
         "bridges": [_bridge_status(inputs, bridge, found) for _, bridge in bridges],
-        "vms": [_vm_status(inputs, name, found) for name in names],
+        "vms": [_vm_status(inputs, name, found, leased) for name in names],
     }
 
 
@@ -91,6 +95,7 @@ class Owners:
         bridges = present_bridges(desired, observed)
         self._names = {vm_resource(name) for name in desired.vms.keys() | observed.vms.keys()}
         self._names |= {bridge_resource(name) for name in bridges}
+        self._services = {service_resource(service_name(name)): bridge_resource(name) for name in bridges}
         self._ports = {port: bridge_resource(bridge.name) for bridge in bridges.values() for port in bridge.ports}
 
     def of(self, resource: str) -> str:
@@ -98,6 +103,8 @@ class Owners:
         kind, _, rest = resource.partition("/")
         if kind == "port":
             return self._ports.get(rest, "")
+        if kind == "service":
+            return self._services.get(resource, "")
         owner = f"{'vm' if kind == 'tap' else kind}/{rest.partition('/')[0]}"
         return owner if owner in self._names else ""
 
@@ -166,13 +173,49 @@ def _bridge_status(inputs: StatusInputs, spec: BridgeSpec, found: _Found) -> Jso
         "mac": spec.mac,
         "addresses": list(spec.addresses),
         "ports": ports,
+        "dhcp": _dhcp_status(inputs, spec),
+        "services": [_service_status(one) for one in _services_of(inputs, spec)],
         "in_sync": bridge_resource(spec.name) not in found.deviating,
         "file": spec.file,
         "conditions": _conditions(found.conditions.get(bridge_resource(spec.name), ())),
     }
 
 
-def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
+def _dhcp_status(inputs: StatusInputs, spec: BridgeSpec) -> Json | None:
+    if spec.dhcp is None:
+        return None
+    leases = inputs.observed.leases.get(spec.name, ())
+    hosts = lease_hosts(inputs.desired, inputs.observed, frozenset({spec.name})).get(spec.name, ())
+    return {
+        "range": [spec.dhcp.first, spec.dhcp.last],
+        "lease_s": spec.dhcp.lease_s,
+        "pool_size": pool_size(spec, hosts),
+        "leases": [
+            {"mac": one.mac, "address": one.address, "name": one.name or None, "expires_s": one.expires_s or None}
+            for one in leases
+        ],
+    }
+
+
+def _services_of(inputs: StatusInputs, spec: BridgeSpec) -> Sequence[tuple[str, ServiceState | None]]:
+    """The services of a bridge, also one that is wanted and was never started."""
+    name = service_name(spec.name)
+    state = inputs.observed.services.get(name)
+    return [(name, state)] if state is not None or is_served(spec) else []
+
+
+def _service_status(named: tuple[str, ServiceState | None]) -> Json:
+    name, state = named
+    return {
+        "name": name,
+        "running": state is not None and state.alive,
+        "pid": state.pid if state is not None else None,
+        "unit": state.unit or None if state is not None else None,
+        "restarts": state.restarts if state is not None else 0,
+    }
+
+
+def _vm_status(inputs: StatusInputs, name: str, found: _Found, leased: Mapping[tuple[str, str], Lease]) -> Json:
     state, wanted = inputs.observed.vms.get(name), inputs.desired.vms.get(name)
     spec = state.spec if state is not None else wanted
     if spec is None:
@@ -190,7 +233,7 @@ def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
         "pending": pending_json(pending, spec.stop_timeout_s),
         "digest": digest(as_told(state)) if state is not None and state.alive else None,
         "digest_wanted": digest(wanted) if wanted is not None else None,
-        "nics": [_nic_status(inputs, name, nic) for nic in spec.nics],
+        "nics": [_nic_status(inputs, name, nic, leased.get((nic.bridge, nic.mac))) for nic in spec.nics],
         "disks": [_disk_status(disk) for disk in spec.disks],
         "file": spec.file,
         "description": (wanted or spec).description,
@@ -198,15 +241,18 @@ def _vm_status(inputs: StatusInputs, name: str, found: _Found) -> Json:
     }
 
 
-def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec) -> Json:
+def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec, lease: Lease | None) -> Json:
+    """A NIC. Its address is the static one that its unit names, else the one that it was given."""
+    leased = lease.address if lease is not None else None
     rate_in, rate_out = rates_in_force(name, nic, inputs.observed.links)
     return {
         "name": nic.id,
         "tap": nic.tap,
         "bridge": nic.bridge,
         "mac": nic.mac,
-        "address": nic.address[0] if nic.address else None,
+        "address": nic.address[0] if nic.address else leased,
         "addresses": list(nic.address),
+        "leased": leased,
         "attached": nic_attached(inputs.observed.vms.get(name), nic, inputs.observed.links),
         "rate_in": rate_in,
         "rate_out": rate_out,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from agent.core.conditions import NOTICES, Condition
 from agent.core.desired import VmSpec
+from agent.core.dnsmasq import bridge_keys, service_name
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Attempt, Intent, VmState
 from agent.core.policy import next_start_s, streak, wants_to_run
@@ -75,7 +76,8 @@ class _Story:
         if spec is not None:
             ports = f"ports {', '.join(spec.ports)}" if spec.ports else "no ports"
             addresses = f"addresses {', '.join(spec.addresses)}" if spec.addresses else "no addresses"
-            yield Statement("wanted", f"a bridge with {ports}, {addresses}, mtu {spec.mtu}")
+            keys = "".join(f", {key} {value}" for key, value in bridge_keys(spec).items() if value)
+            yield Statement("wanted", f"a bridge with {ports}, {addresses}, mtu {spec.mtu}{keys}")
         yield Statement("now", self._bridge_now())
         yield from self._obstacles()
         yield Statement("next", self._next_of_bridge(wanted=spec is not None))
@@ -134,7 +136,12 @@ class _Story:
         if not is_own_bridge(link):
             return f"link {link.ifindex} of this name is there, and it is not ours"
         ports = sorted(one.name for one in self._observed.links.values() if one.master == link.ifindex)
-        return f"link {link.ifindex} is {'up' if link.up else 'down'}, with {', '.join(ports) or 'nothing'} in it"
+        told = f"link {link.ifindex} is {'up' if link.up else 'down'}, with {', '.join(ports) or 'nothing'} in it"
+        service = self._observed.services.get(service_name(self._name))
+        if service is None:
+            return told
+        runs = f"runs as pid {service.pid}" if service.alive else "does not run"
+        return f"{told}; {service.spec.name} {runs}"
 
     def _ends(self) -> Iterator[Statement]:
         row = streak(self._observed.ends.get(self._name, ()), self._observed.host.boot_id)

@@ -143,15 +143,18 @@ async def spawn(
     log: int,
     cwd: str | Path = "/",
     groups: Sequence[int] = (),
+    stdin: int | None = None,
+    capabilities: Sequence[str] = (),
 ) -> Process:
-    """Start a program as `uid` (and the group of the same number), with no capability and no way to get one.
+    """Start a program as `uid` (and the group of the same number), with these capabilities and no way to get others.
 
-    It has a session and process group of its own, no standard input, and writes what it says to the descriptor `log`.
+    It has a session and process group of its own, no standard input but `stdin`, and writes what it says to the
+    descriptor `log`.
     It inherits `pass_fds` under their numbers and nothing else.
     PermanentError if it cannot be started at all; if `argv[0]` cannot be executed, the process ends with code 126 or
     127 and the log says why. The caller keeps its own copies of all descriptors.
     """
-    child = _popen(unprivileged(argv, uid=uid, groups=groups), pass_fds, log, cwd)
+    child = _popen(unprivileged(argv, uid=uid, groups=groups, capabilities=capabilities), pass_fds, log, cwd, stdin)
     with contextlib.suppress(OSError):  # it is gone already
         os.setpriority(os.PRIO_PROCESS, child.pid, 0)  # the agent's own priority is not the guest's
     pidfd = os.pidfd_open(child.pid)
@@ -159,10 +162,14 @@ async def spawn(
     return Process(child.pid, stat.start_time if stat else 0, pidfd, child)
 
 
-def unprivileged(argv: Sequence[str], *, uid: int, groups: Sequence[int] = ()) -> list[str]:
-    """A command line that, as root, starts `argv` as `uid` with no capability and no way to get one (setpriv(1))."""
+def unprivileged(
+    argv: Sequence[str], *, uid: int, groups: Sequence[int] = (), capabilities: Sequence[str] = ()
+) -> list[str]:
+    """A command line that, as root, starts `argv` as `uid`, with these capabilities and no way to get others, by
+    default none at all (setpriv(1))."""
+    kept = ",".join(("-all", *(f"+{one}" for one in capabilities)))
     supplementary = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
-    dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs")
+    dropped = (f"--inh-caps={kept}", f"--ambient-caps={kept}", f"--bounding-set={kept}", "--no-new-privs")
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", supplementary, *dropped, "--", *argv]
 
 
@@ -181,11 +188,13 @@ def refuse_long(argv: Sequence[str]) -> None:
         raise PermanentError(f"{message}; shorten extra-args", reason="CommandLineTooLong")
 
 
-def _popen(command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path) -> subprocess.Popen[bytes]:
+def _popen(
+    command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path, stdin: int | None
+) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=log,
             stderr=log,
             pass_fds=tuple(pass_fds),
@@ -256,6 +265,21 @@ def _has_open(process: Path, path: str) -> bool:
                 if os.readlink(descriptor) == path:
                     return True
     return False
+
+
+def find_process_called(folder: str, uids: frozenset[int]) -> Process | None:
+    """The process of one of these users that has a folder in its command line, None if there is none.
+
+    For a service of which no pid is recorded. Whose it is tells it from whoever only looks into its run directory.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if entry.stat().st_uid in uids and os.fsencode(folder) + b"/" in (entry / "cmdline").read_bytes():
+                    process = running_process(int(entry.name))
+                    if process is not None:
+                        return process
+    return None
 
 
 def launched_as(pid: int) -> tuple[int, str]:

@@ -117,10 +117,10 @@ class ServiceManager:
                 return status
         return None
 
-    async def kill(self, unit: str) -> None:
-        """Kill the main process of a service with SIGKILL; nothing happens if it has ended, or is not there."""
+    async def kill(self, unit: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send the main process of a service a signal; nothing happens if it has ended, or is not there."""
         with contextlib.suppress(PermanentError):
-            await self._call("KillUnit", "ssi", [unit, "main", signal.SIGKILL.value])
+            await self._call("KillUnit", "ssi", [unit, "main", number.value])
 
     async def properties(self, unit: str, names: Sequence[str]) -> Mapping[str, Any] | None:
         """Properties of a service, None if the manager knows nothing of it."""

@@ -12,39 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from agent.core.actions import (
-    Action,
-    ChangeAddresses,
-    ChangeLink,
-    ChangeRate,
-    ChangeReboot,
-    CreateBridge,
-    DeleteLink,
-    EndVm,
-    EnslavePort,
-    LaunchVm,
-    LimitVm,
-    PauseVm,
-    ReleasePort,
-    ReleaseVm,
-    RenameVm,
-    ResetVm,
-    ResumeVm,
-    StopVm,
-)
 from agent.core.approval import still_asked
 from agent.core.desired import Desired
-from agent.core.device_actions import (
-    ArmTap,
-    CreateDisk,
-    GrowDisk,
-    PlugDisk,
-    PlugNic,
-    ReplugNic,
-    TakeOver,
-    UnplugDisk,
-    UnplugNic,
-)
 from agent.core.errors import ActionError, ObservationError
 from agent.core.fallback import starts_of
 from agent.core.memory import Memory, without_guests, without_lacks
@@ -52,12 +21,12 @@ from agent.core.observed import HostState, Observed
 from agent.core.obstacles import edited
 from agent.core.qemu_serial import serial_logs
 from agent.core.status import AgentFacts
-from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.host.launches import Launches
 from agent.host.logs import cap_log
 from agent.host.netlink import RatedLinks
 from agent.host.notify import Notifier
 from agent.host.processes import find_qemu
+from agent.host.service_files import ServiceFiles
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
@@ -65,14 +34,15 @@ from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import boot_id, machine_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.doorbell import Doorbell
+from agent.runtime.execute import Executor
 from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
+from agent.runtime.leases import Leases
 from agent.runtime.limits import LimitLooks, controllers_here
-from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.notifications import Notifications, Notifying
 from agent.runtime.observe import (
     DiskLooks,
@@ -87,6 +57,7 @@ from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
+from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
@@ -159,6 +130,7 @@ class Agent:
             start_slots(),
             services=starts.as_services,
             controllers=controllers_here(),
+            absent=absent_programs(),
         )
         self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
@@ -168,11 +140,20 @@ class Agent:
         self._memory = MemoryLooks()
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
-        self._link_executor = LinkExecutor(links, self._descriptors, self._keeper)
-        self._vm_executor = VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts)
-        self._device_executor = DeviceExecutor(self._guests, self._link_executor, self._descriptors)
-        self._tuning_executor = TuningExecutor(self._guests)
-        self._reconciler = Reconciler(self._doorbell, self._observe, self._execute, chronicle)
+        self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
+        self._leases = Leases(state.path / "leases", self._doorbell.ring)
+        link_executor = LinkExecutor(links, self._descriptors, self._keeper)
+        executor = Executor(
+            VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts),
+            DeviceExecutor(self._guests, link_executor, self._descriptors),
+            TuningExecutor(self._guests),
+            link_executor,
+            self._services,
+            self._disks,
+            self._guests,
+            qemu=lambda: self._host.qemu or "",
+        )
+        self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
         self.operator = Operator(
             facts,
             self._reconciler,
@@ -195,6 +176,9 @@ class Agent:
                 self._files.look_in(group)
                 self._limits.look_in(group)
                 self._probes.probe_in(group)
+                self._services.serve_in(group)
+                self._leases.follow_in(group)
+                await self._services.adopt()
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -207,6 +191,7 @@ class Agent:
                 group.create_task(self._reconciler.run(), name="reconciler")
         finally:
             await self._guests.close()
+            self._leases.close()
             self._starts.close()
             self._descriptors.close()
 
@@ -260,7 +245,14 @@ class Agent:
                 continue
             self._looked_s = now_s()
             qemu = await look_for_qemu()
-            self._host = replace(self._host, qemu=qemu.path, qemu_problem=qemu.problem, controllers=controllers_here())
+            self._host = replace(
+                self._host,
+                qemu=qemu.path,
+                qemu_problem=qemu.problem,
+                controllers=controllers_here(),
+                absent=absent_programs(),
+            )
+            self._leases.look()
             self._limits.look()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
@@ -272,6 +264,7 @@ class Agent:
     def _cap_logs(self) -> None:
         for guest in self._guests:
             cap_log(self._launches.log_path(guest.name))
+        self._services.cap_logs()
 
     async def _cap_serial_logs(self) -> None:
         """A guest writes to its own logs as fast as it likes, so they are looked at more often."""
@@ -336,49 +329,6 @@ class Agent:
             max_disruption=self._max_disruption,
             reachable=self._probes.look(self._reconciler.last.plan.asked),
             files=self._files.seen,
+            services=self._services.states(),
+            leases=self._leases.states(),
         )
-
-    async def _execute(self, action: Action) -> None:
-        vms = self._vm_executor
-        match action:
-            case LaunchVm():
-                await vms.launch(action, self._host.qemu or "")
-            case ReleaseVm():
-                await vms.release(action.vm)
-            case StopVm():
-                await vms.stop(action)
-            case EndVm():
-                await vms.end(action)
-            case ResumeVm():
-                await vms.resume(action)
-            case PauseVm():
-                await vms.pause(action.vm)
-            case ResetVm():
-                await vms.reset(action)
-            case LimitVm() | ChangeReboot():
-                await vms.change(action)
-            case RenameVm():
-                await vms.rename(action)
-            case _:
-                await self._execute_on_devices(action)
-
-    async def _execute_on_devices(self, action: Action) -> None:
-        match action:
-            case CreateDisk():
-                await self._vm_executor.create_disk(action)
-                await self._disks.look_now(action.disk)
-            case GrowDisk():
-                await self._device_executor.grow(action)
-                await self._disks.look_now(action.disk)
-            case TakeOver() | PlugNic() | UnplugNic() | ReplugNic() | PlugDisk() | UnplugDisk():
-                await self._device_executor.change(action)
-            case TuneVm() | PlugCpus() | ChangeMedium():
-                await self._tuning_executor.change(action)
-            case ArmTap():
-                await self._link_executor.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
-            case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():
-                await self._link_executor.change(action)
-            case ChangeRate():
-                await self._link_executor.change(action)
-            case _:
-                raise TypeError(f"no executor for {action}")

@@ -36,6 +36,7 @@ from agent.host.processes import (
     unprivileged,
 )
 from agent.host.systemd import ServiceManager, UnitExistsError, UnitStatus, runs_as_service
+from agent.runtime.service_starts import ChildServices, ServiceStarts, UnitServices
 
 log = structlog.get_logger("vmhost.starts")
 
@@ -88,6 +89,9 @@ class Starts(Protocol):
     async def clear(self, record: LaunchRecord) -> None:
         """Put away what is left of a process that is gone; never fails."""
 
+    def services(self) -> ServiceStarts:
+        """The way to run other programs than QEMU."""
+
     def close(self) -> None:
         """Let go; what was started runs on."""
 
@@ -124,6 +128,10 @@ class ChildStarts:
 
     async def clear(self, record: LaunchRecord) -> None:
         """As `Starts.clear`: nothing is left."""
+
+    def services(self) -> ServiceStarts:
+        """As `Starts.services`."""
+        return ChildServices()
 
     def close(self) -> None:
         """As `Starts.close`."""
@@ -228,6 +236,10 @@ class UnitStarts:
                 await self._manager.clear(record.unit)
             except ActionError as error:
                 log.warning("a guest's unit is left", vm=record.spec.name, unit=record.unit, why=str(error))
+
+    def services(self) -> ServiceStarts:
+        """As `Starts.services`."""
+        return UnitServices(self._manager, self._run_dir)
 
     def close(self) -> None:
         """As `Starts.close`."""

@@ -30,6 +30,7 @@ def world_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _vm_families(snapshot.vms)
     yield from _nic_families(snapshot.nics)
     yield from _bridge_families(snapshot)
+    yield from _service_families(snapshot)
     yield from _netlink_families(snapshot.netlink)
 
 
@@ -107,6 +108,22 @@ def _bridge_families(snapshot: Snapshot) -> Iterator[Metric]:
         up.add_metric([bridge.name], int(bridge.up))
         ports.add_metric([bridge.name], bridge.ports)
     yield from (up, ports)
+
+
+def _service_families(snapshot: Snapshot) -> Iterator[Metric]:
+    leases = _gauge("dhcp_leases", "Leases that a bridge's DHCP server has given.", "bridge")
+    size = _gauge(
+        "dhcp_pool_size", "Addresses that a bridge's DHCP server has to give, static ones included.", "bridge"
+    )
+    for pool in snapshot.pools:
+        leases.add_metric([pool.bridge], pool.leases)
+        size.add_metric([pool.bridge], pool.size)
+    up = _gauge("service_up", "Whether a supervised program runs.", "service")
+    restarts = _counter("service_restarts", "Starts that answered an end of a supervised program.", "service")
+    for service in snapshot.services:
+        up.add_metric([service.name], int(service.up))
+        restarts.add_metric([service.name], service.restarts)
+    yield from (leases, size, up, restarts)
 
 
 def _netlink_families(totals: NetlinkTotals) -> Iterator[Metric]:

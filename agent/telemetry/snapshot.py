@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.core.desired import VmSpec
+from agent.core.dnsmasq import is_served, lease_hosts, pool_size, service_name
 from agent.core.marks import bridge_resource, tap_resource, vm_resource
-from agent.core.observed import Intent
+from agent.core.observed import Intent, ServiceState
 from agent.core.policy import wants_to_run
+from agent.core.services import ServiceSpec, service_resource
 from agent.core.status import StatusInputs, deviating_owners, present_bridges
 from agent.core.vm_display import nic_attached, vm_display_state
 
@@ -78,6 +80,24 @@ class BridgeSample:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSample:
+    """A bridge's DHCP server: the leases that it has given, and the addresses that it can give."""
+
+    bridge: str
+    leases: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSample:
+    """A supervised program, and how often it was started again after an end that nobody asked for."""
+
+    name: str
+    up: bool
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class NetlinkTotals:
     """What the netlink sockets went through since the agent started: messages by type, overflows, errors by errno."""
 
@@ -107,6 +127,8 @@ class Snapshot:
     vms: tuple[VmSample, ...] = ()
     nics: tuple[NicSample, ...] = ()
     bridges: tuple[BridgeSample, ...] = ()
+    pools: tuple[PoolSample, ...] = ()
+    services: tuple[ServiceSample, ...] = ()
     actions_in_flight: int = 0
     netlink: NetlinkTotals = NetlinkTotals()
 
@@ -125,6 +147,8 @@ def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
         vms=vms,
         nics=_nic_samples(inputs, readings),
         bridges=bridges,
+        pools=_pool_samples(inputs),
+        services=_service_samples(inputs),
         actions_in_flight=len(inputs.observed.in_flight),
         netlink=readings.netlink,
     )
@@ -199,6 +223,29 @@ def _bridge_samples(inputs: StatusInputs) -> tuple[BridgeSample, ...]:
     )
 
 
+def _pool_samples(inputs: StatusInputs) -> tuple[PoolSample, ...]:
+    bridges = present_bridges(inputs.desired, inputs.observed)
+    pools = frozenset(name for name, spec in bridges.items() if spec.dhcp is not None)
+    hosts = lease_hosts(inputs.desired, inputs.observed, pools) if pools else {}
+    return tuple(
+        PoolSample(name, len(inputs.observed.leases.get(name, ())), pool_size(bridges[name], hosts.get(name, ())))
+        for name in sorted(pools)
+    )
+
+
+def _service_samples(inputs: StatusInputs) -> tuple[ServiceSample, ...]:
+    """Services that were started, and those that are wanted and were not."""
+    states = inputs.observed.services
+    wanted = {
+        service_name(name) for name, spec in present_bridges(inputs.desired, inputs.observed).items() if is_served(spec)
+    }
+    never = ServiceState(ServiceSpec("", "", "", ()), alive=False)
+    return tuple(
+        ServiceSample(name, states.get(name, never).alive, states.get(name, never).restarts)
+        for name in sorted(wanted | states.keys())
+    )
+
+
 def _in_sync(inputs: StatusInputs) -> Mapping[tuple[str, str], bool]:
     deviating = inputs.plan.deviating
     owners = deviating_owners(inputs.desired, inputs.observed, deviating)
@@ -206,6 +253,8 @@ def _in_sync(inputs: StatusInputs) -> Mapping[tuple[str, str], bool]:
     found: dict[tuple[str, str], bool] = {}
     for name in present_bridges(inputs.desired, inputs.observed):
         found["bridge", name] = bridge_resource(name) not in owners
+    for one in _service_samples(inputs):
+        found["service", one.name] = one.up and service_resource(one.name) not in deviating
     for name, spec in _specs(inputs).items():
         resource = vm_resource(name)
         found["vm", name] = resource not in owners and resource not in held and not inputs.pending.get(name)

@@ -26,6 +26,17 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "mtu": "the largest packet, in bytes",
         "stp": "speak the spanning tree protocol",
         "adopt": "take over a bridge of this name that somebody else made",
+        "dhcp": "give addresses to guests and whoever else asks on this bridge (IPv4), by a dnsmasq of its own; an "
+        "address of a NIC is given to that guest. Debian's package dnsmasq-base",
+        "dns": "answer questions for names on this bridge's addresses: guests' own, and all others by asking upstream",
+    },
+    "DhcpTable": {
+        "range": "the first and the last address to give away; addresses of guests' NICs may lie within or outside",
+        "lease": "for how long; who uses its address renews it in time",
+    },
+    "DnsTable": {
+        "upstream": "addresses of the DNS servers to ask, none: only own names are known; the host's unless given",
+        "domain": "guests are found as NAME and as NAME.DOMAIN, which is asked of nobody else",
     },
     "VmTable": {
         "cpus": "number of virtual CPUs",
@@ -91,7 +102,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "rate-in": 'at most this much goes to the guest, such as "10Mbit" (kbit, Mbit, Gbit; powers of ten)',
         "rate-out": "at most this much comes from the guest, as for rate-in",
         "address": "the address that the guest has there, or several, without prefix; shown in status, and asked for "
-        "ready. The guest sets it itself: it is neither leased nor filtered yet",
+        "ready. A bridge with dhcp gives the guest its IPv4 one; else the guest sets it itself. Not filtered yet",
         "link": "down: the guest sees its cable unplugged",
     },
 }
@@ -112,10 +123,13 @@ def json_schema() -> dict[str, Any]:
 def _tidied(value: MutableMapping[str, Any], text: str | None) -> dict[str, Any]:
     """A key as it is written: TOML has no null, and sizes and durations are texts there."""
     choices = [choice for choice in value.get("anyOf", []) if choice != {"type": "null"}]
-    plain = {key: part for key, part in value.items() if key not in {"anyOf", "title", "default"}}
-    if choices:
-        (choice,) = choices
-        plain |= choice
+    plain = {key: part for key, part in value.items() if key not in {"anyOf", "title", "default", "x-or-boolean"}}
+    if value.get("x-or-boolean"):
+        choices.insert(0, {"type": "boolean"})
+    if len(choices) == 1:
+        plain |= choices[0]
+    elif choices:
+        plain["anyOf"] = choices
     if text is not None:
         plain["description"] = text
     if value.get("default") not in (None, "", []):
@@ -130,5 +144,7 @@ def _tidied(value: MutableMapping[str, Any], text: str | None) -> dict[str, Any]
 
 def _as_written(default: object, plain: Mapping[str, Any]) -> object:
     if plain["type"] == "string" and isinstance(default, int | float):
+        if default % 3600 == 0 and "h" in plain["pattern"]:
+            return f"{default / 3600:.0f}h"
         return f"{default:.0f}{'s' if 's' in plain['pattern'] else 'M'}"
     return default

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
-from agent.unitfile import order, values
+from agent.unitfile import order, served, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.order import order_mistakes
@@ -122,6 +122,9 @@ Cpus = Annotated[int, _number("cpus")]
 Mtu = Annotated[int, _number("mtu")]
 
 
+BOOLEAN_OR_DNS = Field(json_schema_extra={"x-or-boolean": True})
+
+
 class Table(BaseModel):
     """What all tables have in common: no unknown key, no conversion, kebab-case."""
 
@@ -134,6 +137,31 @@ class Table(BaseModel):
     )
 
 
+class DhcpTable(Table):
+    """`dhcp` of a bridge; `lease` in seconds."""
+
+    range: Annotated[
+        tuple[str, str],
+        _checked(served.parse_range),
+        WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}),
+    ]
+    lease: Annotated[
+        int, _checked(served.parse_lease), _text('duration such as "12h" or "3d"', pattern="^[0-9]+[smhd]$")
+    ] = 43200
+
+
+class DnsTable(Table):
+    """`dns` of a bridge; `upstream` None: the host's own."""
+
+    upstream: (
+        Annotated[
+            tuple[Annotated[str, _checked(served.parse_upstream)], ...], BeforeValidator(_listed), AfterValidator(_once)
+        ]
+        | None
+    ) = None
+    domain: Annotated[str, _checked(served.parse_domain), _text("domain")] | None = None
+
+
 class BridgeTable(Table):
     """`[bridge.NAME]`."""
 
@@ -143,6 +171,8 @@ class BridgeTable(Table):
     mtu: Mtu | None = None
     stp: bool = False
     adopt: bool = False
+    dhcp: DhcpTable | None = None
+    dns: Annotated[DnsTable | None, BeforeValidator(served.dns_table), BOOLEAN_OR_DNS] = None
 
 
 class DiskTable(Table):
@@ -221,6 +251,7 @@ class VmTable(Table):
     serial: Mapping[DeviceName, SerialTable] = Field(default_factory=dict)
 
 
+SERVED_TABLES: Mapping[str, type[Table]] = {"dhcp": DhcpTable, "dns": DnsTable}
 DEVICE_TABLES: Mapping[str, type[Table]] = {"disk": DiskTable, "nic": NicTable, "serial": SerialTable}
 
 
@@ -244,7 +275,7 @@ def disk_format(path: str, named: str | None) -> str | None:
 def table_at(path: tuple[str, ...]) -> type[Table]:
     """The model of the table at a key path inside a unit file."""
     if path[:1] == ("bridge",):
-        return BridgeTable
+        return SERVED_TABLES[path[2]] if len(path) > 2 and path[2] in SERVED_TABLES else BridgeTable
     if len(path) > 3:
         return DEVICE_TABLES.get(path[2], NicTable)
     return VmTable
@@ -255,6 +286,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
     ports = table.get("ports")
     if isinstance(ports, list) and name in ports:
         yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
+    yield from served.served_mistakes(name, table)
 
 
 def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.desired import Apply, BridgeSpec, DiskSpec, Limits, NicSpec, Restart, SerialSpec, VmSpec
+from agent.core.desired import (
+    Apply,
+    BridgeSpec,
+    DhcpSpec,
+    DiskSpec,
+    DnsSpec,
+    Limits,
+    NicSpec,
+    Restart,
+    SerialSpec,
+    VmSpec,
+)
 from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap
 from agent.unitfile.order import ready_of
@@ -35,6 +46,8 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         port_mtu=table.mtu,
         stp=table.stp,
         adopt=table.adopt,
+        dhcp=DhcpSpec(*table.dhcp.range, table.dhcp.lease) if table.dhcp is not None else None,
+        dns=DnsSpec(table.dns.upstream, table.dns.domain or "") if table.dns is not None else None,
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.core.desired import Limits
 from agent.core.marks import GROUP, derived_ifb, ifb_mark
-from agent.core.observed import IngressState, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.observed import End, IngressState, LinkState, NicBackend, NicState, Observed, VmState
 
 Links = dict[str, LinkState]
 
@@ -26,11 +26,12 @@ OF_LINKS: Mapping[str, Callable[[LinkState], LinkState]] = {
     "down": lambda tap: replace(tap, up=False),
 }
 OF_BRIDGES = ("bridge", "flush", "mac")
+OF_SERVICES = "service"
 UNLIMITING = ("root", "ingress", "filter", "ifb", "ifb-half")
 OF_TAPS = ("tap", "unmaster", "down", "rename", *UNLIMITING)
 
 faults = st.lists(
-    st.tuples(st.sampled_from([*OF_GUESTS, *OF_BRIDGES, *OF_TAPS]), st.integers(0, 5)),
+    st.tuples(st.sampled_from([*OF_GUESTS, *OF_BRIDGES, *OF_TAPS, OF_SERVICES]), st.integers(0, 5)),
     max_size=6,
 )
 
@@ -43,9 +44,19 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:
             return observed
         name = names[which % len(names)]
         return replace(observed, vms={**observed.vms, name: OF_GUESTS[kind](observed.vms[name])})
+    if kind == OF_SERVICES:
+        services = list(observed.services)
+        return _without_service(observed, services[which % len(services)]) if services else observed
     mark = "vmhost:bridge/" if kind in OF_BRIDGES else "vmhost:tap/"
     ours = [link for link in observed.links.values() if link.alias.startswith(mark)]
     return _inflict_on_link(observed, kind, ours[which % len(ours)]) if ours else observed
+
+
+def _without_service(observed: Observed, name: str) -> Observed:
+    state = observed.services[name]
+    end = End(4999.0, 1.0, observed.host.boot_id, "killed")
+    ended = replace(state, alive=False, pid=None, ends=(*state.ends, end), ended=state.ended + 1)
+    return replace(observed, services={**observed.services, name: ended})
 
 
 def _inflict_on_link(observed: Observed, kind: str, link: LinkState) -> Observed:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.core.actions import StopVm
 from agent.core.desired import Desired, NicSpec, Restart
+from agent.core.dnsmasq import dnsmasq_services
 from agent.core.marks import bridge_mark, derived_ifb, tap_mark
 from agent.core.observed import (
     HostMemory,
@@ -37,6 +38,7 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
         if link.alias == bridge_mark(name):
             assert (link.up, link.mac, link.mtu, link.stp) == (True, spec.mac, spec.mtu, spec.stp)
             assert {a.address for a in link.addresses} >= set(spec.addresses)
+    assert_served(desired, observed)
     for name, state in observed.vms.items():
         assert desired.vms[name].enabled
         assert state.run_state == "running"
@@ -52,6 +54,15 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
     used = {link.ingress.redirect for link in observed.links.values() if link.ingress is not None}
     ifbs = {link.ifindex for link in observed.links.values() if link.kind == "ifb"}
     assert ifbs <= used or not set(desired.vms) <= set(observed.vms)
+
+
+def assert_served(desired: Desired, observed: Observed) -> None:
+    bridges = {name: spec for name, spec in {**desired.retained, **desired.bridges}.items() if name in observed.links}
+    own = {name: spec for name, spec in bridges.items() if observed.links[name].alias == bridge_mark(name)}
+    wanted = dnsmasq_services(desired, observed, own)
+    assert {name: (state.alive, state.spec) for name, state in observed.services.items()} == {
+        name: (True, spec) for name, spec in wanted.items()
+    }
 
 
 def assert_limited(vm: str, nic: NicSpec, observed: Observed) -> None:
@@ -144,6 +155,7 @@ def test_an_edit_leads_to_where_a_fresh_start_leads(
     idle = [link for link in edited.links.values() if link.alias.split("/")[1:2] not in ([name] for name in edited.vms)]
     kept = {link.ingress.redirect for link in idle if link.ingress is not None}  # a tap that waits for its guest
     assert {x.name for x in edited.links.values() if x.kind == "ifb" and x.ifindex not in kept} <= limited
+    assert_served(second, edited)
     for name, state in edited.vms.items():
         assert second.vms[name].enabled
         assert state.alive

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import strategies as st
 
 from agent.core.actions import Action
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, Restart, VmSpec
+from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DiskSpec, DnsSpec, Limits, NicSpec, Restart, VmSpec
 from agent.core.device_actions import ArmTap
 from agent.core.model import apply
 from agent.core.observed import AddressState, DiskState, HostState, LinkState, Observed
@@ -17,6 +17,9 @@ BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")
 GUESTS = ("one", "two", "three")
 LIMITS = (Limits(), Limits(), Limits(cpu_weight=200), Limits(cpu_quota_us=500_000, io_weight=7, tasks=81))
+DHCPS = (None, DhcpSpec("10.0.0.100", "10.0.0.120", 3600), DhcpSpec("10.0.0.100", "10.0.0.150", 3600))
+DNSS = (None, DnsSpec(), DnsSpec(("9.9.9.9",), "lan"))
+ADDRESSES: tuple[tuple[str, ...], ...] = ((), ("10.0.0.100",), ("10.0.0.7", "fd00::7"))
 RATES = (None, None, 10_000_000, 20_000_000)
 dices = st.integers(0, 1 << 30).map(Random)
 
@@ -25,17 +28,20 @@ dices = st.integers(0, 1 << 30).map(Random)
 def bridge_specs(draw: st.DrawFn) -> dict[str, BridgeSpec]:
     names = draw(st.sets(st.sampled_from(BRIDGES)))
     owner = draw(st.fixed_dictionaries({port: st.sampled_from((*BRIDGES, "")) for port in PORTS}))
+    addresses = {name: draw(st.sets(st.sampled_from(["10.0.0.1/24", "10.0.1.1/24"]))) for name in sorted(names)}
     return {
         name: BridgeSpec(
             name,
             f"02:00:00:00:00:0{BRIDGES.index(name)}",
             ports=tuple(port for port in PORTS if owner[port] == name),
-            addresses=tuple(draw(st.sets(st.sampled_from(["10.0.0.1/24", "10.0.1.1/24"])))),
+            addresses=tuple(own),
             mtu=draw(st.sampled_from([1500, 9000])),
             stp=draw(st.booleans()),
             adopt=draw(st.booleans()),
+            dhcp=draw(st.sampled_from(DHCPS)) if "10.0.0.1/24" in own else None,
+            dns=draw(st.sampled_from(DNSS)) if own else None,
         )
-        for name in sorted(names)
+        for name, own in addresses.items()
     }
 
 
@@ -51,6 +57,7 @@ def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
             i,
             rate_in_bps=draw(st.sampled_from(RATES)),
             rate_out_bps=draw(st.sampled_from(RATES)),
+            address=draw(st.sampled_from(ADDRESSES)),
         )
         for i, bridge in enumerate(draw(st.lists(st.sampled_from(bridges), max_size=2)) if bridges else [])
     )

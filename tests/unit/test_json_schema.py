@@ -38,6 +38,8 @@ def mistakes(value: Any, rule: dict[str, Any], where: str = "") -> list[str]:
             case "additionalProperties":
                 assert wanted is False
                 found += [f"{where} {key} unknown" for key in value if not rules_for(key, rule)]
+            case "anyOf":
+                found += [] if any(not mistakes(value, one, where) for one in wanted) else [f"{where} anyOf"]
             case "items":
                 for item in value:
                     found += mistakes(item, wanted, f"{where}[]")
@@ -63,6 +65,8 @@ def holds(keyword: str, wanted: Any, value: Any) -> bool:
             return bool(value >= wanted)
         case "maximum":
             return bool(value <= wanted)
+        case "minItems" | "maxItems":
+            return bool(len(value) >= wanted) if keyword == "minItems" else bool(len(value) <= wanted)
         case "uniqueItems":
             return not wanted or len(set(value)) == len(value)
     raise AssertionError(keyword)
@@ -86,6 +90,11 @@ mac = "52:54:00:AB:34:56"
 mtu = 1500
 stp = true
 adopt = false
+dhcp = { range = ["10.0.0.100", "10.0.0.150"], lease = "3d" }
+dns = { upstream = ["9.9.9.9"], domain = "lan" }
+[bridge.br1]
+addresses = ["10.0.1.1/24"]
+dns = true
 [vm.Web_1]
 cpus = 2
 memory = "1G"
@@ -132,6 +141,9 @@ def test_every_key_at_once_is_taken() -> None:
     [
         ("[bridge.br0]\nadresses = []", ".bridge.br0 adresses unknown"),
         ("[bridge.br0]\nmtu = 9", ".bridge.br0.mtu minimum"),
+        ("[bridge.br0]\ndhcp = {}", ".bridge.br0.dhcp required"),
+        ('[bridge.br0]\ndhcp = { range = ["10.0.0.2"] }', ".bridge.br0.dhcp.range minItems"),
+        ('[bridge.br0]\ndns = "true"', ".bridge.br0.dns anyOf"),
         ('[bridge.br0]\nmtu = "9"', ".bridge.br0.mtu type"),
         ('[bridge.br0]\nports = ["a", "a"]', ".bridge.br0.ports uniqueItems"),
         ('[bridge.br0]\nmac = "52-54-00-12-34-56"', ".bridge.br0.mac pattern"),
@@ -170,6 +182,8 @@ def test_every_key_says_what_it_is_for() -> None:
     tables = (
         schema.UnitFile,
         schema.BridgeTable,
+        schema.DhcpTable,
+        schema.DnsTable,
         schema.VmTable,
         schema.DiskTable,
         schema.NicTable,

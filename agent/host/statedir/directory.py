@@ -62,6 +62,11 @@ class StateDirectory:
         """What guests last ran with."""
         return self._ran
 
+    @property
+    def path(self) -> Path:
+        """The directory itself."""
+        return self._path
+
     def open(self) -> None:
         """Make and lock the directory; `StateRefusedError` if another agent holds it, `OSError` if it cannot be had."""
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,79 @@
+"""Follows the lease files of DHCP servers: read when the kernel says that one was written, and at each full look."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from agent.core.errors import ObservationError
+from agent.core.leases import Lease, parse_leases, unexpired
+from agent.host.file_events import FileEvents
+
+log = structlog.get_logger("vmhost.leases")
+
+SETTLE_S = 0.01
+"""A lease file is written in several steps: what follows at once is read with the first."""
+
+
+class Leases:
+    """The leases of each bridge that has a lease file."""
+
+    def __init__(self, folder: Path, ring: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._ring = ring
+        self._events: FileEvents | None = None
+        self._due: set[str] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._leases: dict[str, tuple[Lease, ...]] = {}
+
+    def follow_in(self, group: asyncio.TaskGroup) -> None:
+        """Follow the files from now on, in tasks of this group."""
+        self._group = group
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._events = FileEvents(self._folder, self._changed)
+        except ObservationError as error:
+            log.warning("leases are looked at every 30 s only", why=str(error))
+        self.look()
+
+    def look(self) -> None:
+        """Read all files again."""
+        for name in {*self._leases, *(path.name for path in self._folder.iterdir())}:
+            self._changed(name)
+
+    def close(self) -> None:
+        """Follow them no longer."""
+        if self._events is not None:
+            self._events.close()
+
+    def states(self) -> Mapping[str, tuple[Lease, ...]]:
+        """The leases that are known, by bridge."""
+        return self._leases
+
+    def _changed(self, name: str) -> None:
+        if self._group is not None and name not in self._due:
+            self._due.add(name)
+            self._group.create_task(self._read(name), name=f"leases {name}")
+
+    async def _read(self, name: str) -> None:
+        await asyncio.sleep(SETTLE_S)
+        self._due.discard(name)
+        text = await asyncio.to_thread(_text, self._folder / name)
+        leases = dict(self._leases)
+        leases.pop(name, None)
+        if text is not None:
+            leases[name] = unexpired(parse_leases(text), time.time())
+        if leases != self._leases:
+            self._leases = leases
+            self._ring("leases")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
