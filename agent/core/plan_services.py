@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.core.desired import BridgeSpec, Desired
-from agent.core.dnsmasq import addresses_taken_twice, dnsmasq_services, is_served, lease_hosts
+from agent.core.dnsmasq import addresses_taken_twice, dnsmasq_spec, is_served, lease_hosts, service_name
 from agent.core.draft import Draft
 from agent.core.marks import bridge_resource, is_own_bridge
 from agent.core.observed import ServiceState
@@ -23,13 +23,17 @@ from agent.core.services import (
 
 def plan_services(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]) -> None:
     """Plan the services of these bridges, and the end of those that nobody wants."""
-    wanted = dnsmasq_services(desired, draft.observed, bridges)
-    if wanted:
-        _tell_addresses_taken(draft, desired, bridges)
-    for spec in wanted.values():
-        plan_service(draft, spec)
+    served = [bridge for bridge in bridges.values() if is_served(bridge)]
+    hosts = lease_hosts(desired, draft.observed, frozenset(bridge.name for bridge in served)) if served else {}
+    for bridge in served:
+        on_bridge = hosts.get(bridge.name, ())
+        plan_service(draft, dnsmasq_spec(bridge, on_bridge))
+        for address, holder, loser in addresses_taken_twice(bridge, on_bridge):
+            message = f"{address} is the address of {holder} and of {loser}, which is not given it; change one of them"
+            draft.tell(bridge_resource(bridge.name), "AddressTaken", message, deviates=False)
     if desired.complete:
-        for name in sorted(draft.observed.services.keys() - wanted.keys()):
+        wanted = {service_name(bridge.name) for bridge in served}
+        for name in sorted(draft.observed.services.keys() - wanted):
             draft.propose(StopService(service_resource(name), Reason.UNWANTED, name))
 
 
@@ -79,12 +83,3 @@ def _may_start_now(draft: Draft, name: str, state: ServiceState | None) -> bool:
     draft.tell(resource, "Backoff", f"next start in {at_s - draft.now_s:.0f} s after {state.ends[-1].reason}")
     draft.wake_at(at_s)
     return False
-
-
-def _tell_addresses_taken(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]) -> None:
-    served = [bridge for bridge in bridges.values() if is_served(bridge)]
-    hosts = lease_hosts(desired, draft.observed, frozenset(bridge.name for bridge in served))
-    for bridge in served:
-        for address, holder, loser in addresses_taken_twice(bridge, hosts.get(bridge.name, ())):
-            message = f"{address} is the address of {holder} and of {loser}, which is not given it; change one of them"
-            draft.tell(bridge_resource(bridge.name), "AddressTaken", message, deviates=False)

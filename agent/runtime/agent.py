@@ -293,6 +293,7 @@ class Agent:
         """Read units, links, limits and the files of edits anew."""
         await self._units.take(await self._directory.reread())
         await self._links.full_look()
+        self._host = replace(self._host, absent=absent_programs())
         await self._limits.look_now()
         await self._disks.look_at_edits()
         await self._files.look_at_edits()
