@@ -226,7 +226,7 @@ def test_without_dnsmasq_its_package_is_named_and_all_else_goes_on(agent: AgentP
     enter = ["nsenter", "--mount", "--target", str(agent.process.pid)]
     for _ in range(2):
         subprocess.run([*enter, "umount", "/usr/sbin/dnsmasq"], check=False, capture_output=True)
-    agent.vmhost("wait", "in-sync", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "30")
     assert service(agent)["running"]
     end_services(agent)
 
