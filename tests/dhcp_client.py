@@ -32,9 +32,9 @@ class Client:
         done = subprocess.run([*self._enter, *command], capture_output=True, text=True, timeout=timeout_s, check=False)
         return done.stdout + done.stderr
 
-    def lease(self) -> dict[str, str]:
+    def lease(self, *options: str) -> dict[str, str]:
         """The words of a lease: ip, mask, router, dns, domain, lease. Fails if none is given."""
-        said = self.run(*ASK, str(self._script))
+        said = self.run(*ASK, str(self._script), *options)
         found = re.search(r"^bound (.*)$", said, re.MULTILINE)
         assert found is not None, said
         return dict(word.split("=", 1) for word in found[1].split(" "))

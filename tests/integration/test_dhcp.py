@@ -116,7 +116,9 @@ def test_addresses_and_names_are_given_and_seen(served: AgentProcess, client: Cl
 def test_a_client_cannot_take_a_guest_s_name(served: AgentProcess, client: Client) -> None:
     served.drop("web.toml", web("[]"))
     settled(served)
-    client.run("busybox", "udhcpc", "-i", "eth0", "-f", "-q", "-n", "-x", "hostname:web", "-s", "/bin/true")
+    client.lease("-x", "hostname:web")
+    wait_for(lambda: bridge(served)["dhcp"]["leases"])
+    assert [one["name"] for one in bridge(served)["dhcp"]["leases"]] == [None]
     assert client.resolve("web", SERVER) == []
 
 

@@ -105,10 +105,11 @@ def test_killed_it_is_back_with_its_leases(served: Installed) -> None:
 
 
 def test_it_outlives_the_agent_which_reloads_what_it_took_over(served: Installed) -> None:
-    pid = service(served)["pid"]
+    address, pid = lease(served), service(served)["pid"]
     served.lab.output(f"systemctl restart {UNIT}")
     served.wait_settled()
     assert service(served)["pid"] == pid
+    assert lease(served) == address
     assert not resolves(served, "lee.lan")
     served.lab.write(FILE, (NET + (GUEST % "10.55.0.7").replace("kim", "lee")).encode())
     served.lab.wait_until(lambda: resolves(served, "lee.lan"), "the new name to be known")
