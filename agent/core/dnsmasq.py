@@ -45,39 +45,74 @@ def service_name(bridge: str) -> str:
     return f"{PROGRAM}-{bridge}"
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What follows from a bridge and the NICs on it: its service, its hosts, and the addresses that two of them have
+    (the address, who is given it, and who is not)."""
+
+    spec: ServiceSpec
+    hosts: tuple[LeaseHost, ...]
+    taken: tuple[tuple[str, str, str], ...] = ()
+
+
+def served_bridges(desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec]) -> Mapping[str, Served]:
+    """Those of these bridges that ask for DHCP or DNS, by name."""
+    asking = {name: bridge for name, bridge in bridges.items() if is_served(bridge)}
+    if not asking:
+        return {}
+    nics = _nics_on(frozenset(asking), desired, observed)
+    return {name: _remembered(bridge, nics.get(name, [])) for name, bridge in asking.items()}
+
+
 def dnsmasq_services(
     desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec]
 ) -> Mapping[str, ServiceSpec]:
     """The services of these bridges, by name."""
-    served = [bridge for bridge in bridges.values() if is_served(bridge)]
-    if not served:
-        return {}
-    hosts = lease_hosts(desired, observed, frozenset(bridge.name for bridge in served))
-    specs = (dnsmasq_spec(bridge, hosts.get(bridge.name, ())) for bridge in served)
-    return {spec.name: spec for spec in specs}
+    return {served.spec.name: served.spec for served in served_bridges(desired, observed, bridges).values()}
 
 
-def lease_hosts(desired: Desired, observed: Observed, bridges: frozenset[str]) -> Mapping[str, tuple[LeaseHost, ...]]:
-    """The NICs on some bridges, in the order of their guests' names: of wanted guests, and of those that only run.
+_Nic = tuple[str, NicSpec, str]
+"""A guest's name, its NIC as wanted, and the MAC that it runs with."""
+
+_KNOWN: dict[str, tuple[BridgeSpec, list[_Nic], Served]] = {}
+"""What was made last for each bridge: a pass in which nothing changed compares a thousand NICs, and makes nothing."""
+
+_MOST_KNOWN = 512
+
+
+def _remembered(bridge: BridgeSpec, nics: list[_Nic]) -> Served:
+    known = _KNOWN.get(bridge.name)
+    if known is not None and known[0] == bridge and known[1] == nics:
+        return known[2]
+    hosts = tuple(_named(sorted(nics, key=lambda one: one[0])))
+    served = Served(dnsmasq_spec(bridge, hosts), hosts, tuple(addresses_taken_twice(bridge, hosts)))
+    if len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.clear()
+    _KNOWN[bridge.name] = bridge, nics, served
+    return served
+
+
+def _nics_on(bridges: frozenset[str], desired: Desired, observed: Observed) -> Mapping[str, list[_Nic]]:
+    """The NICs on some bridges: of wanted guests, and of those that only run.
 
     A guest that runs with another MAC than its unit says by now keeps its address under both.
     """
-    nics: dict[str, list[tuple[str, NicSpec, str]]] = {}
+    nics: dict[str, list[_Nic]] = {bridge: [] for bridge in bridges}
     for vm, spec in desired.vms.items():
         state = observed.vms.get(vm)
         runs = {nic.id: nic.mac for nic in state.spec.nics} if state is not None and state.spec is not spec else {}
         for nic in spec.nics:
             if nic.bridge in bridges:
-                nics.setdefault(nic.bridge, []).append((vm, nic, runs.get(nic.id, nic.mac)))
+                nics[nic.bridge].append((vm, nic, runs.get(nic.id, nic.mac)))
     for vm, state in observed.vms.items():
         if vm not in desired.vms and state.alive:
             for nic in state.spec.nics:
                 if nic.bridge in bridges:
-                    nics.setdefault(nic.bridge, []).append((vm, nic, nic.mac))
-    return {bridge: tuple(_named(sorted(found, key=lambda one: one[0]))) for bridge, found in nics.items()}
+                    nics[nic.bridge].append((vm, nic, nic.mac))
+    return nics
 
 
-def _named(nics: Iterable[tuple[str, NicSpec, str]]) -> Iterator[LeaseHost]:
+def _named(nics: Iterable[_Nic]) -> Iterator[LeaseHost]:
     """A guest's first NIC on a bridge has its name, others NAME-NIC; names that differ in case only are one to DNS."""
     taken: set[str] = set()
     for vm, nic, mac in nics:
@@ -86,7 +121,6 @@ def _named(nics: Iterable[tuple[str, NicSpec, str]]) -> Iterator[LeaseHost]:
         yield LeaseHost(f"{vm}'s {nic.id}", name, tuple(dict.fromkeys((nic.mac, mac))), nic.address)
 
 
-@functools.lru_cache(512)
 def dnsmasq_spec(bridge: BridgeSpec, hosts: tuple[LeaseHost, ...]) -> ServiceSpec:
     """The service of one bridge."""
     files = [ServiceFile(CONF, _conf(bridge))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.core.desired import BridgeSpec, Desired
-from agent.core.dnsmasq import addresses_taken_twice, dnsmasq_spec, is_served, lease_hosts, service_name
+from agent.core.dnsmasq import served_bridges
 from agent.core.draft import Draft
 from agent.core.marks import bridge_resource, is_own_bridge
 from agent.core.observed import ServiceState
@@ -23,16 +23,14 @@ from agent.core.services import (
 
 def plan_services(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]) -> None:
     """Plan the services of these bridges, and the end of those that nobody wants."""
-    served = [bridge for bridge in bridges.values() if is_served(bridge)]
-    hosts = lease_hosts(desired, draft.observed, frozenset(bridge.name for bridge in served)) if served else {}
-    for bridge in served:
-        on_bridge = hosts.get(bridge.name, ())
-        plan_service(draft, dnsmasq_spec(bridge, on_bridge))
-        for address, holder, loser in addresses_taken_twice(bridge, on_bridge):
+    served = served_bridges(desired, draft.observed, bridges)
+    for bridge, found in served.items():
+        plan_service(draft, found.spec)
+        for address, holder, loser in found.taken:
             message = f"{address} is the address of {holder} and of {loser}, which is not given it; change one of them"
-            draft.tell(bridge_resource(bridge.name), "AddressTaken", message, deviates=False)
+            draft.tell(bridge_resource(bridge), "AddressTaken", message, deviates=False)
     if desired.complete:
-        wanted = {service_name(bridge.name) for bridge in served}
+        wanted = {found.spec.name for found in served.values()}
         for name in sorted(draft.observed.services.keys() - wanted):
             draft.propose(StopService(service_resource(name), Reason.UNWANTED, name))
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec
 from agent.core.digest import digest
-from agent.core.dnsmasq import is_served, lease_hosts, pool_size, service_name
+from agent.core.dnsmasq import is_served, pool_size, served_bridges, service_name
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
 from agent.core.leases import Lease
@@ -185,7 +185,7 @@ def _dhcp_status(inputs: StatusInputs, spec: BridgeSpec) -> Json | None:
     if spec.dhcp is None:
         return None
     leases = inputs.observed.leases.get(spec.name, ())
-    hosts = lease_hosts(inputs.desired, inputs.observed, frozenset({spec.name})).get(spec.name, ())
+    hosts = served_bridges(inputs.desired, inputs.observed, {spec.name: spec})[spec.name].hosts
     return {
         "range": [spec.dhcp.first, spec.dhcp.last],
         "lease_s": spec.dhcp.lease_s,

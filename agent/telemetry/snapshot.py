@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.core.desired import VmSpec
-from agent.core.dnsmasq import is_served, lease_hosts, pool_size, service_name
+from agent.core.dnsmasq import is_served, pool_size, served_bridges, service_name
 from agent.core.marks import bridge_resource, tap_resource, vm_resource
 from agent.core.observed import Intent, ServiceState
 from agent.core.policy import wants_to_run
@@ -225,11 +225,11 @@ def _bridge_samples(inputs: StatusInputs) -> tuple[BridgeSample, ...]:
 
 def _pool_samples(inputs: StatusInputs) -> tuple[PoolSample, ...]:
     bridges = present_bridges(inputs.desired, inputs.observed)
-    pools = frozenset(name for name, spec in bridges.items() if spec.dhcp is not None)
-    hosts = lease_hosts(inputs.desired, inputs.observed, pools) if pools else {}
+    served = served_bridges(inputs.desired, inputs.observed, bridges)
     return tuple(
-        PoolSample(name, len(inputs.observed.leases.get(name, ())), pool_size(bridges[name], hosts.get(name, ())))
-        for name in sorted(pools)
+        PoolSample(name, len(inputs.observed.leases.get(name, ())), pool_size(bridges[name], found.hosts))
+        for name, found in sorted(served.items())
+        if bridges[name].dhcp is not None
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DnsSpec, NicSpec, VmSpec
-from agent.core.dnsmasq import LeaseHost, addresses_taken_twice, dnsmasq_services, dnsmasq_spec, lease_hosts, pool_size
+from agent.core.dnsmasq import (
+    LeaseHost,
+    addresses_taken_twice,
+    dnsmasq_services,
+    dnsmasq_spec,
+    pool_size,
+    served_bridges,
+)
 from agent.core.leases import Lease, parse_leases, unexpired
 from agent.core.observed import Observed, VmState
 from agent.core.services import needs_reload, needs_restart
@@ -90,7 +97,8 @@ def test_who_gets_which_name_and_address() -> None:
         "gone": VmState(vm("gone", nic("lan", "02::6", "10.0.0.7")), alive=True),
         "dead": VmState(vm("dead", nic("lan", "02::7")), alive=False),
     }
-    hosts = lease_hosts(Desired({"br0": BRIDGE}, wanted), Observed(vms=runs), frozenset({"br0"}))
+    served = served_bridges(Desired({"br0": BRIDGE}, wanted), Observed(vms=runs), {"br0": BRIDGE})
+    hosts = {name: found.hosts for name, found in served.items()}
     assert hosts == {
         "br0": (
             LeaseHost("WEB's lan", "WEB", ("02::5",)),
