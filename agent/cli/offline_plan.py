@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.cli.client import Json
 from agent.core.allocation import Allocations
 from agent.core.errors import UnitError
+from agent.core.firewall import FirewallState, ForwardingState, Routing
 from agent.core.forecast import forecast, forecast_json
 from agent.core.observed import DiskState, HostState, Observed
 from agent.core.status import unit_status
@@ -39,6 +40,7 @@ def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
     observed = Observed(
         disks={p: DiskState(one.exists, one.folder_exists, one.exists, one.size_bytes) for p, one in looks.items()},
         host=HostState(),
+        routing=Routing(FirewallState(), ForwardingState()),
     )
     return {
         **forecast_json(forecast(resolution.desired, observed, 0.0)),

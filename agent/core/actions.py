@@ -20,6 +20,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.observed import Refusal
 from agent.core.reasons import Disruption, Reason
 from agent.core.service_actions import ReloadService, StartService, StopService
@@ -302,6 +303,9 @@ Action = (
     | StartService
     | ReloadService
     | StopService
+    | ChangeFirewall
+    | ChangeForwarding
+    | EndConnections
 )
 
 

@@ -33,15 +33,19 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.firewall import Element
+from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.limits import limit_values
 from agent.core.rates import rate_text
 from agent.core.reasons import Reason
 from agent.core.service_actions import ReloadService, StartService, StopService
+from agent.core.text import counted
 from agent.core.tuning import in_words
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 RunningAction = ResetVm | PauseVm | ResumeVm | LimitVm | ChangeReboot
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | RunningAction
+ELEMENTS_TOLD = 4
 
 
 def describe(action: Action) -> str:
@@ -59,17 +63,14 @@ def describe(action: Action) -> str:
             return _describe_link(action)
         case ArmTap() | ReplugNic():
             return _describe_tap(action)
-        case CreateDisk() | GrowDisk():
-            what = "create" if isinstance(action, CreateDisk) else "grow"
-            disk = action.disk
-            size = f"({disk.format}, {disk.size_bytes} bytes)" if what == "create" else f"to {disk.size_bytes} bytes"
-            return f"{what} {disk.path} {size}"
-        case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
+        case CreateDisk() | GrowDisk() | TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
             return _describe_plugging(action)
         case TuneVm() | PlugCpus() | ChangeMedium():
             return _describe_tuning(action)
         case StartService() | ReloadService() | StopService():
             return _describe_service(action)
+        case ChangeFirewall() | ChangeForwarding() | EndConnections():
+            return _describe_routing(action)
         case _:
             return _describe_vm(action)
 
@@ -96,8 +97,14 @@ def _describe_service(action: StartService | ReloadService | StopService) -> str
             return f"stop {service} ({action.reason})"
 
 
-def _describe_plugging(action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk) -> str:
+def _describe_plugging(
+    action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk | CreateDisk | GrowDisk,
+) -> str:
     match action:
+        case CreateDisk(disk=disk):
+            return f"create {disk.path} ({disk.format}, {disk.size_bytes} bytes)"
+        case GrowDisk(disk=disk):
+            return f"grow {disk.path} to {disk.size_bytes} bytes"
         case TakeOver(vm=vm, keys=keys):
             return f"{vm} takes over {', '.join(keys) or 'where its unit is'} while it runs"
         case PlugNic(vm=vm, nic=nic):
@@ -120,6 +127,26 @@ def _describe_tuning(action: TuneVm | PlugCpus | ChangeMedium) -> str:
             return (
                 f"put {disk.path} into {disk.id} of {vm}" if disk.path else f"take the medium out of {disk.id} of {vm}"
             )
+
+
+def _describe_routing(action: ChangeFirewall | ChangeForwarding | EndConnections) -> str:
+    match action:
+        case ChangeFirewall(gone=True):
+            return "delete the table inet vmhost"
+        case ChangeFirewall(whole=True, add=add):
+            return f"make the table inet vmhost, with {counted(len(add), 'element')}"
+        case ChangeFirewall(add=add, remove=remove):
+            signed = [*(f"-{_element(one)}" for one in remove), *(f"+{_element(one)}" for one in add)]
+            more = f" and {len(signed) - ELEMENTS_TOLD} more" if len(signed) > ELEMENTS_TOLD else ""
+            return f"table inet vmhost: {' '.join(signed[:ELEMENTS_TOLD])}{more}"
+        case EndConnections(ended=ended):
+            return f"end the connections of {', '.join(one.key for one in ended)}"
+        case ChangeForwarding(settings=settings):
+            return f"set {', '.join(f'net/{name} = {value}' for name, value in settings)}"
+
+
+def _element(one: Element) -> str:
+    return f"{one.set}{{{one.key}{f' : {one.value}' if one.value else ''}}}"
 
 
 def _describe_vm(action: VmAction) -> str:

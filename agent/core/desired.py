@@ -53,6 +53,7 @@ class BridgeSpec:
     """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well.
 
     `dhcp`, `dns`: what is served there, None for not at all.
+    `nat`: what comes from its own subnets and leaves by another link has the host's address there (IPv4).
     """
 
     name: str
@@ -66,6 +67,7 @@ class BridgeSpec:
     adopt: bool = False
     dhcp: DhcpSpec | None = None
     dns: DnsSpec | None = None
+    nat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ class VmSpec:
     `max_cpus`: how many CPUs it may have while it runs; None: those of its start, no room is made for more.
     `balloon_mib`: how much of its memory it is to keep; None: all of it.
     `fallback`: where QEMU refuses it as it is, it is started as it last ran.
+    `publish` are ports of the host that lead to it (`core.publications`).
     """
 
     name: str
@@ -185,6 +188,7 @@ class VmSpec:
     balloon_mib: int | None = None
     apply: Apply = Apply.ASK
     fallback: bool = True
+    publish: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ NOT_LAUNCHED = frozenset(
         "ready_timeout_s",
         "apply",
         "fallback",
+        "publish",
     }
 )
 """What QEMU's start does not depend on; devices are compared each by its id. A new field counts by default."""

@@ -48,6 +48,7 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "adopt": _live("decides whether a foreign bridge of this name is taken over"),
         "dhcp": _live("its dnsmasq is started anew, within a tenth of a second; leases are kept"),
         "dns": _live("its dnsmasq is started anew, within a tenth of a second; leases are kept"),
+        "nat": _live("new connections follow it at once; those that there are go on as they began"),
     },
     "vm": {
         "cpus": _live(
@@ -83,6 +84,7 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "tasks": _live("set on its service at once, but not below what its present CPUs need"),
         "apply": _live('counts at once: "restart" applies what waits'),
         "fallback": _live("counts from its next start on"),
+        "publish": _live("leads there at once; connections of what is taken away are ended, all others go on"),
         "uuid": KeyEffect(
             Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"
         ),
@@ -109,7 +111,9 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "mac": _restart(),
         "tap": _live("its tap is renamed"),
         "model": _restart(),
-        "address": _live("readiness is asked for there; with dhcp the guest is given it when it next asks"),
+        "address": _live(
+            "published ports lead there, readiness is asked there; dhcp gives it when the guest next asks"
+        ),
         "mtu": _live("its tap has it at once; the guest is told at its next start"),
         "rate-in": _live("what comes to the guest is limited anew at once"),
         "rate-out": _live("what the guest sends is limited anew at once; nothing of it is lost but what waited"),

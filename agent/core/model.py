@@ -41,9 +41,11 @@ from agent.core.device_actions import (
     UnplugNic,
 )
 from agent.core.fallback import with_lack
+from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.guest_unit import unit_name
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
 from agent.core.model_devices import with_devices, with_devices_at_launch, with_tuning
+from agent.core.model_firewall import with_routing
 from agent.core.model_services import with_services
 from agent.core.observed import (
     AddressState,
@@ -73,10 +75,16 @@ from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
     """The world after an action that succeeded; `PreconditionError` if it should never have been planned."""
     match action:
-        case CreateBridge() | ChangeAddresses() | EnslavePort() | ReleasePort() | ChangeLink() | DeleteLink():
+        case (
+            CreateBridge()
+            | ChangeAddresses()
+            | EnslavePort()
+            | ReleasePort()
+            | ChangeLink()
+            | DeleteLink()
+            | ChangeRate()
+        ):
             return _apply_to_links(observed, action)
-        case ChangeRate():
-            return _change_rate(observed, action)
         case ArmTap() | ReplugNic():
             return _apply_to_tap(observed, action)
         case CreateDisk() | GrowDisk():
@@ -87,17 +95,18 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             return _with_vm(observed, action.vm, with_tuning(observed, action))
         case StartService() | ReloadService() | StopService():
             return with_services(observed, action)
+        case ChangeFirewall() | ChangeForwarding() | EndConnections():
+            return with_routing(observed, action)
         case _:
             return _apply_to_vm(observed, action, now_s)
 
 
 def _apply_to_disk(observed: Observed, action: CreateDisk | GrowDisk) -> Observed:
-    disk = action.disk
+    path, seen = action.disk.path, observed.disks[action.disk.path]
     if isinstance(action, GrowDisk):
-        grown = replace(observed.disks[disk.path], size_bytes=disk.size_bytes)
-        return replace(observed, disks={**observed.disks, disk.path: grown})
-    _require(not observed.disks[disk.path].exists and not observed.disks[disk.path].known, "a disk is made once")
-    return replace(observed, disks={**observed.disks, disk.path: DiskState(True, True, True)})
+        return replace(observed, disks={**observed.disks, path: replace(seen, size_bytes=action.disk.size_bytes)})
+    _require(not seen.exists and not seen.known, "a disk is made once")
+    return replace(observed, disks={**observed.disks, path: DiskState(True, True, True)})
 
 
 def _with_link(observed: Observed, link: LinkState) -> Observed:
@@ -119,7 +128,7 @@ def _is_own(link: LinkState) -> bool:
 
 def _apply_to_links(
     observed: Observed,
-    action: CreateBridge | ChangeAddresses | EnslavePort | ReleasePort | ChangeLink | DeleteLink,
+    action: CreateBridge | ChangeAddresses | EnslavePort | ReleasePort | ChangeLink | DeleteLink | ChangeRate,
 ) -> Observed:
     match action:
         case CreateBridge(spec=spec):
@@ -151,6 +160,8 @@ def _apply_to_links(
             )
         case ChangeLink():
             return _change_link(observed, action)
+        case ChangeRate():
+            return _change_rate(observed, action)
         case DeleteLink():
             return _delete_link(observed, action)
 

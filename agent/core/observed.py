@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
+from agent.core.firewall import Routing
 from agent.core.leases import Lease
 from agent.core.rates import Shape
 from agent.core.services import ServiceSpec
@@ -304,3 +305,4 @@ class Observed:
     files: Mapping[str, bool] = field(default_factory=dict)
     services: Mapping[str, ServiceState] = field(default_factory=dict)
     leases: Mapping[str, tuple[Lease, ...]] = field(default_factory=dict)
+    routing: Routing = field(default_factory=Routing)

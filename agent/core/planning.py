@@ -17,6 +17,7 @@ from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_down import plan_down
+from agent.core.plan_firewall import plan_firewall
 from agent.core.plan_held import held_guests, plan_held, tell_held
 from agent.core.plan_rates import plan_unwanted_ifbs
 from agent.core.plan_services import plan_services
@@ -66,6 +67,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         plan_down(draft, desired.vms)
     else:
         _plan_guests(draft, wanted, stops)
+    plan_firewall(draft, desired, bridges, held)
     if desired.complete:
         plan_unwanted_taps(draft, [desired.vms, starts], held)
         plan_unwanted_ifbs(draft, starts, held)

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     UNMARKED = "unmarked"
     SETTINGS = "settings"
     RATE = "rate"
+    ELEMENT = "element"
     SPACE = "space"
     EXITED = "exited"
     WANTED = "wanted"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from agent.core.actions import Action
 from agent.core.desired import Desired
 from agent.core.draft import Plan
+from agent.core.firewall_actions import FIREWALL, FORWARDING
+from agent.core.firewall_wanted import wish_of
 from agent.core.marks import LIMITS
 from agent.core.observed import Observed
 from agent.core.reasons import Reason
@@ -59,6 +61,8 @@ class Ledger:
 
 def spec_of(resource: str, desired: Desired, observed: Observed) -> object | None:
     """What a resource is to be like, None if nothing is known of it; a running guest's taps follow its launch."""
+    if resource in {FIREWALL, FORWARDING}:
+        return wish_of(desired.bridges, desired.vms)
     kind, _, name = resource.partition("/")
     if kind == "bridge":
         return desired.bridges.get(name)

@@ -55,7 +55,7 @@ def settings_of_vm(name: str, desired: Desired, observed: Observed) -> tuple[Set
 
 
 def _settings(spec: VmSpec, limits: Limits) -> Mapping[str, str]:
-    return {**launched_values(spec), **limit_values(limits)}
+    return {**launched_values(spec), **limit_values(limits), "publish": " ".join(spec.publish)}
 
 
 def settings_of_bridge(name: str, desired: Desired, observed: Observed) -> tuple[Setting, ...]:
@@ -75,6 +75,7 @@ def _wanted(spec: BridgeSpec) -> Mapping[str, str]:
         "addresses": " ".join(sorted(spec.addresses)),
         "mac": spec.mac,
         "mtu": str(spec.mtu),
+        "nat": _truth(spec.nat),
         "ports": " ".join(sorted(spec.ports)),
         "stp": _truth(spec.stp),
         "up": _truth(True),
@@ -92,6 +93,7 @@ def _seen(link: LinkState, spec: BridgeSpec | None, observed: Observed) -> Mappi
         "addresses": " ".join(sorted(a.address for a in link.addresses if a.own or a.address in wanted)),
         "mac": link.mac,
         "mtu": str(link.mtu),
+        "nat": _truth(observed.routing.translates(link.name)),
         "ports": " ".join(sorted(ports & own)),
         "stp": _truth(link.stp),
         "up": _truth(link.up),

@@ -57,6 +57,7 @@ from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
 from agent.runtime.publisher import publish, watch_lag
 from agent.runtime.reconcile import Reconciler
+from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
@@ -138,6 +139,7 @@ class Agent:
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._files = FileLooks(self._doorbell.ring)
         self._memory = MemoryLooks()
+        self._routing = RoutingLooks(self._doorbell.ring, self._keeper, self._host.boot_id)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -151,6 +153,7 @@ class Agent:
             self._services,
             self._disks,
             self._guests,
+            self._routing,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -179,6 +182,7 @@ class Agent:
                 self._services.serve_in(group)
                 self._leases.follow_in(group)
                 await self._services.adopt()
+                self._routing.look_in(group)
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -254,6 +258,7 @@ class Agent:
             )
             self._leases.look()
             self._limits.look()
+            self._routing.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -332,4 +337,5 @@ class Agent:
             files=self._files.seen,
             services=self._services.states(),
             leases=self._leases.states(),
+            routing=self._routing.look(desired, vms, self._links.snapshot),
         )

@@ -35,6 +35,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.runtime.execute_devices import DeviceExecutor
@@ -44,6 +45,7 @@ from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.guests import Guests
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks
+from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services
 
 
@@ -59,6 +61,7 @@ class Executor:
         services: Services,
         disks: DiskLooks,
         guests: Guests,
+        routing: RoutingLooks,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -68,6 +71,7 @@ class Executor:
         self._services = services
         self._disks = disks
         self._guests = guests
+        self._routing = routing
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -119,5 +123,7 @@ class Executor:
                 await self._services.reload(action)
             case StopService():
                 await self._services.stop(action)
+            case ChangeFirewall() | ChangeForwarding() | EndConnections():
+                await self._routing.change(action)
             case _:
                 raise TypeError(f"no executor for {action}")

@@ -16,6 +16,7 @@ from agent.core.references import GUEST
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_display
 from agent.unitfile.order import parse_after
+from agent.unitfile.publish import parse_publish
 from agent.unitfile.schema import KINDS
 from agent.unitfile.values import BadValueError
 
@@ -27,7 +28,9 @@ _HEADER = re.compile(r"""^[ \t]*\[[ \t]*(bridge|vm)[ \t]*\.[ \t]*["']?([^\s."'\[
 class Claim(NamedTuple):
     """Something that only one may have. `resource` and `device` say for whom, `where` is its key path in the file.
 
-    `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel), `display` (of VNC).
+    `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel), `display` (of VNC),
+    `port` (what is published of the
+    host's, as `core.publications` writes it; two meet in any port of theirs).
     `key` None: the default, which depends on more than the file. `role` is what a link is to be (`bridge`, `port`,
     `tap`), or `read-only` for a disk.
     """
@@ -144,10 +147,20 @@ def _vm_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
     display = _valid(parse_display, table.get("vnc"))
     if display is not None:
         yield Claim("display", display, owner.resource, "", (*owner.where, "vnc"))
+    yield from _port_claims(owner, _items(table, "publish"))
     for id_, nic in _tables(table, "nic"):
         if _valid(values.parse_device_name, id_) is not None:
             yield from _optional("mac", values.parse_mac, nic, "mac", owner, f"nic/{id_}")
             yield from _optional("link", values.parse_link_name, nic, "tap", owner, f"nic/{id_}")
+
+
+def _port_claims(owner: Claim, published: list[object]) -> Iterator[Claim]:
+    seen: set[str] = set()
+    for place, item in enumerate(published):
+        text = _valid(parse_publish, item)
+        if text is not None and text not in seen:
+            seen.add(text)
+            yield Claim("port", text, owner.resource, "", (*owner.where, "publish", place))
 
 
 def _vm_references(name: str, table: Mapping[str, object]) -> Iterator[Reference]:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agent.core.publications import Publication, publication
 from agent.core.text import printable
 from agent.unitfile.claims import Claim, KeyPath, Reference
 from agent.unitfile.parse import ParsedUnit
+from agent.unitfile.positions import position_of
 from agent.unitfile.values import quoted
 
 Identity = tuple[str, str | None, str, str, str]
@@ -104,15 +106,39 @@ _Member = tuple[Side, int, Claim, bool]
 def _contested(sides: Iterable[Side]) -> list[list[_Member]]:
     """The claims that more than one makes, in groups."""
     first: dict[tuple[str, str | None], _Member] = {}
+    ports: list[_Member] = []
     groups: dict[tuple[str, str | None], list[_Member]] = {}
     for side in sides:
         for order, (claim, is_new) in enumerate(_claims_of(side)):
             key = (claim.kind, claim.key)
             member = (side, order, claim, is_new)
+            if claim.kind == "port":
+                ports.append(member)
+                continue
             earlier = first.setdefault(key, member)
             if earlier is not member:
                 groups.setdefault(key, [earlier]).append(member)
-    return list(groups.values())
+    return [*groups.values(), *_crowded(ports)]
+
+
+def _crowded(ports: list[_Member]) -> Iterator[list[_Member]]:
+    """Published ports in groups that may meet within, and never without; a port that is alone is in none."""
+    group: list[_Member] = []
+    proto, last = "", 0
+    for member in sorted(ports, key=lambda member: (_published(member[2]).proto, _published(member[2]).first)):
+        what = _published(member[2])
+        if what.proto != proto or what.first > last:
+            if len(group) > 1:
+                yield group
+            group, proto, last = [], what.proto, 0
+        group.append(member)
+        last = max(last, what.last)
+    if len(group) > 1:
+        yield group
+
+
+def _published(claim: Claim) -> Publication:
+    return publication(claim.key or "")
 
 
 def _claims_of(side: Side) -> Iterator[tuple[Claim, bool]]:
@@ -159,6 +185,8 @@ def _rival(group: list[_Held], place: int) -> _Held | None:
 def _rivals(one: _Held, other: _Held) -> bool:
     if one.claim.role == other.claim.role == "read-only":
         return False
+    if one.claim.kind == "port" and not _published(one.claim).meets(_published(other.claim)):
+        return False
     if one.path == other.path:
         return one.is_new == other.is_new
     return one.claim.kind == "name" or one.claim.resource != other.claim.resource
@@ -172,7 +200,15 @@ def _words(held: _Held, rival: _Held) -> tuple[str, str]:
             return f"{header} is already defined{elsewhere}", "rename or remove one of them"
         return f"{header} is also defined{elsewhere}", "neither is used until one is renamed or removed"
     problem, hint = _SENTENCES[claim.kind](claim, rival.claim)
+    if claim.kind == "port" and elsewhere:
+        elsewhere += f":{_line_of(rival)}"
     return f"{problem}{elsewhere}", hint
+
+
+def _line_of(held: _Held) -> int:
+    """The line of a claim in the version that makes it."""
+    version = held.side.new if held.is_new or held.side.good is None else held.side.good
+    return position_of(version.data, held.claim.where)[0]
 
 
 def _disk_words(claim: Claim, rival: Claim) -> tuple[str, str]:
@@ -198,12 +234,18 @@ def _display_words(claim: Claim, rival: Claim) -> tuple[str, str]:
     return f"display {claim.key} is also that of {_owner(rival)}", "take another number, or vnc = true for a socket"
 
 
+def _port_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    as_what = "" if claim.key == rival.key else f" as {rival.key}"
+    return f"{claim.key} is also published by {_owner(rival)}{as_what}", "publish another port of the host"
+
+
 _SENTENCES: Mapping[str, Callable[[Claim, Claim], tuple[str, str]]] = {
     "disk": _disk_words,
     "mac": _mac_words,
     "uuid": _uuid_words,
     "link": _link_words,
     "display": _display_words,
+    "port": _port_words,
 }
 
 

@@ -26,6 +26,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "mtu": "the largest packet, in bytes",
         "stp": "speak the spanning tree protocol",
         "adopt": "take over a bridge of this name that somebody else made",
+        "nat": "guests with IPv4 addresses of its own subnets reach what this host reaches, behind the host's address",
         "dhcp": "give addresses to guests and whoever else asks on this bridge (IPv4), by a dnsmasq of its own; an "
         "address of a NIC is given to that guest. Debian's package dnsmasq-base",
         "dns": "answer questions for names on this bridge's addresses: guests' own, and all others by asking upstream",
@@ -72,6 +73,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tasks": "the most threads that its QEMU may have; at least 80 and one for each CPU",
         "apply": "when an edit that needs a restart takes effect: at its own reboot or `vmhost restart`, or at once",
         "fallback": "started as it last ran where QEMU refuses its edited unit",
+        "publish": "ports of this host that lead to the guest: [ADDRESS:]PORT[-PORT][:GUEST PORT][/tcp|/udp]",
         "uuid": "the guest's identity; made once and kept unless given. Give it to rename a guest",
         "disk": "disks, each as [vm.NAME.disk.ID]",
         "nic": "network cards, each as [vm.NAME.nic.ID]",
@@ -101,8 +103,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "mtu": "the largest packet, in bytes; the guest is told",
         "rate-in": 'at most this much goes to the guest, such as "10Mbit" (kbit, Mbit, Gbit; powers of ten)',
         "rate-out": "at most this much comes from the guest, as for rate-in",
-        "address": "the address that the guest has there, or several, without prefix; shown in status, and asked for "
-        "ready. A bridge with dhcp gives the guest its IPv4 one; else the guest sets it itself. Not filtered yet",
+        "address": "the address that the guest has there, or several, without prefix; shown in status, asked for "
+        "ready, and where publish leads. A bridge with dhcp gives the guest its IPv4 one, else it sets it itself",
         "link": "down: the guest sees its cable unplugged",
     },
 }

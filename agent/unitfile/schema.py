@@ -13,6 +13,7 @@ from agent.unitfile import order, served, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.order import order_mistakes
+from agent.unitfile.publish import nat_mistakes, parse_publish, publish_mistakes
 from agent.unitfile.values import BadValueError
 
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
@@ -118,6 +119,14 @@ GuestAddresses = Annotated[
     AfterValidator(_once),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
 ]
+Publish = Annotated[
+    str,
+    _checked(parse_publish),
+    _text(
+        "[ADDRESS:]PORT[-PORT][:GUEST PORT][/tcp|/udp]",
+        pattern=r"^(\[?[0-9A-Fa-f:.]+\]?:)?[0-9]{1,5}[0-9:-]*(/(tcp|udp))?$",
+    ),
+]
 Cpus = Annotated[int, _number("cpus")]
 Mtu = Annotated[int, _number("mtu")]
 
@@ -173,6 +182,7 @@ class BridgeTable(Table):
     adopt: bool = False
     dhcp: DhcpTable | None = None
     dns: Annotated[DnsTable | None, BeforeValidator(served.dns_table), BOOLEAN_OR_DNS] = None
+    nat: bool = False
 
 
 class DiskTable(Table):
@@ -245,6 +255,7 @@ class VmTable(Table):
     tasks: Annotated[int, _number("tasks")] | None = None
     apply: Literal["ask", "restart"] = "ask"
     fallback: bool = True
+    publish: Annotated[tuple[Publish, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)
@@ -284,6 +295,7 @@ def table_at(path: tuple[str, ...]) -> type[Table]:
 def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]:
     """What is wrong between the keys of a bridge's table, also of one that has other mistakes."""
     ports = table.get("ports")
+    yield from nat_mistakes(name, table)
     if isinstance(ports, list) and name in ports:
         yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
     yield from served.served_mistakes(name, table)
@@ -294,6 +306,7 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     yield from platform_mistakes(table)
     yield from _tasks_mistakes(table)
     yield from order_mistakes(table)
+    yield from publish_mistakes(table)
     if "kernel" not in table:
         for key in ("initrd", "append"):
             if key in table:

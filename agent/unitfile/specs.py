@@ -48,6 +48,7 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         adopt=table.adopt,
         dhcp=DhcpSpec(*table.dhcp.range, table.dhcp.lease) if table.dhcp is not None else None,
         dns=DnsSpec(table.dns.upstream, table.dns.domain or "") if table.dns is not None else None,
+        nat=table.nat,
     )
 
 
@@ -101,6 +102,7 @@ def vm_spec(
         ready_timeout_s=table.ready_timeout,
         apply=Apply(table.apply),
         fallback=table.fallback,
+        publish=table.publish,
         disks=_disks(table, slots),
         nics=_nics(name, uuid, table, slots, mtus),
         serials=tuple(SerialSpec(id=id_, port=serial.port, to=serial.to) for id_, serial in table.serial.items()),

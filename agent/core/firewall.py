@@ -1,0 +1,276 @@
+"""The table `inet vmhost` of nftables: what it always is, and what changes in it, which is elements of its sets only.
+
+One changed forward is one changed element, so a change costs the same however many there are, and no connection and no
+counter suffers from it. Chains and rules never change while an agent of one version runs. A table whose chains, rules
+or sets are other than these was changed by somebody else, or made by another version, and is replaced in one
+transaction (nft(8): what one `nft -f` does is done whole or not at all).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+TABLE = "vmhost"
+"""In the family `inet`."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+#~-]{0,14}", re.ASCII)
+"""Names of links that mean themselves in quotes: nft(8) knows no escapes there, and a `*` at the end is a pattern."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether the table can name a link."""
+    return _PLAIN.fullmatch(name) is not None
+
+
+class Element(NamedTuple):
+    """An element of a set, or of a map with its `value`, both as nft(8) writes them: `tcp . 80`, `10.0.0.2 . 8080`."""
+
+    set: str
+    key: str
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetShape:
+    """A set, or a map where `value` is not empty; `interval`: its elements may be networks and ranges of ports."""
+
+    name: str
+    key: str
+    value: str = ""
+    interval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule, and what it is for, which is its comment."""
+
+    text: str
+    why: str
+
+    @property
+    def comment(self) -> str:
+        """What tells the rule from any other, also from one of another version with the same purpose."""
+        return f"{self.why} #{hashlib.sha256(self.text.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; `type`, `hook` and `priority` where packets come to it by themselves. Its policy is always `accept`."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    type: str = ""
+    hook: str = ""
+    priority: int = 0
+
+
+_PORT = "inet_proto . inet_service"
+
+
+def _family_sets(version: int) -> tuple[SetShape, ...]:
+    address = f"ipv{version}_addr"
+    return (
+        SetShape(f"subnets{version}", f"ifname . {address}", interval=True),
+        SetShape(f"opened{version}", "ifname"),
+        SetShape(f"ports{version}", _PORT, f"{address} . inet_service"),
+        SetShape(f"ports{version}_at", f"{address} . {_PORT}", f"{address} . inet_service"),
+        SetShape(f"ranges{version}", _PORT, address, interval=True),
+        SetShape(f"ranges{version}_at", f"{address} . {_PORT}", address, interval=True),
+        SetShape(f"ended{version}", f"{_PORT} . {address} . inet_service", interval=True),
+    )
+
+
+SETS = (
+    SetShape("inside", "ifname"),
+    SetShape("same", "ifname . ifname"),
+    SetShape("nat4", "ifname . ipv4_addr", interval=True),
+    *_family_sets(4),
+    *_family_sets(6),
+)
+"""`inside`: bridges with `nat`, and `nat4` their own subnets. `subnets`: those of every bridge that is routed.
+`same`: each bridge with itself, because frames that are only bridged come by here as well where br_netfilter is on.
+
+`opened`: links on which we switched forwarding on. `ports` and `ranges`: what is published, `_at` one address.
+`ended`: forwards that were taken away and whose connections are still to be ended.
+"""
+
+
+def _dnat(version: int) -> tuple[Rule, ...]:
+    ip = "ip" if version == 4 else "ip6"
+    at, port = f"{ip} daddr . meta l4proto . th dport", "meta l4proto . th dport"
+    return tuple(
+        Rule(f"dnat {ip} to {key} map @{name}", f"published {words}")
+        for key, name, words in (
+            (at, f"ports{version}_at", f"ports of one IPv{version} address"),
+            (at, f"ranges{version}_at", f"port ranges of one IPv{version} address"),
+            (port, f"ports{version}", f"IPv{version} ports"),
+            (port, f"ranges{version}", f"IPv{version} port ranges"),
+        )
+    )
+
+
+_TO_THIS_HOST = Rule("fib daddr type local jump published", "what is sent to this host")
+
+CHAINS = (
+    Chain(
+        "published",
+        (
+            Rule("ip daddr 127.0.0.0/8 return", "loopback is this host's own"),
+            Rule("ip6 daddr ::1 return", "loopback is this host's own"),
+            *_dnat(4),
+            *_dnat(6),
+        ),
+    ),
+    Chain("prerouting", (_TO_THIS_HOST,), "nat", "prerouting", -100),
+    Chain("output", (_TO_THIS_HOST,), "nat", "output", -100),
+    Chain(
+        "postrouting",
+        (
+            Rule(
+                "ct status dnat oifname . ip saddr @subnets4 iifname . ip saddr @subnets4 masquerade",
+                "a guest reaches a neighbour's published port by this host, and the answer must come back this way",
+            ),
+            Rule(
+                "ct status dnat oifname . ip6 saddr @subnets6 iifname . ip6 saddr @subnets6 masquerade",
+                "a guest reaches a neighbour's published port by this host, and the answer must come back this way",
+            ),
+            Rule("oifname . ip saddr @subnets4 return", "stays on its bridge"),
+            Rule("iifname . ip saddr @nat4 masquerade", "from a bridge's own subnets to elsewhere"),
+        ),
+        "nat",
+        "postrouting",
+        100,
+    ),
+    Chain(
+        "forward",
+        (
+            Rule("iifname . oifname @same accept", "stays on its bridge"),
+            Rule("ct state established,related accept", "answers"),
+            Rule("ct status dnat accept", "published"),
+            Rule("iifname @inside ct state invalid counter drop", "would leave with its inner address"),
+            Rule("meta nfproto ipv4 oifname @inside counter drop", "into a bridge with nat comes what is published"),
+            Rule("iifname . ip saddr @nat4 accept", "from a bridge's own subnets to elsewhere"),
+            Rule("meta nfproto ipv4 iifname @inside counter drop", "from a bridge with nat go its own subnets"),
+            Rule("meta nfproto ipv4 iifname @opened4 counter drop", "forwards for its guests only"),
+            Rule("meta nfproto ipv6 iifname @opened6 counter drop", "forwards for its guests only"),
+        ),
+        "filter",
+        "forward",
+        0,
+    ),
+)
+"""Nothing that is neither from, nor to, nor opened for a guest of ours is ever dropped here."""
+
+
+def skeleton() -> frozenset[str]:
+    """The table without its elements, as lines that a listing is compared with (`agent.host.nft`)."""
+    lines = {set_line(one.name, one.key, one.value, interval=one.interval) for one in SETS}
+    for chain in CHAINS:
+        lines.add(chain_line(chain.name, chain.type, chain.hook, chain.priority if chain.type else None))
+        lines |= {rule_line(chain.name, place, rule.comment) for place, rule in enumerate(chain.rules)}
+    return frozenset(lines)
+
+
+def set_line(name: str, key: str, value: str, *, interval: bool) -> str:
+    """What is compared of a set."""
+    return f"set {name} {key}{f' : {value}' if value else ''}{' interval' if interval else ''}"
+
+
+def chain_line(name: str, type_: str, hook: str, priority: int | None) -> str:
+    """What is compared of a chain."""
+    return f"chain {name}" if priority is None else f"chain {name} {type_} {hook} {priority}"
+
+
+def rule_line(chain: str, place: int, comment: str) -> str:
+    """What is compared of a rule: its place and its comment. A rule has no other name, and prints as nft likes to."""
+    return f"rule {chain} {place} {comment}"
+
+
+SKELETON = skeleton()
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallState:
+    """The table as it was seen: its skeleton, empty if there is no table, and the elements of its sets."""
+
+    skeleton: frozenset[str] = frozenset()
+    elements: frozenset[Element] = frozenset()
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a table of our name."""
+        return bool(self.skeleton)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether its chains, rules and sets are ours as this version makes them."""
+        return self.skeleton == SKELETON
+
+    def of(self, name: str) -> tuple[Element, ...]:
+        """The elements of one set."""
+        return _by_set(self.elements).get(name, ())
+
+    @property
+    def ended(self) -> tuple[Element, ...]:
+        """What says that connections are to be ended."""
+        return (*self.of("ended4"), *self.of("ended6"))
+
+
+@lru_cache(8)
+def _by_set(elements: frozenset[Element]) -> Mapping[str, tuple[Element, ...]]:
+    """Elements by their set; asked for in every pass, and a frozen set has its hash once and for all."""
+    found: dict[str, list[Element]] = {}
+    for element in elements:
+        found.setdefault(element.set, []).append(element)
+    return {name: tuple(ones) for name, ones in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardingState:
+    """Where the kernel forwards packets, by the link that they come in by (ip-sysctl.rst).
+
+    `all4`, `all6`: somebody switched it on for the host as a whole. `links6` is `force_forwarding`, None where the
+    kernel has none (before Linux 6.17): then IPv6 is forwarded everywhere or nowhere. `accept_ra` as the kernel has it,
+    of links that heed router advertisements.
+    """
+
+    all4: bool = False
+    all6: bool = False
+    links4: Mapping[str, bool] = field(default_factory=dict)
+    links6: Mapping[str, bool] | None = None
+    accept_ra: Mapping[str, int] = field(default_factory=dict)
+
+
+class Opening(NamedTuple):
+    """Forwarding of an IP version by a link, or by `all` of them."""
+
+    version: int
+    link: str
+
+
+EVERYWHERE6 = Opening(6, "all")
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What was seen of all that NAT and published ports depend on; None where it is not known.
+
+    `problem`: why the firewall is not known, and will not be by itself. `opened` is what this agent, or one before it,
+    switched on in this boot. `holders`: who of the host's own processes has a
+    published port (by its text), empty for nobody; what is not in it has not been looked at. None: nobody looks.
+    """
+
+    firewall: FirewallState | None = None
+    forwarding: ForwardingState | None = None
+    problem: str = ""
+    opened: frozenset[Opening] = frozenset()
+    holders: Mapping[str, str] | None = None
+
+    def translates(self, bridge: str) -> bool:
+        """Whether there is NAT for a bridge by now."""
+        return self.firewall is not None and any(one.key == f'"{bridge}"' for one in self.firewall.of("inside"))

@@ -1,0 +1,249 @@
+"""What the firewall is to hold: from the specs of bridges and guests, and the links that there are, to elements."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+
+from agent.core.desired import BridgeSpec, NicSpec, VmSpec
+from agent.core.firewall import EVERYWHERE6, Element, ForwardingState, Opening, Routing, is_plain_name
+from agent.core.observed import LinkState
+from agent.core.publications import Publication, publication
+
+VERSIONS = (4, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One published port or range of a guest, towards its address of one IP version on one bridge.
+
+    `element` is what it is in the firewall.
+    """
+
+    vm: str
+    text: str
+    version: int
+    target: str
+    bridge: str
+    element: Element
+
+    @property
+    def what(self) -> Publication:
+        """What is published."""
+        return publication(self.text)
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """The forwards of one guest; the same object as long as they are the same, so that it is cheap to compare."""
+
+    forwards: tuple[Forward, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Wish:
+    """What units and guests ask of the host's routing; all that does not depend on what the kernel forwards by now.
+
+    `routed` are the bridges that have to do with it, `nat` those of them with NAT. `elements` are those of bridges,
+    `published` those of `forwards`. `lost`: forwards that another guest's stands in the way of, with that one.
+    `unreachable`: forwards whose target is in no subnet of its bridge.
+    """
+
+    nat: tuple[BridgeSpec, ...] = ()
+    routed: tuple[BridgeSpec, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    elements: frozenset[Element] = frozenset()
+    published: frozenset[Element] = frozenset()
+    lost: tuple[tuple[Forward, Forward], ...] = ()
+    unreachable: tuple[Forward, ...] = ()
+
+    def routes(self, version: int) -> bool:
+        """Whether packets of this IP version are to be forwarded at all."""
+        return (version == 4 and bool(self.nat)) or any(one.version == version for one in self.forwards)
+
+
+def published_by(vm: str, spec: VmSpec) -> Published:
+    """The forwards of a guest: of each IP version to the first address that one of its NICs has."""
+    return _published_by(vm, spec.publish, tuple(_target(spec.nics, version) for version in VERSIONS))
+
+
+@lru_cache(8192)
+def _published_by(vm: str, texts: tuple[str, ...], targets: tuple[tuple[str, str] | None, ...]) -> Published:
+    found: list[Forward] = []
+    for text in texts:
+        for version, target in zip(VERSIONS, targets, strict=True):
+            if target is not None and version in publication(text).versions:
+                bridge, address = target
+                element = _forward_element(publication(text), version, address)
+                found.append(Forward(vm, text, version, address, bridge, element))
+    return Published(tuple(found))
+
+
+def _forward_element(what: Publication, version: int, target: str) -> Element:
+    kind = f"{'ranges' if what.is_range else 'ports'}{version}{'_at' if what.address else ''}"
+    ports = f"{what.first}-{what.last}" if what.is_range else str(what.first)
+    key = f"{what.proto} . {ports}"
+    value = target if what.is_range else f"{target} . {what.guest_port}"
+    return Element(kind, f"{what.address} . {key}" if what.address else key, value)
+
+
+def _target(nics: Iterable[NicSpec], version: int) -> tuple[str, str] | None:
+    """The bridge of the first NIC that has an address of an IP version, and that address."""
+    return next(((nic.bridge, one) for nic in nics for one in nic.address if version_of(one) == version), None)
+
+
+def version_of(address: str) -> int:
+    """The IP version of an address or a network, as it is written."""
+    return 6 if ":" in address else 4
+
+
+def wish_of(bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> Wish:
+    """What these bridges and guests ask for; `vms` in the order in which a port that two want is given out.
+
+    The same object as the last time where nothing changed: with hundreds of ports that is most of a pass.
+    """
+    return _wish(tuple(bridges.values()), tuple(published_by(vm, spec) for vm, spec in vms.items() if spec.publish))
+
+
+@lru_cache(4)
+def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> Wish:
+    kept: list[Forward] = []
+    lost: list[tuple[Forward, Forward]] = []
+    taken = _Taken()
+    for one in (forward for guest in published for forward in guest.forwards):
+        rival = taken.rival(one)
+        if rival is not None:
+            lost.append((one, rival))
+        else:
+            taken.put(one)
+            kept.append(one)
+    plain = [bridge for bridge in bridges if is_plain_name(bridge.name)]
+    used = {forward.bridge for forward in kept}
+    nat = tuple(bridge for bridge in plain if bridge.nat)
+    routed = tuple(bridge for bridge in plain if bridge.nat or bridge.name in used)
+    networks = {b.name: [ip_network(n) for version in VERSIONS for n in subnets(b, version)] for b in routed}
+    return Wish(
+        nat,
+        routed,
+        tuple(kept),
+        frozenset(_bridge_elements(nat, routed)),
+        frozenset(forward.element for forward in kept),
+        tuple(lost),
+        tuple(one for one in kept if not any(ip_address(one.target) in n for n in networks.get(one.bridge, ()))),
+    )
+
+
+class _Taken:
+    """Which ports are given out; ranges are few, and are gone through."""
+
+    def __init__(self) -> None:
+        self._single: dict[tuple[int, str, str, int], Forward] = {}
+        self._ranges: list[Forward] = []
+
+    def put(self, one: Forward) -> None:
+        """Give out what a forward publishes."""
+        what = one.what
+        if what.is_range:
+            self._ranges.append(one)
+        else:
+            self._single[one.version, what.proto, what.address, what.first] = one
+
+    def rival(self, one: Forward) -> Forward | None:
+        """Who has some of it already."""
+        what = one.what
+        found = self._single.get((one.version, what.proto, what.address, what.first))
+        others = [*self._single.values(), *self._ranges] if what.is_range else self._ranges
+        return found or next((x for x in others if x.version == one.version and x.what.meets(what)), None)
+
+
+def subnets(bridge: BridgeSpec, version: int) -> Iterator[str]:
+    """The networks that a bridge's own addresses are in, none within another."""
+    networks = (ipaddress.ip_interface(address).network for address in bridge.addresses)
+    if version == 4:
+        yield from map(_written, ipaddress.collapse_addresses(n for n in networks if n.version == 4))
+    else:
+        yield from map(_written, ipaddress.collapse_addresses(n for n in networks if n.version == 6))
+
+
+def _written(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    """A network as nft prints it: one of a single address without its length."""
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+def _bridge_elements(nat: Iterable[BridgeSpec], routed: Iterable[BridgeSpec]) -> Iterator[Element]:
+    """What the firewall holds of bridges."""
+    for bridge in nat:
+        name = _quoted(bridge.name)
+        yield Element("inside", name)
+        yield from (Element("nat4", f"{name} . {network}") for network in subnets(bridge, 4))
+    for bridge in routed:
+        for version in VERSIONS:
+            for network in subnets(bridge, version):
+                yield Element(f"subnets{version}", f"{_quoted(bridge.name)} . {network}")
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def wanted_openings(
+    wish: Wish, links: Mapping[str, LinkState], forwarding: ForwardingState, routing: Routing, version: int
+) -> frozenset[str]:
+    """The links on which forwarding is to be switched on by us: none that somebody else did, nor if for the whole host.
+
+    Packets come in by the links that have an address, and by the bridges that are routed.
+    """
+    if not wish.routes(version):
+        return frozenset()
+    routed = {bridge.name for bridge in wish.routed if bridge.name in links}
+    concerned = frozenset(routed | outer_links(links, version))
+    if version == 6 and forwarding.links6 is None:
+        return frozenset() if forwarding.all6 and EVERYWHERE6 not in routing.opened else concerned
+    if forwarding.all4 if version == 4 else forwarding.all6:
+        return frozenset()
+    on = forwarding.links4 if version == 4 else forwarding.links6 or {}
+    return frozenset(name for name in concerned if not on.get(name) or Opening(version, name) in routing.opened)
+
+
+def outer_links(links: Mapping[str, LinkState], version: int) -> frozenset[str]:
+    """The links by which packets for a guest come to this host: those with an address that others can reach."""
+    return frozenset(
+        link.name
+        for link in links.values()
+        if link.master is None
+        and link.name != "lo"
+        and is_plain_name(link.name)
+        and any(not a.link_local and version_of(a.address) == version for a in link.addresses)
+    )
+
+
+def opening_elements(opened: Iterable[str], version: int) -> Iterator[Element]:
+    """What the firewall holds of links on which forwarding is, or is to be, switched on by us."""
+    return (Element(f"opened{version}", _quoted(name)) for name in opened)
+
+
+def same_elements(names: Iterable[str], links: Mapping[str, LinkState]) -> Iterator[Element]:
+    """The bridges among these links, as pairs."""
+    for name in names:
+        link = links.get(name)
+        if link is None or link.kind == "bridge":
+            yield Element("same", f"{_quoted(name)} . {_quoted(name)}")
+
+
+def name_of(key: str) -> str:
+    """The link that an element's key begins with."""
+    return key.split('"')[1] if key.startswith('"') else key.split(" . ", maxsplit=1)[0]
+
+
+def ended_element(element: Element) -> Element | None:
+    """What remembers that connections of a forward are to be ended, None for an element that is no forward."""
+    if not element.set.startswith(("ports", "ranges")):
+        return None
+    version = 6 if "6" in element.set else 4
+    parts = element.key.split(" . ")
+    proto, ports = parts[-2:]
+    target = element.value if " . " in element.value else f"{element.value} . {ports}"
+    return Element(f"ended{version}", f"{proto} . {ports} . {target}")
