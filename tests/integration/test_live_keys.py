@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ class Proof:
     holds: Callable[[Web], object]
 
 
+def nft_table() -> str:
+    """The firewall's table, empty as long as there is none."""
+    command = ["nft", "list", "table", "inet", "vmhost"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+
+
 def kept(field: str, value: str, expected: object) -> Proof:
     """Of a policy, which counts later: the guest's record has it."""
     return Proof(value, lambda web: web.runs_with(field) == expected)
@@ -117,6 +124,8 @@ PROOFS: Mapping[tuple[str, str], Proof] = {
     ("bridge", "mac"): of_link('"02:00:00:00:99:99"', "br-other", "ether 02:00:00:00:99:99"),
     ("bridge", "mtu"): of_link("1400", "br-other", "mtu 1400"),
     ("bridge", "stp"): of_link("true", "br-other", "stp_state 1"),
+    ("bridge", "nat"): Proof("true", lambda _: '"br-other" . 10.78.0.0/24' in nft_table()),
+    ("vm", "publish"): Proof('["8022:22"]', lambda _: "tcp . 8022 : 10.78.0.10 . 22" in nft_table()),
     ("vm", "cpus"): Proof("2", lambda web: "cpu1" in web.says("ls /sys/devices/system/cpu")),
     ("vm", "balloon"): Proof('"128M"', lambda web: web.balloon_mib() == 128),
     ("vm", "restart"): kept("restart", '"always"', "always"),

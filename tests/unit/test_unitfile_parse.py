@@ -180,7 +180,7 @@ BRIDGE_MISTAKES = {
     '(did you mean "de:ad:be:ef:24:31"?)',
     'mac = "00:00:00:00:00:00"': "mac must not be the MAC address of zeros",
     "mtu = 65536": "mtu must be a whole number, 68 to 65535, not 65536",
-    "nat = true": 'unknown key "nat" in [bridge.br0]',
+    "vlan = 20": 'unknown key "vlan" in [bridge.br0]',
     "port = []": 'unknown key "port" in [bridge.br0] (did you mean "ports"?)',
 }
 

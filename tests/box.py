@@ -1,0 +1,143 @@
+"""What a box does (tests.internet): it is in a namespace of its own, and does what it is told, a line each.
+
+Run by its path and with nothing but the standard library, because a test starts several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+CLONE_NEWNET = 0x40000000
+
+
+def ip(commands: list[str]) -> None:
+    """Run `ip` commands, one a line of a batch."""
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True, timeout=20)
+
+
+def serve_tcp(port: int, name: str) -> None:
+    """See Box.serve."""
+    listening = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+
+    def talk(taker: socket.socket, who: str) -> None:
+        with contextlib.suppress(OSError), taker:
+            taker.sendall(f"{name} {who.removeprefix('::ffff:')}".encode())
+            while taker.recv(65536):
+                pass
+
+    def answer() -> None:
+        while True:
+            taker, who = listening.accept()
+            threading.Thread(target=talk, args=(taker, who[0]), daemon=True).start()
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def serve_udp(port: int, name: str) -> None:
+    """See Box.serve."""
+    listening = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listening.bind(("::", port))
+
+    def answer() -> None:
+        while True:
+            _, who = listening.recvfrom(65536)
+            listening.sendto(f"{name} {who[0].removeprefix('::ffff:')}".encode(), who)
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def hear_tcp(host: str, port: int, timeout_s: float) -> str | None:
+    """See Box.hear."""
+    try:
+        with socket.create_connection((host, port), timeout_s) as asking:
+            asking.shutdown(socket.SHUT_WR)
+            return asking.recv(200).decode() or None
+    except OSError:
+        return None
+
+
+def hear_again(host: str, port: int, timeout_s: float) -> float:
+    """Seconds until somebody answers a new connection; one that gets no answer at once is given up for another."""
+    began = time.perf_counter()
+    while hear_tcp(host, port, 0.05) is None:
+        if time.perf_counter() - began > timeout_s:
+            raise TimeoutError(f"{host}:{port} is silent")
+        time.sleep(0.002)
+    return time.perf_counter() - began
+
+
+_FLOWS: dict[tuple[str, int], socket.socket] = {}
+
+
+def hear_udp(host: str, port: int, timeout_s: float) -> str | None:
+    """See Box.hear; always from the same port, as one flow."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    asking = _FLOWS.setdefault((host, port), socket.socket(family, socket.SOCK_DGRAM))
+    asking.settimeout(timeout_s)
+    try:
+        asking.sendto(b"who", (host, port))
+        return asking.recv(200).decode()
+    except OSError:
+        return None
+
+
+_STREAMS: dict[int, socket.socket] = {}
+
+
+def open_stream(host: str, port: int) -> str:
+    """Connect, and stay connected; what was said first."""
+    _STREAMS[port] = socket.create_connection((host, port), 3.0)
+    return _STREAMS[port].recv(200).decode()
+
+
+def stream_lives(port: int) -> bool:
+    """Whether what is sent on a connection that stays is acknowledged within a second."""
+    stream = _STREAMS[port]
+    try:
+        stream.sendall(b"x" * 1000)
+        for _ in range(100):
+            # tcpi_state, tcpi_unacked (linux/tcp.h)
+            told = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            if told[0] != 1:
+                return False
+            if not int.from_bytes(told[24:28], sys.byteorder):
+                return True
+            threading.Event().wait(0.01)
+    except OSError:
+        pass
+    return False
+
+
+def _answers() -> Iterator[str]:
+    for line in sys.stdin:
+        what, arguments = json.loads(line)
+        try:
+            yield json.dumps({"is": globals()[what](*arguments)})
+        except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+            yield json.dumps({"error": repr(error)})
+
+
+def main() -> None:
+    """A box: a fresh namespace, then one command a line until its input ends."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "no network namespace")
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for answer in _answers():
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
