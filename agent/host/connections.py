@@ -3,6 +3,9 @@
 What conntrack knows of a connection counts for all its packets, whatever the rules say by now: a UDP flow that goes on
 keeps the guest that it was led to, or that it was led to none. So what no longer fits the rules is forgotten, one by
 one, each by its own tuple. A deletion without a tuple would end every connection of the host; none is ever sent.
+
+Messages are taken apart here, not by pyroute2's NFCTSocket: among 5,000 connections that takes three times as long, and
+a host behind whose address many guests are has more of them.
 """
 
 from __future__ import annotations
