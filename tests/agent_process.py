@@ -48,12 +48,21 @@ class AgentProcess:
         return self.process.wait(20)
 
     def end(self) -> None:
-        """Kill the agent, then every QEMU that it left, each known by its own record."""
-        if self.process is not None and self.process.poll() is None:
-            self.kill()
+        """Kill the agent, then every QEMU that it left, each known by its own record, and every service."""
+        self.end_services()
         for record in self.run_dir.glob("vms/*/launch.toml"):
             with contextlib.suppress(OSError, KeyError, tomllib.TOMLDecodeError):
                 kill_qemu(int(tomllib.loads(record.read_text())["pid"]), self.run_dir)
+
+    def end_services(self) -> None:
+        """Kill the agent, which would start them again, and each service that is left, known by its run directory."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        for directory in self.run_dir.glob("services/*"):
+            for command in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    if f"{directory}/".encode() in command.read_bytes():
+                        os.kill(int(command.parent.name), signal.SIGKILL)
 
     def command(
         self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: str | None = None

@@ -89,6 +89,12 @@ class Web:
         blocks = on_monitor(self.agent, "query-block")
         return next(int(one["inserted"][name]) for one in blocks if "data" in f"{one.get('qdev')}")
 
+    def dnsmasq(self, file: str) -> str:
+        """A file that the bridge's dnsmasq runs with; empty without one that serves."""
+        bridge = next(one for one in self.agent.status()["bridges"] if one["name"] == "br-other")
+        directory = self.agent.run_dir / "services/dnsmasq-br-other"
+        return (directory / file).read_text() if any(one["running"] for one in bridge["services"]) else ""
+
     def balloon_mib(self) -> int:
         """How much memory the guest has left, as QEMU has it."""
         return int(on_monitor(self.agent, "query-balloon")["actual"]) >> 20
@@ -125,7 +131,10 @@ PROOFS: Mapping[tuple[str, str], Proof] = {
     ("bridge", "mtu"): of_link("1400", "br-other", "mtu 1400"),
     ("bridge", "stp"): of_link("true", "br-other", "stp_state 1"),
     ("bridge", "nat"): Proof("true", lambda _: '"br-other" . 10.78.0.0/24' in nft_table()),
-    ("vm", "publish"): Proof('["8022:22"]', lambda _: "tcp . 8022 : 10.78.0.10 . 22" in nft_table()),
+    ("bridge", "dhcp"): Proof(
+        '{ range = ["10.78.0.100", "10.78.0.110"] }', lambda web: "10.78.0.110" in web.dnsmasq("dnsmasq.conf")
+    ),
+    ("bridge", "dns"): Proof("true", lambda web: "port=0" not in web.dnsmasq("dnsmasq.conf")),
     ("vm", "cpus"): Proof("2", lambda web: "cpu1" in web.says("ls /sys/devices/system/cpu")),
     ("vm", "balloon"): Proof('"128M"', lambda web: web.balloon_mib() == 128),
     ("vm", "restart"): kept("restart", '"always"', "always"),
@@ -142,6 +151,7 @@ PROOFS: Mapping[tuple[str, str], Proof] = {
     ("disk", "bandwidth"): Proof('"1M"', lambda web: web.limit("bps") == 1 << 20),
     ("cdrom", "path"): Proof('"{folder}/one.iso"', lambda web: web.says("head -c 3 /dev/sr0") == "AAA"),
     ("nic", "address"): Proof('"10.78.0.10"', lambda web: "10.78.0.10" in f"{web.nic()['address']}"),
+    ("vm", "publish"): Proof('["8022:22"]', lambda _: "tcp . 8022 : 10.78.0.10 . 22" in nft_table()),
     ("nic", "mtu"): of_link("1300", "web-dmz", "mtu 1300"),
     ("nic", "link"): Proof('"down"', lambda web: web.says("cat /sys/class/net/eth1/carrier") == "0"),
     ("nic", "rate-in"): Proof('"5Mbit"', lambda web: web.nic()["rate_in"] == "5Mbit"),
