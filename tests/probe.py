@@ -173,9 +173,11 @@ def run_in_guest(host: str, command: str, timeout_s: float = 10.0) -> str:
 
 
 def tell_guest(host: str, command: str) -> None:
-    """Have the guest run a command line that it will not live to answer."""
+    """Have the guest run a command line that it will not live to answer; returns once its shell has begun."""
     with socket.create_connection((host, SHELL_PORT), 10.0) as connection:
-        connection.sendall(command.encode() + b"\n")
+        connection.sendall(b"echo told; " + command.encode() + b"\n")
+        if connection.recv(5) != b"told\n":
+            raise ConnectionError(f"{host} did not hear: {command}")
 
 
 def _talk(host: str, port: int, said: bytes, timeout_s: float) -> str:

@@ -143,7 +143,7 @@ def dnsmasq_spec(bridge: BridgeSpec, hosts: tuple[LeaseHost, ...]) -> ServiceSpe
         started=": started, version",
         kept=f"leases/{bridge.name}" if bridge.dhcp is not None else "",
         link=bridge.name,
-        addresses=bridge.addresses,
+        addresses=tuple(sorted(bridge.addresses)),
         shown=tuple(bridge_keys(bridge).items()),
     )
 

@@ -78,6 +78,9 @@ def needs_reload(runs: ServiceSpec, wanted: ServiceSpec) -> bool:
 
 
 def _at_start(spec: ServiceSpec) -> tuple[object, ...]:
-    """All that the start of a program depends on; of what it reads again, that it is there."""
+    """All that the start of a program depends on; of what it reads again, that it is there.
+
+    Also its addresses: it binds to those that there are then, and hears nothing on one that comes later.
+    """
     files = [(one.name, one.text if one.effect is FileEffect.RESTART else None) for one in spec.files]
-    return spec.program, spec.argv, files, spec.capabilities, spec.kept
+    return spec.program, spec.argv, files, spec.capabilities, spec.kept, spec.link, spec.addresses

@@ -161,6 +161,14 @@ def test_edits_are_live_and_lose_no_lease(served: AgentProcess, client: Client, 
     assert service(served)["restarts"] == 0
 
 
+def test_names_are_told_on_an_address_that_comes_later(served: AgentProcess, client: Client) -> None:
+    client.run("ip", "addr", "add", "10.78.0.2/24", "dev", "eth0")
+    served.drop("net.toml", net().replace('["10.77.0.1/24"]', '["10.77.0.1/24", "10.78.0.1/24"]'))
+    settled(served)
+    assert client.resolve("web", "10.78.0.1") == ["10.77.0.10"]
+    assert service(served)["restarts"] == 0
+
+
 def test_it_follows_its_bridge(served: AgentProcess, client: Client) -> None:
     lease = client.lease()["ip"]
     for fault in ("link del br-test", "addr flush dev br-test", "link set br-test down", "link del br-test"):

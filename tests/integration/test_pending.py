@@ -54,7 +54,7 @@ class Web:
 
     def wait_other_boot(self, boot: str) -> None:
         """Wait until the guest has booted again."""
-        wait_for(lambda: boot_of_guest() not in ("", boot), BOOT_S)
+        wait_for(lambda: boot_of_guest() not in ("", boot), BOOT_S, lambda: f"boot {boot_of_guest()!r}, was {boot!r}")
 
     def cpus(self) -> str:
         """How many processors the guest sees."""

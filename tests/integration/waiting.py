@@ -12,9 +12,12 @@ def ip_links() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
 
-def wait_for(holds: Callable[[], object], timeout_s: float = 15.0) -> None:
-    """Return when something is true, asking again and again: for what no event of the agent announces."""
+def wait_for(holds: Callable[[], object], timeout_s: float = 15.0, says: Callable[[], str] = lambda: "") -> None:
+    """Return when something is true, asking again and again: for what no event of the agent announces.
+
+    `says` tells what is so instead once the time is over.
+    """
     deadline = time.monotonic() + timeout_s
     while not holds():
-        assert time.monotonic() < deadline, "did not become true in time"
+        assert time.monotonic() < deadline, f"did not become true in time {says()}"
         time.sleep(0.02)
