@@ -118,6 +118,37 @@ def stream_lives(port: int) -> bool:
     return False
 
 
+_HEARING: dict[str, socket.socket] = {}
+
+
+def send_frames(frames: list[str]) -> None:
+    """See Box.send."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sending:
+        sending.bind(("eth0", 0))
+        for frame in frames:
+            sending.send(bytes.fromhex(frame))
+
+
+def hear_frames() -> None:
+    """Keep every frame that comes from now on."""
+    hearing = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    hearing.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    hearing.bind(("eth0", 0))
+    _HEARING["eth0"] = hearing
+
+
+def heard_frames(until: str, timeout_s: float) -> list[str]:
+    """The frames that came, up to this one."""
+    hearing = _HEARING["eth0"]
+    hearing.settimeout(timeout_s)
+    heard: list[str] = []
+    while until not in heard:
+        frame, (_, _, kind, *_) = hearing.recvfrom(65536)
+        if kind != socket.PACKET_OUTGOING:
+            heard.append(frame.hex())
+    return heard
+
+
 def _answers() -> Iterator[str]:
     for line in sys.stdin:
         what, arguments = json.loads(line)

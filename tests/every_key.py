@@ -8,7 +8,7 @@ mac = "de:ad:be:ef:24:31"
 mtu = 1500
 stp = false
 adopt = false
-dhcp = { range = ["192.168.0.100", "192.168.0.150"], lease = "72h" }
+dhcp = { range = ["192.168.0.100", "192.168.0.150"], lease = "72h", ports = true }
 dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
 [vm.web]
@@ -57,4 +57,10 @@ mtu = 1400
 link = "down"
 rate-in = "10Mbit"
 rate-out = "512kbit"
+address = "192.168.0.100"
+anti-spoof = true
+serves = ["dhcp", "ra"]
+isolated = true
+allow = ["022/tcp  from 10.0.0.0/8", "icmp", "from fd00::/64", "5000-5010/udp"]
+deny = ["25/tcp to 0.0.0.0/0", "to 192.0.2.7/32"]
 """

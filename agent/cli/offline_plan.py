@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.cli.client import Json
 from agent.core.allocation import Allocations
 from agent.core.errors import UnitError
+from agent.core.filters import Filters, FilterState
 from agent.core.firewall import FirewallState, ForwardingState, Routing
 from agent.core.forecast import forecast, forecast_json
 from agent.core.observed import DiskState, HostState, Observed
@@ -41,6 +42,7 @@ def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
         disks={p: DiskState(one.exists, one.folder_exists, one.exists, one.size_bytes) for p, one in looks.items()},
         host=HostState(),
         routing=Routing(FirewallState(), ForwardingState()),
+        filters=Filters(FilterState()),
     )
     return {
         **forecast_json(forecast(resolution.desired, observed, 0.0)),

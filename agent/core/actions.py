@@ -20,6 +20,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.observed import Refusal
 from agent.core.reasons import Disruption, Reason
@@ -29,7 +30,10 @@ from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
-    """Fields to set on a link; None leaves a field alone. `master` 0 takes the link out of its bridge."""
+    """Fields to set on a link; None leaves a field alone. `master` 0 takes the link out of its bridge.
+
+    `isolated` is of a port, and set once it is in its bridge, before it goes up.
+    """
 
     up: bool | None = None
     mtu: int | None = None
@@ -39,6 +43,7 @@ class LinkChange:
     name: str | None = None
     stp: bool | None = None
     snooping: bool | None = None
+    isolated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +308,7 @@ Action = (
     | StartService
     | ReloadService
     | StopService
+    | ChangeFilters
     | ChangeFirewall
     | ChangeForwarding
     | EndConnections

@@ -33,11 +33,12 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
-from agent.core.firewall import Element
+from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.limits import limit_values
 from agent.core.rates import rate_text
 from agent.core.reasons import Reason
+from agent.core.ruleset import Element
 from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.text import counted
 from agent.core.tuning import in_words
@@ -69,7 +70,7 @@ def describe(action: Action) -> str:
             return _describe_tuning(action)
         case StartService() | ReloadService() | StopService():
             return _describe_service(action)
-        case ChangeFirewall() | ChangeForwarding() | EndConnections():
+        case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections():
             return _describe_routing(action)
         case _:
             return _describe_vm(action)
@@ -129,20 +130,25 @@ def _describe_tuning(action: TuneVm | PlugCpus | ChangeMedium) -> str:
             )
 
 
-def _describe_routing(action: ChangeFirewall | ChangeForwarding | EndConnections) -> str:
+def _describe_routing(action: ChangeFilters | ChangeFirewall | ChangeForwarding | EndConnections) -> str:
     match action:
-        case ChangeFirewall(gone=True):
-            return "delete the table inet vmhost"
-        case ChangeFirewall(whole=True, add=add):
-            return f"make the table inet vmhost, with {counted(len(add), 'element')}"
-        case ChangeFirewall(add=add, remove=remove):
-            signed = [*(f"-{_element(one)}" for one in remove), *(f"+{_element(one)}" for one in add)]
-            more = f" and {len(signed) - ELEMENTS_TOLD} more" if len(signed) > ELEMENTS_TOLD else ""
-            return f"table inet vmhost: {' '.join(signed[:ELEMENTS_TOLD])}{more}"
+        case ChangeFilters() | ChangeFirewall():
+            return _describe_tables(action)
         case EndConnections(ended=ended):
             return f"end the connections of {', '.join(one.key for one in ended)}"
         case ChangeForwarding(settings=settings):
             return f"set {', '.join(f'net/{name} = {value}' for name, value in settings)}"
+
+
+def _describe_tables(action: ChangeFilters | ChangeFirewall) -> str:
+    tables = "tables of the filters" if isinstance(action, ChangeFilters) else "table inet vmhost"
+    if action.gone:
+        return f"delete the {tables}"
+    if action.whole:
+        return f"make the {tables}, with {counted(len(action.add), 'element')}"
+    signed = [*(f"-{_element(one)}" for one in action.remove), *(f"+{_element(one)}" for one in action.add)]
+    more = f" and {len(signed) - ELEMENTS_TOLD} more" if len(signed) > ELEMENTS_TOLD else ""
+    return f"{tables}: {' '.join(signed[:ELEMENTS_TOLD])}{more}"
 
 
 def _element(one: Element) -> str:
@@ -200,7 +206,7 @@ def _describe_link(
         case CreateBridge(spec=spec):
             return f"make bridge {spec.name}"
         case ChangeLink(link=link):
-            fields = ("up", "mtu", "mac", "master", "alias", "name", "stp", "snooping")
+            fields = ("up", "mtu", "mac", "master", "alias", "name", "stp", "snooping", "isolated")
             names = [name for name in fields if getattr(action.change, name) is not None]
             return f"set {', '.join(names)} of {link} ({action.reason})"
         case EnslavePort(port=port, bridge=bridge):

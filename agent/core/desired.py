@@ -33,11 +33,15 @@ class Apply(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DhcpSpec:
-    """The IPv4 addresses that a bridge's DHCP server gives to whoever asks, first and last, and for how long."""
+    """The IPv4 addresses that a bridge's DHCP server gives to whoever asks, first and last, and for how long.
+
+    `ports`: also to whoever is behind the bridge's ports.
+    """
 
     first: str
     last: str
     lease_s: int
+    ports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class NicSpec:
     `rate_in_bps` and `rate_out_bps` limit what goes to the guest and what comes from it; None: no limit.
     `address` holds the static addresses that the guest has there, without prefix.
     `link`: whether the guest sees its cable plugged in, "up" or "down".
+    `anti_spoof`: it is held to its MAC and addresses; None: if it has any. `serves`: "dhcp", "ra", as others may not.
+    `isolated`: it reaches no other isolated one on its bridge. `allow`, `deny`: what may be begun (`filter_entries`).
     """
 
     id: str
@@ -90,6 +96,16 @@ class NicSpec:
     rate_out_bps: int | None = None
     address: tuple[str, ...] = ()
     link: str = "up"
+    anti_spoof: bool | None = None
+    serves: tuple[str, ...] = ()
+    isolated: bool = False
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether it may send nothing that is not from its own MAC, and its own addresses if it has any."""
+        return bool(self.address) if self.anti_spoof is None else self.anti_spoof
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ guest that an earlier agent launched keeps its own."""
 
 _DEVICE_FIELDS = frozenset({"file", "disks", "nics", "serials"})
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
-_NIC_NOT_LAUNCHED = frozenset({"id", "address"})
+_NIC_LIVE = frozenset({"address", "anti_spoof", "serves", "isolated", "allow", "deny"})
+_NIC_NOT_LAUNCHED = frozenset({"id"}) | _NIC_LIVE
 _SERIAL_NOT_LAUNCHED = frozenset({"id"})
 _UNITS = {"memory_mib": 1 << 20, "balloon_mib": 1 << 20, "size_bytes": 1, "bandwidth_bytes": 1}
 
@@ -106,13 +107,15 @@ def changed_keys(before: VmSpec, after: VmSpec) -> tuple[str, ...]:
         for earlier in before.disks
         if earlier.id == disk.id and earlier.size_bytes != disk.size_bytes
     }
-    addresses = {
-        f"nic.{nic.id}.address"
+    nics = {
+        f"nic.{nic.id}.{key_of_field(name)}"
         for nic in after.nics
         for earlier in before.nics
-        if earlier.id == nic.id and earlier.address != nic.address
+        if earlier.id == nic.id
+        for name in _NIC_LIVE
+        if getattr(earlier, name) != getattr(nic, name)
     }
-    return tuple(sorted({*own, *sizes, *addresses, *(change.key for change in pending_changes(before, after))}))
+    return tuple(sorted({*own, *sizes, *nics, *(change.key for change in pending_changes(before, after))}))
 
 
 def _devices(values: Mapping[str, str]) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,6 +52,7 @@ class Draft:
         self._deviating: set[str] = set()
         self._awaited: set[str] = set()
         self._asked: set[str] = set()
+        self._gated: set[tuple[str, str]] = set()
         self._wake_at_s: float | None = None
 
     @cached_property
@@ -100,6 +101,14 @@ class Draft:
         if reach.ok is None:
             self.wait_for_answer(resource)
         return reach
+
+    def close_gate(self, nics: Iterable[tuple[str, str]]) -> None:
+        """Note NICs, by guest and id, whose filters are not in place yet: their taps wait before their bridge."""
+        self._gated.update(nics)
+
+    def is_gated(self, vm: str, nic: str) -> bool:
+        """Whether a NIC's filters are still to come."""
+        return (vm, nic) in self._gated
 
     def wake_at(self, at_s: float | None) -> None:
         """Ask for a look at a time, in seconds of CLOCK_BOOTTIME."""

@@ -118,6 +118,11 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "rate-in": _live("what comes to the guest is limited anew at once"),
         "rate-out": _live("what the guest sends is limited anew at once; nothing of it is lost but what waited"),
         "link": _live("the guest sees its cable plugged or unplugged at once"),
+        "anti-spoof": _live("counts from the next frame on"),
+        "serves": _live("counts from the next frame on"),
+        "isolated": _live("its tap is isolated from others, or no longer, at once"),
+        "allow": _live("counts for what is begun from then on; what is begun already goes on"),
+        "deny": _live("counts for what is begun from then on; what is begun already goes on"),
     },
     "serial": {
         "port": _restart(),

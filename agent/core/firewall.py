@@ -1,19 +1,17 @@
 """The table `inet vmhost` of nftables: what it always is, and what changes in it, which is elements of its sets only.
 
-One changed forward is one changed element, so a change costs the same however many there are, and no connection and no
-counter suffers from it. Chains and rules never change while an agent of one version runs. A table whose chains, rules
-or sets are other than these was changed by somebody else, or made by another version, and is replaced in one
-transaction (nft(8): what one `nft -f` does is done whole or not at all).
+One changed forward is one changed element. Chains and rules never change while an agent of one version runs
+(`agent.core.ruleset`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
+
+from agent.core.ruleset import Chain, Element, Rule, Ruleset, RulesetState, SetShape, Table
 
 TABLE = "vmhost"
 """In the family `inet`."""
@@ -25,48 +23,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+#~-]{0,14}", re.ASCII)
 def is_plain_name(name: str) -> bool:
     """Whether the table can name a link."""
     return _PLAIN.fullmatch(name) is not None
-
-
-class Element(NamedTuple):
-    """An element of a set, or of a map with its `value`, both as nft(8) writes them: `tcp . 80`, `10.0.0.2 . 8080`."""
-
-    set: str
-    key: str
-    value: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SetShape:
-    """A set, or a map where `value` is not empty; `interval`: its elements may be networks and ranges of ports."""
-
-    name: str
-    key: str
-    value: str = ""
-    interval: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule, and what it is for, which is its comment."""
-
-    text: str
-    why: str
-
-    @property
-    def comment(self) -> str:
-        """What tells the rule from any other, also from one of another version with the same purpose."""
-        return f"{self.why} #{hashlib.sha256(self.text.encode()).hexdigest()[:6]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain; `type`, `hook` and `priority` where packets come to it by themselves. Its policy is always `accept`."""
-
-    name: str
-    rules: tuple[Rule, ...]
-    type: str = ""
-    hook: str = ""
-    priority: int = 0
 
 
 _PORT = "inet_proto . inet_service"
@@ -150,6 +106,8 @@ CHAINS = (
         "forward",
         (
             Rule("iifname . oifname @same accept", "stays on its bridge"),
+            Rule("iifname @inside udp dport { 67, 68, 546, 547 } counter drop", "DHCP passes no NAT"),
+            Rule("oifname @inside udp dport { 67, 68, 546, 547 } counter drop", "DHCP passes no NAT"),
             Rule("ct state established,related accept", "answers"),
             Rule("ct status dnat accept", "published"),
             Rule("iifname @inside ct state invalid counter drop", "would leave with its inner address"),
@@ -167,67 +125,23 @@ CHAINS = (
 """Nothing that is neither from, nor to, nor opened for a guest of ours is ever dropped here."""
 
 
-def skeleton() -> frozenset[str]:
-    """The table without its elements, as lines that a listing is compared with (`agent.host.nft`)."""
-    lines = {set_line(one.name, one.key, one.value, interval=one.interval) for one in SETS}
-    for chain in CHAINS:
-        lines.add(chain_line(chain.name, chain.type, chain.hook, chain.priority if chain.type else None))
-        lines |= {rule_line(chain.name, place, rule.comment) for place, rule in enumerate(chain.rules)}
-    return frozenset(lines)
-
-
-def set_line(name: str, key: str, value: str, *, interval: bool) -> str:
-    """What is compared of a set."""
-    return f"set {name} {key}{f' : {value}' if value else ''}{' interval' if interval else ''}"
-
-
-def chain_line(name: str, type_: str, hook: str, priority: int | None) -> str:
-    """What is compared of a chain."""
-    return f"chain {name}" if priority is None else f"chain {name} {type_} {hook} {priority}"
-
-
-def rule_line(chain: str, place: int, comment: str) -> str:
-    """What is compared of a rule: its place and its comment. A rule has no other name, and prints as nft likes to."""
-    return f"rule {chain} {place} {comment}"
-
-
-SKELETON = skeleton()
+NAT = Ruleset((Table("inet", TABLE, SETS, CHAINS),))
+SKELETON = NAT.skeleton
 
 
 @dataclass(frozen=True, slots=True)
-class FirewallState:
-    """The table as it was seen: its skeleton, empty if there is no table, and the elements of its sets."""
-
-    skeleton: frozenset[str] = frozenset()
-    elements: frozenset[Element] = frozenset()
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is a table of our name."""
-        return bool(self.skeleton)
+class FirewallState(RulesetState):
+    """The table as it was seen."""
 
     @property
     def is_intact(self) -> bool:
         """Whether its chains, rules and sets are ours as this version makes them."""
         return self.skeleton == SKELETON
 
-    def of(self, name: str) -> tuple[Element, ...]:
-        """The elements of one set."""
-        return _by_set(self.elements).get(name, ())
-
     @property
     def ended(self) -> tuple[Element, ...]:
         """What says that connections are to be ended."""
         return (*self.of("ended4"), *self.of("ended6"))
-
-
-@lru_cache(8)
-def _by_set(elements: frozenset[Element]) -> Mapping[str, tuple[Element, ...]]:
-    """Elements by their set; asked for in every pass, and a frozen set has its hash once and for all."""
-    found: dict[str, list[Element]] = {}
-    for element in elements:
-        found.setdefault(element.set, []).append(element)
-    return {name: tuple(ones) for name, ones in found.items()}
 
 
 @dataclass(frozen=True, slots=True)

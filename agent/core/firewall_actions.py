@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.core.firewall import SKELETON, Element, FirewallState, Opening
+from agent.core.firewall import Opening
 from agent.core.reasons import Disruption, Reason
+from agent.core.ruleset import Element, ElementChange
 
 FIREWALL, FORWARDING, CONNECTIONS = "firewall", "forwarding", "connections"
 """The resources: each is one for the whole host."""
@@ -26,14 +27,10 @@ class ChangeFirewall:
     gone: bool = False
     disruption: Disruption = Disruption.NONE
 
-
-def after_change(seen: FirewallState, action: ChangeFirewall) -> FirewallState:
-    """The table after an action that was done: nft's word that it was is the kernel's, for all of it."""
-    if action.gone:
-        return FirewallState()
-    if action.whole:
-        return FirewallState(SKELETON, frozenset(action.add))
-    return FirewallState(seen.skeleton, seen.elements.difference(action.remove).union(action.add))
+    @property
+    def elements(self) -> ElementChange:
+        """What it is in nftables."""
+        return ElementChange(self.add, self.remove, self.whole, self.gone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from agent.core.desired import BridgeSpec, NicSpec, VmSpec
-from agent.core.firewall import EVERYWHERE6, Element, ForwardingState, Opening, Routing, is_plain_name
+from agent.core.firewall import EVERYWHERE6, ForwardingState, Opening, Routing, is_plain_name
 from agent.core.observed import LinkState
 from agent.core.publications import Publication, publication
+from agent.core.ruleset import Element
 
 VERSIONS = (4, 6)
 

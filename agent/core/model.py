@@ -29,6 +29,7 @@ from agent.core.actions import (
     ResumeVm,
     StopVm,
 )
+from agent.core.desired import NicSpec
 from agent.core.device_actions import (
     ArmTap,
     CreateDisk,
@@ -41,10 +42,12 @@ from agent.core.device_actions import (
     UnplugNic,
 )
 from agent.core.fallback import with_lack
+from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.guest_unit import unit_name
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
 from agent.core.model_devices import with_devices, with_devices_at_launch, with_tuning
+from agent.core.model_filters import require_filters, with_filters
 from agent.core.model_firewall import with_routing
 from agent.core.model_services import with_services
 from agent.core.observed import (
@@ -95,10 +98,16 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             return _with_vm(observed, action.vm, with_tuning(observed, action))
         case StartService() | ReloadService() | StopService():
             return with_services(observed, action)
-        case ChangeFirewall() | ChangeForwarding() | EndConnections():
-            return with_routing(observed, action)
+        case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections():
+            return _apply_to_tables(observed, action)
         case _:
             return _apply_to_vm(observed, action, now_s)
+
+
+def _apply_to_tables(
+    observed: Observed, action: ChangeFilters | ChangeFirewall | ChangeForwarding | EndConnections
+) -> Observed:
+    return with_filters(observed, action) if isinstance(action, ChangeFilters) else with_routing(observed, action)
 
 
 def _apply_to_disk(observed: Observed, action: CreateDisk | GrowDisk) -> Observed:
@@ -173,11 +182,13 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     _require(ours or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
     values = {
         name: value
-        for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping")
+        for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping", "isolated")
         if (value := getattr(change, name)) is not None
     }
     if change.master is not None:
-        values["master"] = change.master or None
+        values |= {"master": change.master or None, "isolated": change.isolated or False}
+        for name, nic in _nics_of(observed, link.alias):
+            require_filters(observed, name, nic)
     _require(change.name is None or change.name not in observed.links, "a link is renamed to a free name only")
     changed = replace(link, **values)
     links = {name: one for name, one in observed.links.items() if name != action.link}
@@ -187,6 +198,12 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
 
 def _renamed_nics(state: VmState, old: str, new: str) -> VmState:
     return replace(state, nics={i: replace(n, link=new) if n.link == old else n for i, n in state.nics.items()})
+
+
+def _nics_of(observed: Observed, mark: str) -> list[tuple[str, NicSpec]]:
+    """The NIC of a running guest whose tap has this mark."""
+    nics = [(name, nic) for name, state in observed.vms.items() for nic in state.spec.nics]
+    return [(name, nic) for name, nic in nics if tap_mark(name, nic.id) == mark]
 
 
 def _hangs_on_guest(observed: Observed, link: str) -> bool:
@@ -242,7 +259,9 @@ def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
     mark = tap_mark(action.vm, action.nic.id)
     _require(present is None or present.alias == mark, f"{action.nic.tap} is free or ours")
     index = present.ifindex if present else _next_ifindex(observed)
+    require_filters(observed, action.vm, action.nic)
     link = LinkState(index, action.nic.tap, "tun", True, action.nic.mtu, action.nic.mac, action.bridge_ifindex, mark)
+    link = replace(link, isolated=action.nic.isolated and action.bridge_ifindex is not None)
     seen = _with_link(observed, link)
     if isinstance(action, ArmTap) and not action.running:
         return seen

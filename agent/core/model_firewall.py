@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.core.firewall import FirewallState, ForwardingState, Opening, Routing
-from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections, after_change
+from agent.core.firewall import NAT, FirewallState, ForwardingState, Opening, Routing
+from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.firewall_wanted import ended_element, name_of
 from agent.core.observed import Observed
 from agent.core.preconditions import require
+from agent.core.ruleset import after_change
 
 
 def with_routing(observed: Observed, action: ChangeFirewall | ChangeForwarding | EndConnections) -> Observed:
@@ -43,7 +44,7 @@ def _changed(routing: Routing, action: ChangeFirewall) -> FirewallState:
         require(seen.elements.issuperset(action.remove), "what is removed is there")
         left = seen.elements.difference(action.remove)
         require(not left.intersection(action.add), "what is added is not there yet")
-    after = after_change(seen, action)
+    after = FirewallState(*after_change(NAT, seen, action.elements))
     require(len({(one.set, one.key) for one in after.elements}) == len(after.elements), "a key leads to one place")
     return after
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
+from agent.core.filters import Filters
 from agent.core.firewall import Routing
 from agent.core.leases import Lease
 from agent.core.rates import Shape
@@ -23,6 +24,7 @@ class LinkState:
 
     `root` is the queueing discipline that somebody gave it, None for the kernel's default; `ingress` is what is done
     to frames that come in, None for nothing. It is looked at for own taps only.
+    `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED).
     """
 
     ifindex: int
@@ -39,6 +41,7 @@ class LinkState:
     snooping: bool = False
     root: QdiscState | None = None
     ingress: IngressState | None = None
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,3 +309,4 @@ class Observed:
     services: Mapping[str, ServiceState] = field(default_factory=dict)
     leases: Mapping[str, tuple[Lease, ...]] = field(default_factory=dict)
     routing: Routing = field(default_factory=Routing)
+    filters: Filters = field(default_factory=Filters)

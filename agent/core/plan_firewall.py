@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.draft import Draft
-from agent.core.firewall import EVERYWHERE6, Element, FirewallState, Opening
+from agent.core.firewall import EVERYWHERE6, FirewallState, Opening
 from agent.core.firewall_actions import (
     CONNECTIONS,
     FIREWALL,
@@ -35,6 +35,7 @@ from agent.core.firewall_wanted import (
 from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed
 from agent.core.reasons import Reason
+from agent.core.ruleset import Element
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_down import plan_down
+from agent.core.plan_filters import plan_filters
 from agent.core.plan_firewall import plan_firewall
 from agent.core.plan_held import held_guests, plan_held, tell_held
 from agent.core.plan_rates import plan_unwanted_ifbs
@@ -63,6 +64,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     plan_services(draft, desired, bridges)
     for name, hold in held.items():
         tell_held(draft, name, hold)
+    plan_filters(draft, bridges, starts, complete=desired.complete)
     if observed.host.down:
         plan_down(draft, desired.vms)
     else:

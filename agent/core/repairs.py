@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from agent.core.actions import Action
 from agent.core.desired import Desired
 from agent.core.draft import Plan
+from agent.core.filters import FILTERS
+from agent.core.filters_wanted import filter_wish
 from agent.core.firewall_actions import FIREWALL, FORWARDING
 from agent.core.firewall_wanted import wish_of
 from agent.core.marks import LIMITS
@@ -63,6 +65,8 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
     """What a resource is to be like, None if nothing is known of it; a running guest's taps follow its launch."""
     if resource in {FIREWALL, FORWARDING}:
         return wish_of(desired.bridges, desired.vms)
+    if resource == FILTERS:
+        return filter_wish(desired.bridges, desired.vms, observed.vms).elements or None
     kind, _, name = resource.partition("/")
     if kind == "bridge":
         return desired.bridges.get(name)

@@ -1,4 +1,4 @@
-"""The table `inet vmhost` in the kernel, by nft(8): read as JSON (libnftables-json(5)), changed by text on its input.
+"""Our tables in the kernel, by nft(8): read as JSON (libnftables-json(5)), changed by text on its input.
 
 One run of `nft -f -` is one transaction: all of it is done, or nothing.
 """
@@ -14,27 +14,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.core.errors import ObservationError, OutcomeUnknownError, PermanentError, TransientError
-from agent.core.firewall import (
-    CHAINS,
-    SETS,
-    TABLE,
+from agent.core.ruleset import (
     Chain,
     Element,
-    FirewallState,
+    ElementChange,
+    Ruleset,
+    RulesetState,
     SetShape,
+    Table,
     chain_line,
     rule_line,
     set_line,
 )
-from agent.core.firewall_actions import ChangeFirewall
 
 NFT_S = 20.0
 """A transaction of thousands of elements takes a tenth of a second; the kernel may be busy with somebody else's."""
 
-MISSING = "there is no nft (in PATH), and without it neither NAT nor published ports; apt install nftables"
+MISSING = "there is no nft (in PATH), and without it no NAT, no published ports, no filters; apt install nftables"
 
 _ENVIRONMENT = {"LC_ALL": "C"}
-_REACHES_FAMILY = f"inet {TABLE}"
+LASTING = 65535
+"""How many elements there may be that rules put in: memory is for whoever sends most."""
+
 _TEXT_TYPES = frozenset({"ifname"})
 
 
@@ -47,38 +48,66 @@ def find_nft() -> str | None:
     return shutil.which("nft")
 
 
-def look_at_table() -> FirewallState:
-    """The table as it is; an empty state where there is none. Blocks for milliseconds.
+def look_at_tables(ruleset: Ruleset) -> RulesetState:
+    """The tables as they are; an empty state where there is none. Blocks for milliseconds.
 
     `NftMissingError` without nft, `ObservationError` where it or the kernel refuses.
     """
-    done = _run(["-j", "list", "table", "inet", TABLE], "")
-    if done.returncode != 0:
-        if "No such file or directory" in done.stderr:
-            return FirewallState()
-        raise ObservationError("nft", _words(done.stderr))
-    try:
-        return parse_table(json.loads(done.stdout))
-    except (ValueError, KeyError, TypeError, IndexError) as e:
-        raise ObservationError("nft", f"its listing cannot be read: {e!r}") from e
+    lines: set[str] = set()
+    elements: set[Element] = set()
+    for table in ruleset.tables:
+        listing = _listing(table)
+        if listing is not None:
+            try:
+                seen = parse_table(listing, table, ruleset)
+            except (ValueError, KeyError, TypeError, IndexError) as e:
+                raise ObservationError("nft", f"its listing cannot be read: {e!r}") from e
+            lines |= seen.skeleton
+            elements |= seen.elements
+    return RulesetState(frozenset(lines), frozenset(elements))
 
 
-def change_table(action: ChangeFirewall) -> int:
+def _listing(table: Table) -> Mapping[str, Any] | None:
+    """What nft says of a table, None if there is none."""
+    done = _run(["-j", "list", "table", table.family, table.name], "")
+    if done.returncode == 0:
+        try:
+            found: Mapping[str, Any] = json.loads(done.stdout)
+        except ValueError as e:
+            raise ObservationError("nft", f"its listing cannot be read: {e!r}") from e
+        return found
+    if "No such file or directory" in done.stderr:
+        return None
+    raise ObservationError("nft", _words(done.stderr))
+
+
+def read_counts(ruleset: Ruleset) -> Mapping[Element, int]:
+    """The packets that each element of a counted set was found for; answer and errors as `look_at_tables`."""
+    found: dict[Element, int] = {}
+    for table in ruleset.tables:
+        for entry in (_listing(table) or {"nftables": []})["nftables"]:
+            body = entry.get("set", {})
+            shape = ruleset.shapes.get(body.get("name", ""))
+            if shape is None or not shape.counted:
+                continue
+            for one in body.get("elem", []):
+                if isinstance(one, dict) and "counter" in one.get("elem", {}):
+                    counted = one["elem"]
+                    found[Element(shape.name, _written(counted["val"], _types(body)))] = counted["counter"]["packets"]
+    return found
+
+
+def change_tables(ruleset: Ruleset, change: ElementChange) -> int:
     """Do one transaction; the pid of the nft that did it, as its events name it. Blocks for milliseconds.
 
-    `PermanentError` without nft, or where the kernel cannot do it; `TransientError` where the table is not as it was
-    seen; `OutcomeUnknownError` where nft did not end.
+    `PermanentError` without nft, or where the kernel cannot do it; `TransientError` where the tables are not as they
+    were seen; `OutcomeUnknownError` where nft did not end.
     """
-    return apply_text(transaction(action))
-
-
-def forget_ended(elements: Iterable[Element]) -> int:
-    """Delete these elements; answer and errors as `change_table`."""
-    return apply_text("\n".join(_element_lines("delete", elements)))
+    return apply_text(transaction(ruleset, change))
 
 
 def apply_text(text: str) -> int:
-    """Have nft do what a text says, whole or not at all; answer and errors as `change_table`."""
+    """Have nft do what a text says, whole or not at all; answer and errors as `change_tables`."""
     try:
         done = _run(["-f", "-"], text)
     except NftMissingError as e:
@@ -89,7 +118,7 @@ def apply_text(text: str) -> int:
         return done.pid
     words = _words(done.stderr)
     if "Operation not supported" in words or "Operation not permitted" in words:
-        message = f"nft: {words}; the kernel needs nf_tables with nat, masquerade, fib and conntrack"
+        message = f"nft: {words}; the kernel needs nf_tables with nat, masquerade, fib, conntrack and bridge"
         raise PermanentError(message, reason="KernelLacks")
     raise TransientError(f"nft: {words}", reason="NftRefused")
 
@@ -134,27 +163,35 @@ def _words(stderr: str) -> str:
     return told[:300] or "it said nothing"
 
 
-def transaction(action: ChangeFirewall) -> str:
-    """What nft reads for an action."""
-    if action.gone:
-        return f"delete table {_REACHES_FAMILY}"
-    if action.whole:
-        # Added first, because what is not there cannot be deleted; all of it is one transaction.
-        head = [f"add table {_REACHES_FAMILY}", f"delete table {_REACHES_FAMILY}", *_table_lines()]
-        return "\n".join([*head, *_element_lines("add", action.add)])
-    return "\n".join([*_element_lines("delete", action.remove), *_element_lines("add", action.add)])
+def transaction(ruleset: Ruleset, change: ElementChange) -> str:
+    """What nft reads for a change."""
+    # Added first, because what is not there cannot be deleted; all of it is one transaction.
+    away = [f"{verb} table {table.reach}" for table in ruleset.tables for verb in ("add", "delete")]
+    if change.gone:
+        return "\n".join(away)
+    added = _element_lines(ruleset, "add", change.add)
+    if change.whole:
+        return "\n".join([*away, *(line for table in ruleset.tables for line in _table_lines(table)), *added])
+    return "\n".join([*_element_lines(ruleset, "delete", change.remove), *added])
 
 
-def _table_lines() -> Iterator[str]:
-    yield f"table {_REACHES_FAMILY} {{"
-    yield from (_set_text(shape) for shape in SETS)
-    yield from (_chain_text(chain) for chain in CHAINS)
+def _table_lines(table: Table) -> Iterator[str]:
+    yield f"table {table.reach} {{"
+    yield from (_set_text(shape) for shape in table.sets)
+    yield from (_chain_text(chain) for chain in table.chains)
     yield "}"
 
 
 def _set_text(shape: SetShape) -> str:
     kind, value = ("map", f" : {shape.value}") if shape.value else ("set", "")
-    return f"{kind} {shape.name} {{ type {shape.key}{value}; {'flags interval; ' if shape.interval else ''}}}"
+    words = [f"{'typeof' if shape.raw else 'type'} {shape.key}{value}"]
+    if shape.interval:
+        words.append("flags interval")
+    if shape.counted:
+        words.append("counter")
+    if shape.lasts:
+        words += [f"size {LASTING}", "flags dynamic,timeout", f"timeout {shape.lasts}"]
+    return f"{kind} {shape.name} {{ {'; '.join(words)}; }}"
 
 
 def _chain_text(chain: Chain) -> str:
@@ -163,19 +200,19 @@ def _chain_text(chain: Chain) -> str:
     return f"chain {chain.name} {{\n{hook}{rules}\n}}"
 
 
-def _element_lines(verb: str, elements: Iterable[Element]) -> Iterator[str]:
+def _element_lines(ruleset: Ruleset, verb: str, elements: Iterable[Element]) -> Iterator[str]:
     """One command for each set."""
     by_set: dict[str, list[str]] = {}
     for element in elements:
         written = f"{element.key} : {element.value}" if element.value else element.key
         by_set.setdefault(element.set, []).append(written)
     for name, written_ones in by_set.items():
-        yield f"{verb} element {_REACHES_FAMILY} {name} {{ {', '.join(written_ones)} }}"
+        yield f"{verb} element {ruleset.table_of[name].reach} {name} {{ {', '.join(written_ones)} }}"
 
 
-def parse_table(listing: Mapping[str, Any]) -> FirewallState:
+def parse_table(listing: Mapping[str, Any], table: Table, ruleset: Ruleset) -> RulesetState:
     """The state that a listing tells of; `ValueError`, `KeyError` or the like for what is none."""
-    lines: set[str] = set()
+    lines: set[str] = {"table"}
     elements: set[Element] = set()
     places: dict[str, int] = {}
     for entry in listing["nftables"]:
@@ -184,8 +221,10 @@ def parse_table(listing: Mapping[str, Any]) -> FirewallState:
                 case "table" if body.get("flags"):
                     lines.add(f"table {body['flags']}")
                 case "set" | "map":
-                    lines.add(_seen_set_line(body))
-                    elements |= set(_elements_of(body))
+                    shape = ruleset.shapes.get(body["name"])
+                    lines.add(_seen_set_line(body, shape))
+                    if shape is None or not shape.lasts:
+                        elements |= set(_elements_of(body, counted=shape is not None and shape.counted))
                 case "chain":
                     lines.add(_seen_chain_line(body))
                 case "rule":
@@ -196,13 +235,22 @@ def parse_table(listing: Mapping[str, Any]) -> FirewallState:
                     pass
                 case _:
                     lines.add(f"{kind} {body.get('name', '')}")
-    return FirewallState(frozenset(lines) or frozenset({"table"}), frozenset(elements))
+    return RulesetState(frozenset(f"{table.reach}: {line}" for line in lines), frozenset(elements))
 
 
-def _seen_set_line(body: Mapping[str, Any]) -> str:
+def _seen_set_line(body: Mapping[str, Any], wanted: SetShape | None) -> str:
     flags = body.get("flags", [])
-    line = set_line(body["name"], " . ".join(_types(body)), body.get("map", ""), interval=flags == ["interval"])
-    return line if flags in ([], ["interval"]) else f"{line} {flags}"
+    seen = SetShape(
+        body["name"],
+        " . ".join(_types(body)),
+        body.get("map", ""),
+        interval=flags == ["interval"],
+        counted=body.get("stmt") == [{"counter": None}],
+        lasts="some" if "timeout" in flags else "",
+        raw=wanted is not None and wanted.raw,
+    )
+    known = flags in ([], ["interval"], ["timeout"]) and (seen.counted or "stmt" not in body)
+    return set_line(seen) if known else f"{set_line(seen)} {flags}"
 
 
 def _seen_chain_line(body: Mapping[str, Any]) -> str:
@@ -214,16 +262,18 @@ def _types(body: Mapping[str, Any]) -> list[str]:
     return [body["type"]] if isinstance(body["type"], str) else list(body["type"])
 
 
-def _elements_of(body: Mapping[str, Any]) -> Iterator[Element]:
+def _elements_of(body: Mapping[str, Any], *, counted: bool = False) -> Iterator[Element]:
     types = _types(body)
     for entry in body.get("elem", []):
         key, value = entry if isinstance(entry, list) else (entry, "")
+        if counted and isinstance(key, dict) and key.get("elem", {}).keys() == {"val", "counter"}:
+            key = key["elem"]["val"]
         yield Element(body["name"], _written(key, types), _written(value, []) if value != "" else "")
 
 
 def _written(value: Any, types: list[str]) -> str:
     """A key or a value as `agent.core.firewall.Element` has it, from nft's JSON of it."""
-    if isinstance(value, dict) and "elem" in value:  # with a counter, a timeout or a comment: none of ours has one
+    if isinstance(value, dict) and "elem" in value:  # with a timeout or a comment: none of ours has one
         return f"{_written(value['elem']['val'], types)} with more"
     parts = value["concat"] if isinstance(value, dict) and "concat" in value else [value]
     named = [*types, *[""] * len(parts)]

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ObservationError
+from agent.core.ruleset import Ruleset
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
@@ -22,7 +23,8 @@ SO_RCVBUFFORCE = 33
 NFNLGRP_NFTABLES = 7
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWGEN = 15
-NFPROTO_INET = 1
+FAMILIES = {"inet": 1, "bridge": 7}
+"""NFPROTO_INET, NFPROTO_BRIDGE (linux/netfilter.h), by nft(8)'s names."""
 
 BUFFER_BYTES = 4 * 1024 * 1024
 """A transaction of ours with 500 elements overruns the default of 208 KiB."""
@@ -37,9 +39,9 @@ class NftEvents:
     `overruns` counts the times that events were lost.
     """
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, ruleset: Ruleset) -> None:
         self.overruns = 0
-        self._name = table.encode() + b"\0"
+        self._names = {(FAMILIES[one.family], one.name.encode() + b"\0") for one in ruleset.tables}
         self._touched = False
         self._socket: socket.socket | None = None
 
@@ -76,7 +78,7 @@ class NftEvents:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
 
     async def watch(self, changed: Callable[[int], None]) -> None:
-        """Call `changed` with the author's pid after each transaction that touches the table, until cancelled.
+        """Call `changed` with the author's pid after each transaction that touches the tables, until cancelled.
 
         The pid is 0 after lost events, when nobody knows what happened.
         """
@@ -120,7 +122,7 @@ class NftEvents:
                 continue
             if kind & 0xFF != NFT_MSG_NEWGEN:
                 # Attribute 1 is the table's name in the messages of tables, chains, rules, sets and elements alike.
-                self._touched |= body[0] == NFPROTO_INET and _attribute(body, 1) == self._name
+                self._touched |= (body[0], _attribute(body, 1)) in self._names
             elif self._touched:
                 self._touched = False
                 yield int.from_bytes(_attribute(body, 2), "big")

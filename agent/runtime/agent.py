@@ -39,6 +39,7 @@ from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
+from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
 from agent.runtime.leases import Leases
@@ -140,6 +141,7 @@ class Agent:
         self._files = FileLooks(self._doorbell.ring)
         self._memory = MemoryLooks()
         self._routing = RoutingLooks(self._doorbell.ring, self._keeper, self._host.boot_id)
+        self._filters = FilterLooks(self._doorbell.ring)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -154,6 +156,7 @@ class Agent:
             self._disks,
             self._guests,
             self._routing,
+            self._filters,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -183,6 +186,7 @@ class Agent:
                 self._leases.follow_in(group)
                 await self._services.adopt()
                 self._routing.look_in(group)
+                self._filters.look_in(group)
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -190,7 +194,9 @@ class Agent:
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
                 group.create_task(self._cap_serial_logs(), name="serial logs")
-                group.create_task(publish(self.operator, self._links, self._guests, self._chronicle, self._doorbell))
+                group.create_task(
+                    publish(self.operator, self._links, self._guests, self._filters, self._chronicle, self._doorbell)
+                )
                 group.create_task(watch_lag(self._chronicle.metrics), name="lag")
                 group.create_task(self._reconciler.run(), name="reconciler")
         finally:
@@ -259,6 +265,7 @@ class Agent:
             self._leases.look()
             self._limits.look()
             self._routing.look_again()
+            self._filters.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -338,4 +345,5 @@ class Agent:
             services=self._services.states(),
             leases=self._leases.states(),
             routing=self._routing.look(desired, vms, self._links.snapshot),
+            filters=self._filters.look(),
         )

@@ -35,6 +35,7 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
+from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
@@ -42,6 +43,7 @@ from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
+from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks
@@ -62,6 +64,7 @@ class Executor:
         disks: DiskLooks,
         guests: Guests,
         routing: RoutingLooks,
+        filters: FilterLooks,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -72,6 +75,7 @@ class Executor:
         self._disks = disks
         self._guests = guests
         self._routing = routing
+        self._filters = filters
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -123,6 +127,13 @@ class Executor:
                 await self._services.reload(action)
             case StopService():
                 await self._services.stop(action)
+            case _:
+                await self._execute_on_tables(action)
+
+    async def _execute_on_tables(self, action: Action) -> None:
+        match action:
+            case ChangeFilters():
+                await self._filters.change(action)
             case ChangeFirewall() | ChangeForwarding() | EndConnections():
                 await self._routing.change(action)
             case _:

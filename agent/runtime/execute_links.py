@@ -84,13 +84,17 @@ class LinkExecutor:
         return held.fd
 
     async def set_up_tap(self, action: ArmTap) -> None:
-        """Mark a fresh tap, enslave it and set it up, in one request."""
+        """Mark a fresh tap, enslave it and set it up, in one request; in two where it is isolated before it is up."""
         self._links.catch_up()
         link = self._links.snapshot.get(action.nic.tap)
         if link is None:
             raise TransientError(f"{action.nic.tap} did not appear in this network namespace", reason="TapElsewhere")
         change = LinkChange(
-            up=True, mtu=action.nic.mtu, master=action.bridge_ifindex, alias=tap_mark(action.vm, action.nic.id)
+            up=True,
+            mtu=action.nic.mtu,
+            master=action.bridge_ifindex,
+            alias=tap_mark(action.vm, action.nic.id),
+            isolated=True if action.nic.isolated and action.bridge_ifindex is not None else None,
         )
         await self._links.change(link.name, link.ifindex, link.alias, change)
 

@@ -13,20 +13,29 @@ from agent.host.processes import kvm_usable
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.doorbell import Doorbell
 from agent.runtime.execute_vms import ran_s
+from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
 from agent.runtime.operator import Operator
 from agent.telemetry.metrics import Metrics
-from agent.telemetry.snapshot import NetlinkTotals, Readings, Snapshot, Traffic, snapshot_of, with_traffic
+from agent.telemetry.snapshot import NetlinkTotals, Readings, Snapshot, Traffic, snapshot_of, specs_of, with_traffic
 
 PUBLISH_EVERY_S = 1.0
 READ_TRAFFIC_EVERY_S = 10.0
 LAG_EVERY_S = 1.0
 
 
-async def publish(operator: Operator, links: Links, guests: Guests, chronicle: Chronicle, doorbell: Doorbell) -> None:
+async def publish(
+    operator: Operator,
+    links: Links,
+    guests: Guests,
+    filters: FilterLooks,
+    chronicle: Chronicle,
+    doorbell: Doorbell,
+) -> None:
     """Hand a snapshot to the metrics, each second in which there was a pass, and every ten seconds with new traffic."""
     kvm = kvm_usable()
     traffic: Mapping[str, Traffic] = {}
+    filtered: Mapping[tuple[str, str, str], int] = {}
     traffic_at_s, shown, snapshot = -READ_TRAFFIC_EVERY_S, -1, Snapshot()
     while True:
         now_s = time.monotonic()
@@ -37,20 +46,28 @@ async def publish(operator: Operator, links: Links, guests: Guests, chronicle: C
                 ObservationError
             ):  # the series stand still; the next reading is due in ten seconds
                 traffic = await links.statistics()
+            filtered = await filters.count(specs_of(operator.inputs()))
         if operator.pass_number != shown:
             shown = operator.pass_number
-            snapshot = snapshot_of(operator.inputs(), _readings(traffic, links, guests, kvm))
+            snapshot = snapshot_of(operator.inputs(), _readings(traffic, filtered, links, guests, kvm))
             chronicle.metrics.publish(snapshot)
         elif is_due:
-            snapshot = with_traffic(snapshot, traffic, _totals(links))
+            snapshot = with_traffic(snapshot, traffic, filtered, _totals(links))
             chronicle.metrics.publish(snapshot)
         chronicle.rang(doorbell.rings)
         await asyncio.sleep(PUBLISH_EVERY_S)
 
 
-def _readings(traffic: Mapping[str, Traffic], links: Links, guests: Guests, kvm: bool) -> Readings:
+def _readings(
+    traffic: Mapping[str, Traffic],
+    filtered: Mapping[tuple[str, str, str], int],
+    links: Links,
+    guests: Guests,
+    kvm: bool,
+) -> Readings:
     return Readings(
         traffic=traffic,
+        filtered=filtered,
         started_s={g.name: time.time() - ran_s(g) for g in guests if g.alive},
         qmp_connected=frozenset(g.name for g in guests if g.monitor is not None),
         netlink=_totals(links),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -28,7 +28,7 @@ def world_families(snapshot: Snapshot) -> Iterator[Metric]:
     """All families that are drawn from a snapshot."""
     yield from _resource_families(snapshot)
     yield from _vm_families(snapshot.vms)
-    yield from _nic_families(snapshot.nics)
+    yield from _nic_families(snapshot.nics, snapshot.filtered)
     yield from _bridge_families(snapshot)
     yield from _service_families(snapshot)
     yield from _netlink_families(snapshot.netlink)
@@ -84,7 +84,7 @@ def _vm_families(vms: tuple[VmSample, ...]) -> Iterator[Metric]:
     yield from (info, state, wanted, pending, started, restarts, held, connected)
 
 
-def _nic_families(nics: tuple[NicSample, ...]) -> Iterator[Metric]:
+def _nic_families(nics: tuple[NicSample, ...], filtered: Mapping[tuple[str, str, str], int]) -> Iterator[Metric]:
     up = _gauge("nic_up", "Whether a NIC's tap is up.", "vm", "nic")
     attached = _gauge("nic_attached", "Whether frames can pass between a NIC and its bridge.", "vm", "nic")
     for nic in nics:
@@ -99,6 +99,10 @@ def _nic_families(nics: tuple[NicSample, ...]) -> Iterator[Metric]:
             if nic.traffic is not None:
                 family.add_metric([nic.vm, nic.nic], getattr(nic.traffic, field))
         yield family
+    dropped = _counter("filtered_packets", "Packets of a NIC, or for it, that filters dropped.", "vm", "nic", "reason")
+    for (vm, name, reason), count in sorted(filtered.items()):
+        dropped.add_metric([vm, name, reason], count)
+    yield dropped
 
 
 def _bridge_families(snapshot: Snapshot) -> Iterator[Metric]:

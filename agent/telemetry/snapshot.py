@@ -108,13 +108,17 @@ class NetlinkTotals:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What a pass does not look at: traffic by tap name, start times (Unix, s) and live monitors by guest, netlink."""
+    """What a pass does not look at: traffic by tap name, start times (Unix, s) and live monitors by guest, netlink.
+
+    `filtered`: packets that were dropped, by guest, NIC and reason.
+    """
 
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     started_s: Mapping[str, float] = field(default_factory=dict)
     qmp_connected: frozenset[str] = frozenset()
     netlink: NetlinkTotals = NetlinkTotals()
     kvm: bool = False
+    filtered: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class Snapshot:
     services: tuple[ServiceSample, ...] = ()
     actions_in_flight: int = 0
     netlink: NetlinkTotals = NetlinkTotals()
+    filtered: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
 
 
 def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
@@ -151,16 +156,22 @@ def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
         services=_service_samples(inputs),
         actions_in_flight=len(inputs.observed.in_flight),
         netlink=readings.netlink,
+        filtered=readings.filtered,
     )
 
 
-def with_traffic(snapshot: Snapshot, traffic: Mapping[str, Traffic], netlink: NetlinkTotals) -> Snapshot:
-    """A snapshot with newer readings of what needs no pass to change: traffic, and the netlink sockets' totals."""
+def with_traffic(
+    snapshot: Snapshot,
+    traffic: Mapping[str, Traffic],
+    filtered: Mapping[tuple[str, str, str], int],
+    netlink: NetlinkTotals,
+) -> Snapshot:
+    """A snapshot with newer readings of what needs no pass to change: traffic, what was dropped, netlink's totals."""
     nics = tuple(replace(nic, traffic=traffic.get(nic.tap)) for nic in snapshot.nics)
-    return replace(snapshot, nics=nics, netlink=netlink)
+    return replace(snapshot, nics=nics, filtered=filtered, netlink=netlink)
 
 
-def _specs(inputs: StatusInputs) -> Mapping[str, VmSpec]:
+def specs_of(inputs: StatusInputs) -> Mapping[str, VmSpec]:
     """What each guest is: as it was launched, or as it is wanted where it was not."""
     return {**inputs.desired.vms, **{name: state.spec for name, state in inputs.observed.vms.items()}}
 
@@ -186,7 +197,7 @@ def _vm_samples(inputs: StatusInputs, readings: Readings) -> tuple[VmSample, ...
             qmp_connected=name in readings.qmp_connected,
             held=held.get(vm_resource(name), ""),
         )
-        for name, spec in sorted(_specs(inputs).items())
+        for name, spec in sorted(specs_of(inputs).items())
     )
 
 
@@ -209,7 +220,7 @@ def _nic_samples(inputs: StatusInputs, readings: Readings) -> tuple[NicSample, .
             attached=nic_attached(vms.get(name), nic, links),
             traffic=readings.traffic.get(nic.tap),
         )
-        for name, spec in sorted(_specs(inputs).items())
+        for name, spec in sorted(specs_of(inputs).items())
         for nic in spec.nics
     )
 
@@ -255,7 +266,7 @@ def _in_sync(inputs: StatusInputs) -> Mapping[tuple[str, str], bool]:
         found["bridge", name] = bridge_resource(name) not in owners
     for one in _service_samples(inputs):
         found["service", one.name] = one.up and service_resource(one.name) not in deviating
-    for name, spec in _specs(inputs).items():
+    for name, spec in specs_of(inputs).items():
         resource = vm_resource(name)
         found["vm", name] = resource not in owners and resource not in held and not inputs.pending.get(name)
         for nic in spec.nics:

@@ -33,6 +33,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     },
     "DhcpTable": {
         "range": "the first and the last address to give away; addresses of guests' NICs may lie within or outside",
+        "ports": "also to whoever is behind the bridge's ports, where DHCP is dropped otherwise, both ways",
         "lease": "for how long; who uses its address renews it in time",
     },
     "DnsTable": {
@@ -106,6 +107,14 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "address": "the address that the guest has there, or several, without prefix; shown in status, asked for "
         "ready, and where publish leads. A bridge with dhcp gives the guest its IPv4 one, else it sets it itself",
         "link": "down: the guest sees its cable unplugged",
+        "anti-spoof": "what it sends with another MAC address than its own is dropped, and with another IP address "
+        "than those of address, if it has any; true where there is an address. false for guests that route or bridge",
+        "serves": "what it may serve to its neighbours: dhcp, ra (router advertisements). Of a NIC that is held by "
+        "anti-spoof, or on a bridge with dhcp, it is dropped otherwise",
+        "isolated": "it reaches the host, the bridge's ports and guests that are not isolated, but no isolated one",
+        "allow": "what may be begun towards it (from, or neither word) and by it (to); with an entry of a direction "
+        "all else of that direction is dropped. It names the guest's own ports",
+        "deny": "what may not be begun, as allow; goes before allow",
     },
 }
 """What each key is for, by table."""

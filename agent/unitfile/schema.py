@@ -11,6 +11,7 @@ from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
 from agent.unitfile import order, served, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
+from agent.unitfile.filters import parse_entry
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.order import order_mistakes
 from agent.unitfile.publish import nat_mistakes, parse_publish, publish_mistakes
@@ -127,6 +128,15 @@ Publish = Annotated[
         pattern=r"^(\[?[0-9A-Fa-f:.]+\]?:)?[0-9]{1,5}[0-9:-]*(/(tcp|udp))?$",
     ),
 ]
+FilterEntry = Annotated[
+    str,
+    _checked(parse_entry),
+    _text(
+        "[PORT[-PORT]/tcp|/udp | icmp] [from NETWORK | to NETWORK]",
+        pattern=r"^\s*([0-9]{1,5}(-[0-9]{1,5})?/(tcp|udp)|icmp|from|to)(\s|$)",
+    ),
+]
+FilterEntries = Annotated[tuple[FilterEntry, ...], BeforeValidator(_listed), AfterValidator(_once)]
 Cpus = Annotated[int, _number("cpus")]
 Mtu = Annotated[int, _number("mtu")]
 
@@ -157,6 +167,7 @@ class DhcpTable(Table):
     lease: Annotated[
         int, _checked(served.parse_lease), _text('duration such as "12h" or "3d"', pattern="^[0-9]+[smhd]$")
     ] = 43200
+    ports: bool = False
 
 
 class DnsTable(Table):
@@ -212,6 +223,11 @@ class NicTable(Table):
     rate_out: Rate | None = None
     address: GuestAddresses = ()
     link: Literal["up", "down"] = "up"
+    anti_spoof: bool | None = None
+    serves: Annotated[tuple[Literal["dhcp", "ra"], ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    isolated: bool = False
+    allow: FilterEntries = ()
+    deny: FilterEntries = ()
 
 
 class SerialTable(Table):

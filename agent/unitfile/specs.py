@@ -46,7 +46,7 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         port_mtu=table.mtu,
         stp=table.stp,
         adopt=table.adopt,
-        dhcp=DhcpSpec(*table.dhcp.range, table.dhcp.lease) if table.dhcp is not None else None,
+        dhcp=DhcpSpec(*table.dhcp.range, table.dhcp.lease, table.dhcp.ports) if table.dhcp is not None else None,
         dns=DnsSpec(table.dns.upstream, table.dns.domain or "") if table.dns is not None else None,
         nat=table.nat,
     )
@@ -148,6 +148,11 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             rate_out_bps=nic.rate_out,
             address=nic.address,
             link=nic.link,
+            anti_spoof=nic.anti_spoof,
+            serves=nic.serves,
+            isolated=nic.isolated,
+            allow=nic.allow,
+            deny=nic.deny,
         )
         for name, nic in table.nic.items()
     )

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from agent.core.errors import TransientError
-from agent.core.firewall import TABLE, Element, FirewallState
-from agent.core.firewall_actions import FIREWALL, ChangeFirewall
-from agent.core.reasons import Reason
-from agent.host.nft import change_table, forget_ended, look_at_table
+from agent.core.firewall import NAT, FirewallState
+from agent.core.ruleset import Element, ElementChange
+from agent.host.nft import change_tables, look_at_tables
 from agent.host.nft_events import NftEvents
 from tests.netns import network_namespace
 
@@ -49,8 +48,17 @@ def own_network() -> Iterator[None]:
         yield
 
 
-def whole(*elements: Element) -> ChangeFirewall:
-    return ChangeFirewall(FIREWALL, Reason.MISSING, elements, whole=True)
+def whole(*elements: Element) -> ElementChange:
+    return ElementChange(elements, whole=True)
+
+
+def change_table(change: ElementChange) -> int:
+    return change_tables(NAT, change)
+
+
+def look_at_table() -> FirewallState:
+    seen = look_at_tables(NAT)
+    return FirewallState(seen.skeleton, seen.elements)
 
 
 def nft(*words: str) -> str:
@@ -63,7 +71,7 @@ def test_a_table_is_read_as_it_was_written() -> None:
     seen = look_at_table()
     assert seen.is_intact
     assert seen.elements == frozenset(ELEMENTS)
-    change_table(ChangeFirewall(FIREWALL, Reason.UNWANTED, gone=True))
+    change_table(ElementChange(gone=True))
     assert look_at_table() == FirewallState()
 
 
@@ -71,13 +79,11 @@ def test_elements_change_alone_and_a_refused_transaction_changes_nothing() -> No
     change_table(whole(*ELEMENTS))
     handles = nft("-a", "list", "chain", "inet", "vmhost", "published")
     old, new = Element("ports4", "tcp . 80", "192.168.0.100 . 8080"), Element("ports4", "tcp . 80", "192.168.0.9 . 8")
-    change_table(ChangeFirewall(FIREWALL, Reason.ELEMENT, (new,), (old,)))
-    forget_ended([one for one in ELEMENTS if one.set.startswith("ended")])
+    change_table(ElementChange((new,), (old,)))
+    change_table(ElementChange(remove=tuple(one for one in ELEMENTS if one.set.startswith("ended"))))
     expected = frozenset(one for one in ELEMENTS if one != old and not one.set.startswith("ended")) | {new}
     assert look_at_table().elements == expected
-    wrong = ChangeFirewall(
-        FIREWALL, Reason.ELEMENT, (Element("ports4", "tcp . 1", "10.0.0.1 . 1"),), (old, ELEMENTS[0], ELEMENTS[0])
-    )
+    wrong = ElementChange((Element("ports4", "tcp . 1", "10.0.0.1 . 1"),), (old, ELEMENTS[0], ELEMENTS[0]))
     with pytest.raises(TransientError, match="Could not process rule: No such file"):
         change_table(wrong)
     assert look_at_table().elements == expected
@@ -127,17 +133,17 @@ async def heard(events: NftEvents, count: int) -> list[int]:
 
 
 async def test_a_change_is_heard_with_its_author_and_other_tables_are_not() -> None:
-    with NftEvents(TABLE) as events:
+    with NftEvents(NAT) as events:
         nft("add", "table", "inet", "other")
         own = change_table(whole(*ELEMENTS))
-        nft("add", "table", "ip", TABLE)
+        nft("add", "table", "ip", "vmhost")
         theirs = flush()
         assert await heard(events, 2) == [own, theirs]
         assert events.overruns == 0
 
 
 async def test_lost_events_are_told_as_nobody_s() -> None:
-    with NftEvents(TABLE) as events:
+    with NftEvents(NAT) as events:
         events.shrink(2048)
         many = tuple(Element("ports4", f"tcp . {port}", f"10.0.0.1 . {port}") for port in range(1, 2000))
         change_table(whole(*many))

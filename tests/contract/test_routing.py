@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import PermanentError, TransientError
-from agent.core.firewall import Element
-from agent.core.firewall_actions import FIREWALL, ChangeFirewall
-from agent.core.reasons import Reason
+from agent.core.firewall import NAT
+from agent.core.ruleset import Element, ElementChange
 from agent.host.connections import Strays, end_forwarded, end_strays
 from agent.host.listeners import find_holders
-from agent.host.nft import change_table
+from agent.host.nft import change_tables
 from agent.host.sysctls import change_sysctls, look_at_forwarding, watch_forwarding
 from tests.internet import Box
 from tests.netns import ip, network_namespace
@@ -77,7 +76,7 @@ def test_only_the_connections_of_a_forward_are_ended(boxes: tuple[Box, Box]) -> 
     client, server = boxes
     forwards = [Element("ports4", f"tcp . {port}", "10.2.0.9 . 80") for port in (80, 81)]
     forwards.append(Element("ranges4", "udp . 5000-5009", "10.2.0.9"))
-    change_table(ChangeFirewall(FIREWALL, Reason.MISSING, tuple(forwards), whole=True))
+    change_tables(NAT, ElementChange(tuple(forwards), whole=True))
     server.serve(80, "server")
     for port in (5000, 5001):
         server.serve(port, "server", "udp")
@@ -96,11 +95,11 @@ def test_only_the_connections_of_a_forward_are_ended(boxes: tuple[Box, Box]) -> 
 
 def test_what_began_without_rules_follows_them_then(boxes: tuple[Box, Box]) -> None:
     client, server = boxes
-    change_table(ChangeFirewall(FIREWALL, Reason.MISSING, whole=True))  # connections are tracked, and led nowhere
+    change_tables(NAT, ElementChange(whole=True))  # connections are tracked, and led nowhere
     server.serve(53, "server", "udp")
     assert client.hear("10.1.0.1", 53, "udp", 0.2) is None
     published = Element("ports4", "udp . 53", "10.2.0.9 . 53")
-    change_table(ChangeFirewall(FIREWALL, Reason.ELEMENT, (published,)))
+    change_tables(NAT, ElementChange((published,)))
     local = frozenset({"10.1.0.1", "10.2.0.1"})
     assert end_strays(Strays((Element("ports4", "udp . 54", "10.2.0.9 . 53"),), (), local)) == 0
     assert client.hear("10.1.0.1", 53, "udp", 0.2) is None

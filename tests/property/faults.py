@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from agent.core.desired import Limits
+from agent.core.filters import Filters, FilterState
 from agent.core.marks import GROUP, derived_ifb, ifb_mark
 from agent.core.observed import End, IngressState, LinkState, NicBackend, NicState, Observed, VmState
 
@@ -24,14 +25,22 @@ OF_LINKS: Mapping[str, Callable[[LinkState], LinkState]] = {
     "mac": lambda bridge: replace(bridge, mac="02:ff:ff:ff:ff:ff"),
     "unmaster": lambda tap: replace(tap, master=None),
     "down": lambda tap: replace(tap, up=False),
+    "isolation": lambda tap: replace(tap, isolated=not tap.isolated),
 }
 OF_BRIDGES = ("bridge", "flush", "mac")
 OF_SERVICES = "service"
 UNLIMITING = ("root", "ingress", "filter", "ifb", "ifb-half")
-OF_TAPS = ("tap", "unmaster", "down", "rename", *UNLIMITING)
+OF_TAPS = ("tap", "unmaster", "down", "rename", "isolation", *UNLIMITING)
+OF_FILTERS: Mapping[str, Callable[[FilterState, int], FilterState]] = {
+    "filters-flush": lambda _state, _which: FilterState(),
+    "filters-rule": lambda state, _: replace(state, skeleton=state.skeleton | {"x"}) if state.exists else state,
+    "filters-element": lambda state, which: replace(
+        state, elements=state.elements - {*sorted(state.elements)[which : which + 2]}
+    ),
+}
 
 faults = st.lists(
-    st.tuples(st.sampled_from([*OF_GUESTS, *OF_BRIDGES, *OF_TAPS, OF_SERVICES]), st.integers(0, 5)),
+    st.tuples(st.sampled_from([*OF_GUESTS, *OF_BRIDGES, *OF_TAPS, *OF_FILTERS, OF_SERVICES]), st.integers(0, 5)),
     max_size=6,
 )
 
@@ -44,6 +53,8 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:
             return observed
         name = names[which % len(names)]
         return replace(observed, vms={**observed.vms, name: OF_GUESTS[kind](observed.vms[name])})
+    if kind in OF_FILTERS and observed.filters.state is not None:
+        return replace(observed, filters=Filters(OF_FILTERS[kind](observed.filters.state, which)))
     if kind == OF_SERVICES:
         services = list(observed.services)
         return _without_service(observed, services[which % len(services)]) if services else observed

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from agent.core.actions import Action
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
-from agent.core.firewall import EVERYWHERE6, SKELETON, Element, FirewallState, ForwardingState, Routing
+from agent.core.filters import Filters, FilterState
+from agent.core.firewall import EVERYWHERE6, SKELETON, FirewallState, ForwardingState, Routing
 from agent.core.firewall_actions import CONNECTIONS, FIREWALL, FORWARDING
 from agent.core.firewall_wanted import outer_links, wish_of
 from agent.core.marks import bridge_mark
 from agent.core.model import apply
 from agent.core.observed import AddressState, HostState, LinkState, Observed
 from agent.core.planning import plan
+from agent.core.ruleset import Element
 
 GUESTS = ("one", "two")
 PORTS = ("80/tcp", "80:81/tcp", "53/udp", "50-60/udp", "55/udp", "192.0.2.1:80/tcp", "[::]:443/tcp", "0.0.0.0:443/tcp")
@@ -78,7 +80,11 @@ def hosts(draw: st.DrawFn) -> Observed:
         {"eth0": draw(st.sampled_from([0, 1, 2]))},
     )
     return Observed(
-        links=links, host=HostState(boot_id="boot"), routing=Routing(FirewallState(), forwarding), max_disruption=99
+        links=links,
+        host=HostState(boot_id="boot"),
+        routing=Routing(FirewallState(), forwarding),
+        max_disruption=99,
+        filters=Filters(FilterState()),
     )
 
 

@@ -19,6 +19,7 @@ from agent.core.observed import (
     Observed,
 )
 from agent.core.planning import plan
+from agent.core.ruleset import Element
 from agent.core.rates import is_shape, shape_of
 from agent.core.room import need_bytes
 from tests.property.faults import faults, inflict
@@ -47,6 +48,8 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
             tap = observed.links[nic.tap]
             assert tap.alias == tap_mark(name, nic.id)
             assert tap.master == observed.links[nic.bridge].ifindex
+            assert tap.isolated == nic.isolated
+            assert_filtered(nic, desired, observed)
         present = {nic.id for nic in state.spec.nics}
         for nic in desired.vms[name].nics:
             if nic.id in present:
@@ -54,6 +57,21 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
     used = {link.ingress.redirect for link in observed.links.values() if link.ingress is not None}
     ifbs = {link.ifindex for link in observed.links.values() if link.kind == "ifb"}
     assert ifbs <= used or not set(desired.vms) <= set(observed.vms)
+
+
+def assert_filtered(nic: NicSpec, desired: Desired, observed: Observed) -> None:
+    """What a NIC is held to; word for word it is in tests/unit/test_filters.py."""
+    state, tap = observed.filters.state, f'"{nic.tap}"'
+    assert state is not None
+    assert (Element("mac", tap) in state.elements) == nic.held
+    assert (Element("macs", f"{tap} . {nic.mac}") in state.elements) == nic.held
+    assert {one.key for one in state.of("own4") if one.key.startswith(tap)} == (
+        {f"{tap} . {one}" for one in nic.address if ":" not in one} if nic.held else set()
+    )
+    bridge = desired.bridges.get(nic.bridge)
+    guarded = nic.held or (bridge is not None and bridge.dhcp is not None)
+    assert (Element("ra", tap) in state.elements) == (guarded and "ra" not in nic.serves)
+    assert (Element("listed", tap) in state.elements) == bool(nic.allow or nic.deny)
 
 
 def assert_served(desired: Desired, observed: Observed) -> None:

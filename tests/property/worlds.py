@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.core.actions import Action
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DiskSpec, DnsSpec, Limits, NicSpec, Restart, VmSpec
 from agent.core.device_actions import ArmTap
+from agent.core.filters import Filters, FilterState
 from agent.core.model import apply
 from agent.core.observed import AddressState, DiskState, HostState, LinkState, Observed
 from agent.core.planning import plan
@@ -17,8 +18,15 @@ BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")
 GUESTS = ("one", "two", "three")
 LIMITS = (Limits(), Limits(), Limits(cpu_weight=200), Limits(cpu_quota_us=500_000, io_weight=7, tasks=81))
-DHCPS = (None, DhcpSpec("10.0.0.100", "10.0.0.120", 3600), DhcpSpec("10.0.0.100", "10.0.0.150", 3600))
+DHCPS = (None, DhcpSpec("10.0.0.100", "10.0.0.120", 3600), DhcpSpec("10.0.0.100", "10.0.0.150", 3600, ports=True))
 DNSS = (None, DnsSpec(), DnsSpec(("9.9.9.9",), "lan"))
+SERVES: tuple[tuple[str, ...], ...] = ((), (), ("ra",), ("dhcp", "ra"))
+ALLOWS: tuple[tuple[str, ...], ...] = (
+    (),
+    (),
+    ("22/tcp", "icmp from 10.0.0.0/8"),
+    ("53/udp to ::/0", "20-30/tcp", "22/tcp"),
+)
 ADDRESSES: tuple[tuple[str, ...], ...] = ((), ("10.0.0.100",), ("10.0.0.7", "fd00::7"))
 RATES = (None, None, 10_000_000, 20_000_000)
 dices = st.integers(0, 1 << 30).map(Random)
@@ -58,6 +66,11 @@ def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
             rate_in_bps=draw(st.sampled_from(RATES)),
             rate_out_bps=draw(st.sampled_from(RATES)),
             address=draw(st.sampled_from(ADDRESSES)),
+            anti_spoof=draw(st.sampled_from([None, None, True, False])),
+            serves=draw(st.sampled_from(SERVES)),
+            isolated=draw(st.booleans()),
+            allow=draw(st.sampled_from(ALLOWS)),
+            deny=draw(st.sampled_from(ALLOWS)),
         )
         for i, bridge in enumerate(draw(st.lists(st.sampled_from(bridges), max_size=2)) if bridges else [])
     )
@@ -99,6 +112,7 @@ def hosts(draw: st.DrawFn) -> Observed:
         disks={f"/srv/{name}.qcow2": DiskState(False, True, False) for name in GUESTS},
         host=HostState(boot_id="boot", services=draw(st.booleans())),
         max_disruption=99,
+        filters=Filters(FilterState()),
     )
 
 

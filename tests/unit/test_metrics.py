@@ -152,7 +152,7 @@ def test_newer_traffic_changes_nothing_else() -> None:
     metrics, before = busy_metrics(), series(busy_metrics())
     snapshot = snapshot_of(INPUTS, READINGS)
     totals = NetlinkTotals({"RTM_NEWLINK": 9}, 1, {"EBUSY": 2})
-    metrics.publish(with_traffic(snapshot, {"web-lan": Counts(tx_bytes=200)}, totals))
+    metrics.publish(with_traffic(snapshot, {"web-lan": Counts(tx_bytes=200)}, {}, totals))
     after = series(metrics)
     changed = {key for key in before if before[key] != after[key] and "timestamp" not in key[0]}
     assert {name for name, _ in changed} == {"vmhost_nic_receive_bytes_total"}

@@ -68,7 +68,13 @@ class LinkCache:
     def _apply_link(self, message: Message) -> None:
         family, ifindex = said.link_index(message)
         if family != 0:
-            return  # a bridge's word about its port (AF_BRIDGE): DELLINK means that it left, and a NEWLINK follows
+            # A bridge's word about its port (AF_BRIDGE): DELLINK means that it left, and a NEWLINK follows.
+            isolated = said.port_isolation(message) if message.type == said.RTM_NEWLINK else None
+            link = self._links.get(ifindex)
+            if link is not None and isolated is not None and isolated is not link.isolated:
+                self._touched.add(ifindex)
+                self._put(replace(link, isolated=isolated))
+            return
         self._touched.add(ifindex)
         if message.type == said.RTM_DELLINK:
             self._touched_addresses.add(ifindex)

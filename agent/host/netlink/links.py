@@ -61,7 +61,7 @@ class Links(LinkView):
             self._read_back(made.ifindex)
 
     async def change(self, link: str, ifindex: int, expect_alias: str, change: LinkChange) -> None:
-        """Set fields of a link, all in one request, if `ifindex` still has this name and alias.
+        """Set fields of a link, all in one request but that it is isolated, if `ifindex` still has this name and alias.
 
         Otherwise TransientError with reason LinkChanged, and nothing is set. After another error some fields may be.
         Kernels before 6.2 rename a link only while it is down: then it goes down for that moment.
@@ -69,7 +69,7 @@ class Links(LinkView):
         with self._doing(f"change {link}", ifindex):
             self._look_again(link, ifindex, expect_alias)
             try:
-                self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
+                self._set(ifindex, change)
             except KernelRefusedError as e:
                 self._require_master(change.master)
                 if e.number != errno.EBUSY or change.name is None:
@@ -77,7 +77,18 @@ class Links(LinkView):
                 was_up = self._get(ifindex).up
                 self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, LinkChange(up=False)))
                 again = change if change.up is not None else replace(change, up=was_up)
-                self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, again))
+                self._set(ifindex, again)
+
+    def _set(self, ifindex: int, change: LinkChange) -> None:
+        """Set fields; a port that is to be isolated is so before it goes up."""
+        if change.isolated is None:
+            self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
+            return
+        rest = replace(change, isolated=None, up=None)
+        if rest != LinkChange():
+            self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, rest))
+        setting = said.isolation(ifindex, isolated=change.isolated, up=change.up)
+        self._ask(said.RTM_NEWLINK, setting)
 
     async def enslave(self, port_ifindex: int, bridge_ifindex: int, mtu: int | None) -> None:
         """Put a host link into a bridge and set it up, if nothing is reached through the link itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -46,7 +47,8 @@ RTEXT_FILTER_SKIP_STATS = 8
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
 _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 5, 23
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
 _RTA_DST = 1
@@ -95,6 +97,7 @@ def link_state(message: Message) -> LinkState | None:
     info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
     bridge = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind == "bridge" else {}
+    port = attributes(info[_IFLA_INFO_SLAVE_DATA], 0) if _is_bridge_port(info) else {}
     return LinkState(
         ifindex=ifindex,
         name=_text(found[_IFLA_IFNAME]),
@@ -107,7 +110,21 @@ def link_state(message: Message) -> LinkState | None:
         group=_number(found.get(_IFLA_GROUP)),
         stp=bool(_number(bridge.get(_IFLA_BR_STP_STATE))),
         snooping=bool(_number(bridge.get(_IFLA_BR_MCAST_SNOOPING))),
+        isolated=bool(_number(port.get(_IFLA_BRPORT_ISOLATED))),
     )
+
+
+def _is_bridge_port(info: Mapping[int, bytes]) -> bool:
+    return _text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge" and _IFLA_INFO_SLAVE_DATA in info
+
+
+def port_isolation(message: Message) -> bool | None:
+    """Whether the port that a message of family AF_BRIDGE is about is isolated; None where it does not say.
+
+    Nothing else is said when only that changes (net/bridge/br_netlink.c: br_ifinfo_notify).
+    """
+    port = attributes(attributes(message.body, 16).get(_IFLA_PROTINFO, b""), 0)
+    return bool(_number(port[_IFLA_BRPORT_ISOLATED])) if _IFLA_BRPORT_ISOLATED in port else None
 
 
 def address_state(message: Message) -> tuple[int, AddressState] | None:
@@ -189,6 +206,21 @@ def link_setting(ifindex: int, change: LinkChange) -> Writable:
     message["attrs"] = [(name, value) for name, value in named.items() if value is not None]
     if change.stp is not None or change.snooping is not None:
         message["attrs"].append(("IFLA_LINKINFO", _bridge_info(change.stp, change.snooping)))
+    return cast("Writable", message)
+
+
+def isolation(ifindex: int, *, isolated: bool, up: bool | None) -> Writable:
+    """The body of the RTM_NEWLINK that isolates a bridge's port, or no longer does, before it sets it up.
+
+    A request of its own: the kernel takes what is of a port before it puts a link into a bridge (net/core/rtnetlink.c).
+    """
+    message = ifinfmsg()
+    message["index"] = ifindex
+    if up is not None:
+        message["flags"], message["change"] = (IFF_UP if up else 0), IFF_UP
+    data = {"attrs": [("IFLA_BRPORT_ISOLATED", int(isolated))]}
+    info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data)]}
+    message["attrs"] = [("IFLA_LINKINFO", info)]
     return cast("Writable", message)
 
 
