@@ -25,10 +25,10 @@ def ethernet(source: str, kind: int, body: bytes, target: str = BROADCAST) -> by
 
 def checksum(data: bytes) -> int:
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return 0xFFFF ^ total
 
 
 def arp(source: str, sender_mac: str, sender: str, target: str, operation: int = 1) -> bytes:

@@ -49,7 +49,7 @@ def _target(words: list[str], value: str) -> tuple[str, str]:
     except ValueError:
         pass
     try:
-        network = ipaddress.ip_interface(text).network
+        network = ipaddress.ip_interface(text.replace("%", "no")).network  # a scope is none of a network
     except ValueError:
         hint = "names are not looked up"
         raise BadValueError(f"{_WANTED}, not {shown(value)}: {shown(text)} is no network", hint) from None

@@ -254,9 +254,10 @@ def test_without_nft_it_is_told_which_package_is_wanted_and_the_rest_goes_on(
     agent.drop("web.toml", guest("web", "br-a", f'"{WEB}"', '["80"]'))
     agent.start()
     status = agent.status()
-    (condition,) = status["agent"]["conditions"]
-    assert condition["type"] == "FirewallUnavailable"
-    assert "apt install nftables" in condition["message"]
+    conditions = {one["resource"]: one for one in status["agent"]["conditions"]}
+    assert conditions.keys() == {"firewall", "filters"}
+    assert all(one["type"] == "FirewallUnavailable" for one in conditions.values())
+    assert all("apt install nftables" in one["message"] for one in conditions.values())
     assert {one["name"]: one["in_sync"] for one in status["bridges"]} == {"br-a": False, "br-b": False}
     assert {"br-a", "br-b"} <= ip_links()
 

@@ -19,9 +19,9 @@ from agent.core.observed import (
     Observed,
 )
 from agent.core.planning import plan
-from agent.core.ruleset import Element
 from agent.core.rates import is_shape, shape_of
 from agent.core.room import need_bytes
+from agent.core.ruleset import Element
 from tests.property.faults import faults, inflict
 from tests.property.worlds import GUESTS, PORTS, dices, hosts, settle, wishes
 
