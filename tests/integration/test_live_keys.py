@@ -114,6 +114,12 @@ def nft_table() -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
 
 
+def filter_set(name: str) -> str:
+    """A set of the filters, empty as long as there is none."""
+    command = ["nft", "list", "set", "bridge", "vmhost", name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+
+
 def kept(field: str, value: str, expected: object) -> Proof:
     """Of a policy, which counts later: the guest's record has it."""
     return Proof(value, lambda web: web.runs_with(field) == expected)
@@ -152,6 +158,11 @@ PROOFS: Mapping[tuple[str, str], Proof] = {
     ("cdrom", "path"): Proof('"{folder}/one.iso"', lambda web: web.says("head -c 3 /dev/sr0") == "AAA"),
     ("nic", "address"): Proof('"10.78.0.10"', lambda web: "10.78.0.10" in f"{web.nic()['address']}"),
     ("vm", "publish"): Proof('["8022:22"]', lambda _: "tcp . 8022 : 10.78.0.10 . 22" in nft_table()),
+    ("nic", "serves"): Proof('["ra"]', lambda _: "web-dmz" in filter_set("dhcp") and "web-dmz" not in filter_set("ra")),
+    ("nic", "isolated"): of_link("true", "web-dmz", "isolated on"),
+    ("nic", "allow"): Proof('["22/tcp"]', lambda _: '"web-dmz" . tcp . 22' in filter_set("allow_from_ports4")),
+    ("nic", "deny"): Proof('["to 10.9.0.0/16"]', lambda _: '"web-dmz" . 10.9.0.0/16' in filter_set("deny_to_any4")),
+    ("nic", "anti-spoof"): Proof("false", lambda _: "web-dmz" not in filter_set("mac")),
     ("nic", "mtu"): of_link("1300", "web-dmz", "mtu 1300"),
     ("nic", "link"): Proof('"down"', lambda web: web.says("cat /sys/class/net/eth1/carrier") == "0"),
     ("nic", "rate-in"): Proof('"5Mbit"', lambda web: web.nic()["rate_in"] == "5Mbit"),
