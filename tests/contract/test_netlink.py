@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -17,7 +16,6 @@ from agent.core.desired import BridgeSpec
 from agent.core.errors import PermanentError, TransientError
 from agent.core.observed import AddressState
 from agent.host.netlink import Links
-from tests.internet import Box
 from tests.netns import ip, ip_output, network_namespace
 
 SPEC = BridgeSpec("br0", "02:00:00:00:00:01", addresses=("192.0.2.1/24", "fd00::1/64"))
@@ -45,13 +43,6 @@ class Bell:
         """Wait until the cache has, or no longer has, a link of this name."""
         async with asyncio.timeout(SOON_S):
             while (name in links.snapshot) != there:
-                await self._rung.wait()
-                self._rung.clear()
-
-    async def until_port(self, links: Links, name: str, *, isolated: bool) -> None:
-        """Wait until the cache has a port isolated or not."""
-        async with asyncio.timeout(SOON_S):
-            while links.snapshot[name].isolated is not isolated:
                 await self._rung.wait()
                 self._rung.clear()
 
@@ -334,38 +325,6 @@ async def test_a_link_that_left_its_bridge_is_not_taken_for_deleted() -> None:
         assert links.events["dellink"] == 1  # of family AF_BRIDGE
         assert links.snapshot["v0"].master is None
         assert AddressState("192.0.2.9/24") in links.snapshot["v0"].addresses
-
-
-def let_loose(port: str) -> None:
-    """End a port's isolation, as an operator does: only its bridge tells of it."""
-    subprocess.run(["bridge", "link", "set", "dev", port, "isolated", "off"], check=True, timeout=20)
-
-
-async def test_isolated_ports_reach_others_but_not_each_other_and_a_foreign_change_rings() -> None:
-    async with watched() as (links, bell):
-        await links.create_bridge(SPEC)
-        bridge = index(links, "br0")
-        with contextlib.ExitStack() as opened:
-            one, two, free = (opened.enter_context(Box(f"b{n}", addresses=(f"192.0.2.1{n}/24",))) for n in range(3))
-            for name in ("b0", "b1", "b2"):
-                await bell.until(links, name)
-                isolated = None if name == "b2" else True
-                change = LinkChange(master=bridge, isolated=isolated, up=True, alias="x")
-                await links.change(name, index(links, name), "", change)
-                assert links.snapshot[name].isolated is (name != "b2")
-                assert links.snapshot[name].master == bridge
-            assert not one.ask("pings", "192.0.2.11", 0.2)
-            assert one.ask("pings", "192.0.2.12", 2.0)
-            assert two.ask("pings", "192.0.2.1", 2.0)
-            assert free.ask("pings", "192.0.2.10", 2.0)
-            let_loose("b0")
-            await bell.until_port(links, "b0", isolated=False)
-            assert one.ask("pings", "192.0.2.11", 2.0)
-            for wanted in (False, True):
-                await links.change("b1", index(links, "b1"), "x", LinkChange(isolated=wanted))
-                assert links.snapshot["b1"].isolated is wanted
-            ip("link set b1 nomaster")
-            await bell.until_port(links, "b1", isolated=False)
 
 
 async def test_statistics_count_what_passes() -> None:
