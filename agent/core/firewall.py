@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.core.ruleset import Chain, Element, Rule, Ruleset, RulesetState, SetShape, Table
+from agent.core.ruleset import Chain, Element, Rule, Ruleset, RulesetState, SetShape, Table, by_set
 
 TABLE = "vmhost"
 """In the family `inet`."""
@@ -37,7 +37,7 @@ def _family_sets(version: int) -> tuple[SetShape, ...]:
         SetShape(f"ports{version}_at", f"{address} . {_PORT}", f"{address} . inet_service"),
         SetShape(f"ranges{version}", _PORT, address, interval=True),
         SetShape(f"ranges{version}_at", f"{address} . {_PORT}", address, interval=True),
-        SetShape(f"ended{version}", f"{_PORT} . {address} . inet_service", interval=True),
+        SetShape(f"ended{version}", f"{_PORT} . inet_service . {address} . inet_service"),
     )
 
 
@@ -52,7 +52,8 @@ SETS = (
 `same`: each bridge with itself, because frames that are only bridged come by here as well where br_netfilter is on.
 
 `opened`: links on which we switched forwarding on. `ports` and `ranges`: what is published, `_at` one address.
-`ended`: forwards that were taken away and whose connections are still to be ended.
+`ended`: forwards that were taken away and whose connections are still to be ended: protocol, first and last port, the
+guest's address and its first port. No intervals, because those must not overlap, and two that went may.
 """
 
 
@@ -137,6 +138,15 @@ class FirewallState(RulesetState):
     def is_intact(self) -> bool:
         """Whether its chains, rules and sets are ours as this version makes them."""
         return self.skeleton == SKELETON
+
+    @property
+    def ours(self) -> frozenset[Element]:
+        """The elements of sets that are as this version makes them: a table of our name may hold anything else."""
+        return self.elements if self.is_intact else NAT.shaped(self)
+
+    def of(self, name: str) -> tuple[Element, ...]:
+        """The elements of one set, none if it is not ours."""
+        return by_set(self.ours).get(name, ())
 
     @property
     def ended(self) -> tuple[Element, ...]:

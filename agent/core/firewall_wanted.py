@@ -244,7 +244,7 @@ def ended_element(element: Element) -> Element | None:
     if not element.set.startswith(("ports", "ranges")):
         return None
     version = 6 if "6" in element.set else 4
-    parts = element.key.split(" . ")
-    proto, ports = parts[-2:]
-    target = element.value if " . " in element.value else f"{element.value} . {ports}"
-    return Element(f"ended{version}", f"{proto} . {ports} . {target}")
+    proto, ports = element.key.split(" . ")[-2:]
+    first, _, last = ports.partition("-")
+    address, _, guest_port = element.value.partition(" . ")
+    return Element(f"ended{version}", f"{proto} . {first} . {last or first} . {address} . {guest_port or first}")

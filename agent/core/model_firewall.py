@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
-from agent.core.firewall import NAT, FirewallState, ForwardingState, Opening, Routing
+from agent.core.firewall import NAT, SETS, FirewallState, ForwardingState, Opening, Routing
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.firewall_wanted import ended_element, name_of
 from agent.core.observed import Observed
@@ -46,7 +47,23 @@ def _changed(routing: Routing, action: ChangeFirewall) -> FirewallState:
         require(not left.intersection(action.add), "what is added is not there yet")
     after = FirewallState(*after_change(NAT, seen, action.elements))
     require(len({(one.set, one.key) for one in after.elements}) == len(after.elements), "a key leads to one place")
+    for shape in SETS:
+        if shape.interval:
+            pairs = itertools.combinations([one.key.split(" . ") for one in after.of(shape.name)], 2)
+            require(not any(_overlap(*pair) for pair in pairs), f"nft refuses elements of {shape.name} that overlap")
     return after
+
+
+def _overlap(one: list[str], other: list[str]) -> bool:
+    """Whether two keys of a set of intervals have something in common; networks of it never have."""
+    return all(_meet(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _meet(one: str, other: str) -> bool:
+    (first, _, last), (low, _, high) = one.partition("-"), other.partition("-")
+    if not first.isdecimal() or not low.isdecimal():
+        return one == other
+    return int(first) <= int(high or low) and int(low) <= int(last or first)
 
 
 def _is_open(routing: Routing, link: str) -> bool:

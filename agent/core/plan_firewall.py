@@ -70,7 +70,7 @@ def plan_firewall(
     openings = {version: _openings(draft.observed, wish, seen, version) for version in VERSIONS}
     if not desired.complete:
         openings = {v: _Openings(one.wanted | one.on, one.guarded, one.on) for v, one in openings.items()}
-        forwards |= {element for element in seen.elements if element.set.startswith(("ports", "ranges"))}
+        forwards |= {element for element in seen.ours if element.set.startswith(("ports", "ranges"))}
     elements = _elements(draft.observed, wish, seen, forwards, openings)
     if seen.is_intact and _awaits_holders(draft.observed, wish):
         draft.tell_deviating(FIREWALL)  # one transaction will do for what goes and what comes
@@ -191,7 +191,7 @@ def _elements(
     names = {bridge.name for bridge in wish.routed}.union(*guarded.values())
     opened = {element for version in VERSIONS for element in opening_elements(guarded[version], version)}
     rest = frozenset({*wish.elements, *opened, *same_elements(names, observed.links)})
-    went = (ended_element(element) for element in seen.elements - forwards - rest)
+    went = (ended_element(element) for element in seen.ours - forwards - rest)
     ended = {*seen.ended, *(one for one in went if one is not None)}
     return forwards | rest | (ended.difference(map(ended_element, forwards)) if ended else frozenset())
 

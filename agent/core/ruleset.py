@@ -110,6 +110,11 @@ class Ruleset:
         """The sets by their names."""
         return {one.name: one for table in self.tables for one in table.sets}
 
+    def shaped(self, state: RulesetState) -> frozenset[Element]:
+        """The elements of those sets that are as this version makes them."""
+        lines = {one.name: f"{table.reach}: {set_line(one)}" for table in self.tables for one in table.sets}
+        return frozenset(element for element in state.elements if lines.get(element.set) in state.skeleton)
+
 
 def set_line(shape: SetShape) -> str:
     """What is compared of a set."""
@@ -143,11 +148,11 @@ class RulesetState:
 
     def of(self, name: str) -> tuple[Element, ...]:
         """The elements of one set."""
-        return _by_set(self.elements).get(name, ())
+        return by_set(self.elements).get(name, ())
 
 
 @lru_cache(16)
-def _by_set(elements: frozenset[Element]) -> Mapping[str, tuple[Element, ...]]:
+def by_set(elements: frozenset[Element]) -> Mapping[str, tuple[Element, ...]]:
     """Elements by their set; asked for in every pass, and a frozen set has its hash once and for all."""
     found: dict[str, list[Element]] = {}
     for element in elements:

@@ -83,9 +83,10 @@ def end_forwarded(ended: Iterable[Element]) -> int:
     number = 0
     with _Conntrack() as kernel:
         for element in ended:
-            proto, ports, target, guest_ports = element.key.split(" . ")
+            proto, first, last, target, guest_port = element.key.split(" . ")
             address, protocol = ipaddress.ip_address(target), PROTOCOLS[proto]
-            outer, inner = _range(ports), _range(guest_ports)
+            outer = range(int(first), int(last) + 1)
+            inner = range(int(guest_port), int(guest_port) + len(outer))
             found = [
                 one
                 for one in kernel.dump(FAMILIES[address.version], _filter(address, protocol))

@@ -36,9 +36,11 @@ ELEMENTS = (
     Element("ranges4_at", "192.0.2.1 . udp . 5000-5010", "192.168.0.101"),
     Element("ranges6", "udp . 1024-65535", "fd00::100"),
     Element("ranges6_at", "2001:db8::1 . udp . 7-8", "fd00::100"),
-    Element("ended4", "tcp . 80 . 192.168.0.100 . 8080"),
-    Element("ended4", "udp . 5000-5010 . 192.168.0.100 . 5000-5010"),
-    Element("ended6", "udp . 7-8 . fd00::100 . 7-8"),
+    Element("ended4", "tcp . 80 . 80 . 192.168.0.100 . 8080"),
+    Element("ended4", "udp . 5000 . 5010 . 192.168.0.100 . 5000"),
+    Element("ended4", "udp . 5005 . 5020 . 192.168.0.100 . 5005"),
+    Element("ended4", "udp . 5005 . 5005 . 192.168.0.100 . 5005"),
+    Element("ended6", "udp . 7 . 8 . fd00::100 . 7"),
 )
 
 

@@ -84,13 +84,15 @@ def test_only_the_connections_of_a_forward_are_ended(boxes: tuple[Box, Box]) -> 
     assert client.ask("open_stream", "10.1.0.1", 81) == "server 10.1.0.9"
     assert client.hear("10.1.0.1", 5000, "udp") == "server 10.1.0.9"
     assert (
-        end_forwarded([Element("ended4", "tcp . 79 . 10.2.0.9 . 80"), Element("ended4", "tcp . 80 . 10.2.0.8 . 80")])
+        end_forwarded(
+            [Element("ended4", "tcp . 79 . 79 . 10.2.0.9 . 80"), Element("ended4", "tcp . 80 . 80 . 10.2.0.8 . 80")]
+        )
         == 0
     )
-    assert end_forwarded([Element("ended4", "tcp . 80 . 10.2.0.9 . 80")]) == 1
+    assert end_forwarded([Element("ended4", "tcp . 80 . 80 . 10.2.0.9 . 80")]) == 1
     assert client.ask("stream_lives", 81)
-    assert end_forwarded([Element("ended4", "udp . 5000-5009 . 10.2.0.9 . 5000-5009")]) == 1
-    assert end_forwarded([Element("ended6", "tcp . 80 . fd00::1 . 80")]) == 0
+    assert end_forwarded([Element("ended4", "udp . 5000 . 5009 . 10.2.0.9 . 5000")]) == 1
+    assert end_forwarded([Element("ended6", "tcp . 80 . 80 . fd00::1 . 80")]) == 0
 
 
 def test_what_began_without_rules_follows_them_then(boxes: tuple[Box, Box]) -> None:

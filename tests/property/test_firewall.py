@@ -21,7 +21,10 @@ from agent.core.planning import plan
 from agent.core.ruleset import Element
 
 GUESTS = ("one", "two")
-PORTS = ("80/tcp", "80:81/tcp", "53/udp", "50-60/udp", "55/udp", "192.0.2.1:80/tcp", "[::]:443/tcp", "0.0.0.0:443/tcp")
+PORTS = (
+    *("80/tcp", "80:81/tcp", "53/udp", "50-60/udp", "55/udp", "192.0.2.1:80/tcp", "192.0.2.1:50-55/udp"),
+    *("[::]:443/tcp", "0.0.0.0:443/tcp"),
+)
 RESOURCES = {FIREWALL, FORWARDING, CONNECTIONS}
 dices = st.integers(0, 1 << 30).map(Random)
 
@@ -188,6 +191,11 @@ def hurt(observed: Observed, kind: str, which: int) -> Observed:
         return replace(observed, routing=replace(routing, firewall=FirewallState()))
     if kind == "rule":
         return replace(observed, routing=replace(routing, firewall=FirewallState(SKELETON | {"x"}, state.elements)))
+    if kind == "foreign":
+        foreign = {Element("ports", "80"), Element("ports4", "80"), Element("ended4", "1"), Element("opened4", '"up1"')}
+        return replace(
+            observed, routing=replace(routing, firewall=FirewallState(frozenset({"set ports"}), frozenset(foreign)))
+        )
     if kind == "element" and elements:
         left = FirewallState(state.skeleton, state.elements - {elements[which % len(elements)]})
         return replace(observed, routing=replace(routing, firewall=left))
@@ -202,7 +210,7 @@ def hurt(observed: Observed, kind: str, which: int) -> Observed:
     return observed
 
 
-FAULTS = ("flush", "rule", "element", "surplus", "off4", "off6")
+FAULTS = ("flush", "rule", "foreign", "element", "surplus", "off4", "off6")
 
 
 @given(
