@@ -31,9 +31,8 @@ class Memory:
     the boot of the host in which no guest is to run, if it is this one; `down_by_s` when its guests' time to shut
     themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of. `refused` is what
     QEMU would not start with, by uuid.
-    themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of.
     `opened` are the links (`all` of them) by which the kernel forwards because of us, by IP version; `opened_in` is the
-    boot of the host that this is true of.
+    boot of the host that this is true of, `opened_index` the numbers of those links, whose names may change.
     """
 
     seed: str
@@ -56,6 +55,7 @@ class Memory:
     routes6_in: str = ""
     opened: frozenset[tuple[int, str]] = frozenset()
     opened_in: str = ""
+    opened_index: Mapping[str, int] = field(default_factory=dict)
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import structlog
@@ -74,7 +74,7 @@ class RoutingLooks:
             firewall=table,
             forwarding=self._look_at_forwarding(links) if concerned else None,
             problem=self._tables.problem,
-            opened=self._opened_by_us(),
+            opened=self._opened_by_us() | frozenset(_guarded(table)),
             holders=dict(self._holders),
         )
 
@@ -118,12 +118,21 @@ class RoutingLooks:
             await self._remember(self._opened_by_us() - action.closes)
 
     def _opened_by_us(self) -> frozenset[Opening]:
+        """What is written down, under the names that links have by now; what belongs to a link that went is nobody's."""
         memory = self._keeper.memory
-        return frozenset(Opening(*one) for one in memory.opened) if memory.opened_in == self._boot_id else frozenset()
+        if memory.opened_in != self._boot_id:
+            return frozenset()
+        names = {link.ifindex: link.name for link in self._links.values()}
+        index = memory.opened_index
+        named = ((version, names.get(index[link]) if link in index else link) for version, link in memory.opened)
+        return frozenset(Opening(version, name) for version, name in named if name is not None)
 
     async def _remember(self, opened: frozenset[Opening]) -> None:
         plain = frozenset((one.version, one.link) for one in opened)
-        await self._keeper.update(lambda memory: replace(memory, opened=plain, opened_in=self._boot_id))
+        index = {one.link: self._links[one.link].ifindex for one in opened if one.link in self._links}
+        await self._keeper.update(
+            lambda memory: replace(memory, opened=plain, opened_in=self._boot_id, opened_index=index)
+        )
 
     async def _hear_of_forwarding(self) -> None:
         try:
@@ -139,7 +148,7 @@ class RoutingLooks:
     def _look_at_forwarding(self, links: Mapping[str, LinkState]) -> ForwardingState | None:
         names = {name for version in VERSIONS for name in outer_links(links, version)}
         names |= {link.name for link in links.values() if link.kind == "bridge" and is_own_bridge(link)}
-        names |= set(_opened(self._tables.state)) & links.keys()
+        names |= {one.link for one in _guarded(self._tables.state)} & links.keys()
         concerned = frozenset((name, links[name].ifindex) for name in names)
         if self._forwarding is None or self._forwarding[0] != concerned:
             try:
@@ -162,7 +171,7 @@ class RoutingLooks:
                 self._ring("ports")
 
 
-def _opened(table: FirewallState | None) -> Iterable[str]:
-    if table is None:
-        return ()
-    return (name_of(element.key) for version in VERSIONS for element in table.of(f"opened{version}"))
+def _guarded(table: FirewallState | None) -> Iterator[Opening]:
+    """Links that the table guards, which it does because we open them: so also who lost our notes knows it."""
+    for version in VERSIONS if table is not None else ():
+        yield from (Opening(version, name_of(element.key)) for element in table.of(f"opened{version}"))

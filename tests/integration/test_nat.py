@@ -232,6 +232,35 @@ def test_a_restarted_agent_undoes_and_finishes_what_changed_meanwhile(world: Wor
     assert {sysctl(f"ipv6/conf/{link}/force_forwarding") for link in links if link != "br-b"} == {"0"}
 
 
+def test_a_link_that_was_opened_is_guarded_and_closed_whatever_its_name_is_by_now(agent: AgentProcess) -> None:
+    """Else the host would be a router for whoever is behind it."""
+    ip("link add up0 type veth peer name up1", f"addr add {HOST}/24 dev up0", "link set up0 up", "link set up1 up")
+    agent.drop("net.toml", NETWORK)
+    agent.start()
+
+    def is_guarded(name: str) -> bool:
+        return f'"{name}"' in table().split("set opened4")[1].split("}")[0]
+
+    def rename(old: str, new: str) -> None:
+        ip(f"link set {old} down", f"link set {old} name {new}", f"link set {new} up")
+
+    assert is_guarded("up0")
+    rename("up0", "wan0")
+    wait_for(lambda: is_guarded("wan0") and not is_guarded("up0"))
+    agent.kill()
+    rename("wan0", "wan1")
+    agent.start()
+    assert is_guarded("wan1")
+    agent.kill()
+    shutil.rmtree(agent.folder / "state")
+    agent.start()
+    assert is_guarded("wan1")
+    assert sysctl("ipv4/conf/wan1/forwarding") == "1"
+    agent.drop("net.toml", NETWORK.replace("nat = true", ""))
+    wait_for(lambda: not table())
+    assert sysctl("ipv4/conf/wan1/forwarding") == "0"
+
+
 def test_a_port_that_a_process_of_the_host_has_is_told_with_its_name_and_left_to_it(world: World) -> None:
     agent, stranger = world.agent, world.stranger
     with socket.create_server(("0.0.0.0", 8000)) as holder:
