@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,15 @@ PROGRAM = "dnsmasq"
 CONF, STATIC, HOSTS = "dnsmasq.conf", "static-leases", "hosts"
 SPARE_LEASES = 1000
 """Leases that dnsmasq may keep beyond the addresses of its range: those of guests with an address outside of it."""
+
+MAX_LABEL = 63
+"""The most characters between the dots of a name (RFC 1035)."""
+
+NAMELESS = "nameless"
+"""The tag of guests' NICs that have no name."""
+
+_NO_NAME = re.compile(r"|[0-9]+[smhdw]?|ignore|infinite", re.ASCII | re.IGNORECASE)
+"""What is no name in a line of static leases (dnsmasq(8), --dhcp-host)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +123,14 @@ def _nics_on(bridges: frozenset[str], desired: Desired, observed: Observed) -> M
 
 
 def _named(nics: Iterable[_Nic]) -> Iterator[LeaseHost]:
-    """A guest's first NIC on a bridge has its name, others NAME-NIC; names that differ in case only are one to DNS."""
+    """A guest's first NIC on a bridge has its name, others NAME-NIC; names that differ in case only are one to DNS.
+
+    One whose names are others' already, or too long for a label, has none.
+    """
     taken: set[str] = set()
     for vm, nic, mac in nics:
-        name = next((name for name in (vm, f"{vm}-{nic.id}") if name.lower() not in taken), "")
+        names = (vm, f"{vm}-{nic.id}")
+        name = next((name for name in names if name.lower() not in taken and len(name) <= MAX_LABEL), "")
         taken.add(name.lower())
         yield LeaseHost(f"{vm}'s {nic.id}", name, tuple(dict.fromkeys((nic.mac, mac))), nic.address)
 
@@ -236,8 +250,8 @@ def _dhcp_lines(bridge: BridgeSpec, dhcp: DhcpSpec) -> Iterator[str]:
     yield f"dhcp-lease-max={high - low + 1 + SPARE_LEASES}"
     yield "dhcp-leasefile=/dev/stdin"
     yield f"dhcp-hostsfile={RUN_DIR}/{STATIC}"
-    # A client that is no guest of ours must not take the name of one.
-    yield "dhcp-ignore-names=tag:!known"
+    # A client that is no guest of ours must not take the name of one, nor must a guest that has no name.
+    yield from ("dhcp-ignore-names=tag:!known", f"dhcp-ignore-names=tag:{NAMELESS}")
     if not bridge.ports:
         # Nobody else is there who might know of a lease that we do not.
         yield "dhcp-authoritative"
@@ -247,7 +261,16 @@ def _static_leases(bridge: BridgeSpec, hosts: Sequence[LeaseHost]) -> Iterator[s
     lost = {nic for _, _, nic in addresses_taken_twice(bridge, hosts)}
     for host in hosts:
         address = leased_address(bridge, host) if host.nic not in lost else ""
-        yield ",".join(part for part in (*host.macs, address, host.name) if part)
+        name = _lease_name(bridge, host.name)
+        yield ",".join(part for part in (*host.macs, address, name or f"set:{NAMELESS}") if part)
+
+
+def _lease_name(bridge: BridgeSpec, name: str) -> str:
+    """A name as dnsmasq takes it for one: with the domain where it would be a lease time or a word of dnsmasq's own;
+    empty where there is none."""
+    if not _NO_NAME.fullmatch(name):
+        return name
+    return f"{name}.{bridge.dns.domain}" if name and bridge.dns is not None and bridge.dns.domain else ""
 
 
 def _hosts(bridge: BridgeSpec, hosts: Sequence[LeaseHost]) -> Iterator[str]:

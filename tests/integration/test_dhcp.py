@@ -106,6 +106,35 @@ def test_a_client_cannot_take_a_guest_s_name(served: AgentProcess, client: Clien
     assert client.resolve("web", SERVER) == []
 
 
+def test_names_that_mean_something_to_dnsmasq_are_names(agent: AgentProcess) -> None:
+    """A lease time, a word of its own, and one that no label of DNS has room for (dnsmasq(8), --dhcp-host)."""
+    long = "a" * 63
+    macs = {name: f"02:00:00:00:78:0{number}" for number, name in enumerate(("5m", "ignore", "infinite", "1200"))}
+    for number, (name, mac) in enumerate(macs.items()):
+        address = f'"10.77.0.{10 + number}"' if number < 2 else "[]"
+        agent.drop(f"{name}.toml", web(address, mac).replace("vm.web", f"vm.{name}"))
+    nics = [f'[vm.{long}.nic.{nic}]\nbridge = "{BRIDGE}"\naddress = "10.77.0.3{nic}"\n' for nic in "01"]
+    agent.drop("long.toml", f'[vm.{long}]\nenabled = false\n{"".join(nics)}mac = "02:00:00:00:78:09"\n')
+    agent.drop("net.toml", net())
+    agent.start()
+    try:
+        for number, (name, mac) in enumerate(macs.items()):
+            with client_on(BRIDGE, mac, agent.folder, f"n{number}") as client:
+                lease = client.lease("-x", "hostname:web")
+                assert (lease["lease"], lease["ip"] == f"10.77.0.{10 + number}") == ("3600", number < 2), name
+                assert client.resolve(f"{name}.lan", SERVER) == [lease["ip"]]
+        with client_on(BRIDGE, "02:00:00:00:78:09", agent.folder) as client:
+            assert client.lease("-x", "hostname:web")["ip"] == "10.77.0.31"
+            assert client.resolve(f"{long}.lan", SERVER) == ["10.77.0.30"]
+            assert client.resolve("web.lan", SERVER) == []
+        wait_for(lambda: len(bridge(agent)["dhcp"]["leases"]) == 5)
+        assert {one["name"] for one in bridge(agent)["dhcp"]["leases"]} == {*macs, None}
+        log = agent.run_dir.joinpath("services", f"dnsmasq-{BRIDGE}", "log").read_text()
+        assert "bad" not in log
+    finally:
+        end_services(agent)
+
+
 def test_it_has_no_rights_but_to_its_ports_and_addresses(served: AgentProcess) -> None:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid_of(served)}/status").read_text().splitlines())
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"1899999900"}

@@ -63,6 +63,7 @@ dhcp-lease-max=1051
 dhcp-leasefile=/dev/stdin
 dhcp-hostsfile=@RUN@/static-leases
 dhcp-ignore-names=tag:!known
+dhcp-ignore-names=tag:nameless
 dhcp-authoritative
 """,
         "static-leases": "02:00:00:00:00:02,10.0.0.100,web\n02:00:00:00:00:03,db\n",
