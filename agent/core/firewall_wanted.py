@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
@@ -49,8 +49,9 @@ class Wish:
     """What units and guests ask of the host's routing; all that does not depend on what the kernel forwards by now.
 
     `routed` are the bridges that have to do with it, `nat` those of them with NAT. `elements` are those of bridges,
-    `published` those of `forwards`. `lost`: forwards that another guest's stands in the way of, with that one.
-    `unreachable`: forwards whose target is in no subnet of its bridge.
+    `published` those of `forwards`. `lost`: forwards that another guest's stands in the way of, with that one, and
+    `served`: that a bridge's own DNS or DHCP does, in words. `unreachable`: forwards whose target is in no subnet of
+    its bridge.
     """
 
     nat: tuple[BridgeSpec, ...] = ()
@@ -59,6 +60,7 @@ class Wish:
     elements: frozenset[Element] = frozenset()
     published: frozenset[Element] = frozenset()
     lost: tuple[tuple[Forward, Forward], ...] = ()
+    served: tuple[tuple[Forward, str], ...] = ()
     unreachable: tuple[Forward, ...] = ()
 
     def routes(self, version: int) -> bool:
@@ -113,10 +115,14 @@ def wish_of(bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> Wis
 def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> Wish:
     kept: list[Forward] = []
     lost: list[tuple[Forward, Forward]] = []
+    served: list[tuple[Forward, str]] = []
     taken = _Taken()
+    serving = [one for bridge in bridges for one in _served(bridge)]
     for one in (forward for guest in published for forward in guest.forwards):
-        rival = taken.rival(one)
-        if rival is not None:
+        rival, server = taken.rival(one), _server(serving, one)
+        if server:
+            served.append((one, server))
+        elif rival is not None:
             lost.append((one, rival))
         else:
             taken.put(one)
@@ -133,8 +139,32 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> 
         frozenset(_bridge_elements(nat, routed)),
         frozenset(forward.element for forward in kept),
         tuple(lost),
+        tuple(served),
         tuple(one for one in kept if not any(ip_address(one.target) in n for n in networks.get(one.bridge, ()))),
     )
+
+
+def _served(bridge: BridgeSpec) -> Iterator[tuple[Publication, str]]:
+    """What a bridge serves on its own addresses: a published port would lead its guests' questions elsewhere."""
+    own = [one.partition("/")[0] for one in bridge.addresses]
+    if bridge.dns is not None:
+        yield from ((Publication(proto, 53, 53, 53, one), f"{bridge.name}'s dns") for one in own for proto in _BOTH)
+    if bridge.dhcp is not None:
+        yield from ((Publication("udp", 67, 67, 67, one), f"{bridge.name}'s dhcp") for one in own if ":" not in one)
+
+
+_BOTH = ("tcp", "udp")
+
+
+def _server(serving: Iterable[tuple[Publication, str]], one: Forward) -> str:
+    """Which bridge's service a forward would take packets from, in words; empty for none."""
+    for what, whose in serving:
+        at_all = (
+            replace(what, listen=one.what.listen) if one.version in what.versions and not one.what.address else what
+        )
+        if at_all.meets(one.what):
+            return whose
+    return ""
 
 
 class _Taken:

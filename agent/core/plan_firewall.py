@@ -120,6 +120,12 @@ def _tell_lost(draft: Draft, wish: Wish) -> None:
     for one, rival in wish.lost:
         message = f"{one.text} leads to {rival.vm} already ({rival.text}); publish another port of the host"
         draft.tell(vm_resource(one.vm), "PortTaken", message)
+    for one, server in wish.served:
+        message = (
+            f"{one.text} is not published: it would lead what is asked of {server} to {one.vm}; "
+            "publish another port, or on one of the host's other addresses"
+        )
+        draft.tell(vm_resource(one.vm), "PortTaken", message)
     for one in wish.unreachable:
         message = (
             f"{one.text} leads to {one.target}, which is in no subnet of {one.bridge}'s addresses; "

@@ -5,6 +5,7 @@ One run of `nft -f -` is one transaction: all of it is done, or nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import shutil
@@ -282,11 +283,19 @@ def _written(value: Any, types: list[str]) -> str:
 
 def _part(part: Any, type_: str) -> str:
     if isinstance(part, dict) and "prefix" in part:
-        return f"{part['prefix']['addr']}/{part['prefix']['len']}"
+        return f"{_plain(part['prefix']['addr'])}/{part['prefix']['len']}"
     if isinstance(part, dict) and "range" in part:
         first, last = part["range"]
         return _network(first, last) if isinstance(first, str) else f"{first}-{last}"
-    return f'"{part}"' if type_ in _TEXT_TYPES else str(part)
+    return f'"{part}"' if type_ in _TEXT_TYPES else _plain(str(part))
+
+
+def _plain(word: str) -> str:
+    """An IPv6 address as `ipaddress` writes it: nft ends some of them as an IPv4 address. Anything else as it is."""
+    if ":" in word and "." in word:
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(word))
+    return word
 
 
 def _network(first: str, last: str) -> str:

@@ -92,6 +92,9 @@ def _listen(text: str, value: str) -> str:
         raise BadValueError(f"{_WANTED}, not {shown(value)}", "names are not looked up") from None
     if address.is_loopback:
         raise BadValueError(f"must not listen on a loopback address, {shown(value)}", _LOOPBACK_HINT)
+    if address.version == 6 and address.ipv4_mapped is not None:
+        hint = f"did you mean the IPv4 address {address.ipv4_mapped}, without brackets?"
+        raise BadValueError(f"must not listen on an IPv4 address in the form of IPv6, {shown(value)}", hint)
     if address.is_multicast or address.is_link_local or address.is_unspecified or "%" in text:
         raise BadValueError(f"must listen on an address of this host that others can reach, not {shown(value)}")
     return str(address)

@@ -30,6 +30,10 @@ ELEMENTS = (
     Element("ports4_at", "192.0.2.1 . tcp . 80", "192.168.0.101 . 80"),
     Element("ports6", "tcp . 443", "fd00::100 . 443"),
     Element("ports6_at", "2001:db8::1 . tcp . 443", "fd00::101 . 443"),
+    # Which nft prints with the last four bytes as in IPv4.
+    Element("ports6_at", "::c633:6401 . tcp . 443", "::ffff:c633:6402 . 443"),
+    Element("subnets6", '"br-lan" . ::a00:0/112'),
+    Element("subnets6", '"br-lan" . ::ffff:a00:1'),
     Element("ranges4", "udp . 5000-5010", "192.168.0.100"),
     Element("ranges4", "udp . 6000-6003", "192.168.0.100"),
     Element("ranges4", "tcp . 6000-6003", "192.168.0.101"),
