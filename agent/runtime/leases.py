@@ -33,22 +33,33 @@ class Leases:
     def follow_in(self, group: asyncio.TaskGroup) -> None:
         """Follow the files from now on, in tasks of this group."""
         self._group = group
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            self._events = FileEvents(self._folder, self._changed)
-        except ObservationError as error:
-            log.warning("leases are looked at every 30 s only", why=str(error))
         self.look()
 
     def look(self) -> None:
-        """Read all files again."""
-        for name in {*self._leases, *(path.name for path in self._folder.iterdir())}:
+        """Read all files again; also those of a folder that is another one by now, or gone."""
+        names: set[str] = set()
+        try:
+            self._watch()
+            names = {path.name for path in self._folder.iterdir()}
+        except (OSError, ObservationError) as error:
+            log.warning("leases are looked at every 30 s only", why=str(error))
+        for name in names.union(self._leases):
             self._changed(name)
+
+    def _watch(self) -> None:
+        """Make the folder if it is missing, and hear of what happens in it. Raises OSError or ObservationError.
+
+        Anew each time: of a folder that is another one by now nothing would ever be heard, and it costs microseconds.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self.close()
+        self._events = FileEvents(self._folder, self._changed)
 
     def close(self) -> None:
         """Follow them no longer."""
         if self._events is not None:
             self._events.close()
+        self._events = None
 
     def states(self) -> Mapping[str, tuple[Lease, ...]]:
         """The leases that are known, by bridge."""

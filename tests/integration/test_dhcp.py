@@ -222,6 +222,19 @@ def test_nobody_wants_it_any_more(served: AgentProcess) -> None:
     assert is_alive(pid_of(served))
 
 
+def test_where_no_lease_can_be_kept_that_is_told_and_all_else_goes_on(agent: AgentProcess) -> None:
+    folder = agent.folder / "state" / "leases"
+    folder.parent.mkdir()
+    folder.write_text("")
+    agent.drop("net.toml", net())
+    agent.start()
+    assert bridge(agent)["up"]
+    assert "StateUnusable" in agent.command("status").stdout
+    folder.unlink()
+    wait_for(lambda: service(agent)["running"])
+    end_services(agent)
+
+
 def test_a_port_that_somebody_else_has_is_told_in_its_own_words(agent: AgentProcess) -> None:
     ip("link add other type bridge", "addr add 10.77.0.1/24 dev other", "link set other up")
     with socket.create_server((SERVER, 53)):

@@ -190,7 +190,9 @@ def hurt(observed: Observed, kind: str, which: int) -> Observed:
     if kind == "flush":
         return replace(observed, routing=replace(routing, firewall=FirewallState()))
     if kind == "rule":
-        return replace(observed, routing=replace(routing, firewall=FirewallState(state.skeleton | {"x"}, state.elements)))
+        return replace(
+            observed, routing=replace(routing, firewall=FirewallState(state.skeleton | {"x"}, state.elements))
+        )
     if kind == "foreign":
         foreign = {Element("ports", "80"), Element("ports4", "80"), Element("ended4", "1"), Element("opened4", '"up1"')}
         return replace(
