@@ -51,7 +51,7 @@ class Wish:
     `routed` are the bridges that have to do with it, `nat` those of them with NAT. `elements` are those of bridges,
     `published` those of `forwards`. `lost`: forwards that another guest's stands in the way of, with that one, and
     `served`: that a bridge's own DNS or DHCP does, in words. `unreachable`: forwards whose target is in no subnet of
-    its bridge.
+    its bridge. `bound`: forwards that listen on one address.
     """
 
     nat: tuple[BridgeSpec, ...] = ()
@@ -62,6 +62,7 @@ class Wish:
     lost: tuple[tuple[Forward, Forward], ...] = ()
     served: tuple[tuple[Forward, str], ...] = ()
     unreachable: tuple[Forward, ...] = ()
+    bound: tuple[Forward, ...] = ()
 
     def routes(self, version: int) -> bool:
         """Whether packets of this IP version are to be forwarded at all."""
@@ -141,6 +142,7 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> 
         tuple(lost),
         tuple(served),
         tuple(one for one in kept if not any(ip_address(one.target) in n for n in networks.get(one.bridge, ()))),
+        tuple(one for one in kept if one.what.address),
     )
 
 

@@ -7,7 +7,7 @@ pass is dropped before the kernel forwards anything, and until it no longer does
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.desired import BridgeSpec, Desired, VmSpec
@@ -63,9 +63,9 @@ def plan_firewall(
     if seen is None:
         _tell_unknown(draft, wish)
         return
+    _tell_lost(draft, wish)
     if not (seen.exists or wish.routed):
         return
-    _tell_lost(draft, wish)
     forwards = _free(draft, wish, seen)
     openings = {version: _openings(draft.observed, wish, seen, version) for version in VERSIONS}
     if not desired.complete:
@@ -117,21 +117,32 @@ def _tell_unknown(draft: Draft, wish: Wish) -> None:
 
 
 def _tell_lost(draft: Draft, wish: Wish) -> None:
-    for one, rival in wish.lost:
-        message = f"{one.text} leads to {rival.vm} already ({rival.text}); publish another port of the host"
-        draft.tell(vm_resource(one.vm), "PortTaken", message)
-    for one, server in wish.served:
-        message = (
-            f"{one.text} is not published: it would lead what is asked of {server} to {one.vm}; "
-            "publish another port, or on one of the host's other addresses"
-        )
-        draft.tell(vm_resource(one.vm), "PortTaken", message)
+    """Tell each guest what is not published of it, and what is to no avail: once, also if it is of both IP versions."""
+    for vm, message in dict.fromkeys(_not_published(wish)):
+        draft.tell(vm_resource(vm), "PortTaken", message)
     for one in wish.unreachable:
         message = (
             f"{one.text} leads to {one.target}, which is in no subnet of {one.bridge}'s addresses; "
             f"give {one.bridge} an address beside it, or a route there"
         )
         draft.tell(vm_resource(one.vm), "NotInSubnet", message, deviates=False)
+    if wish.bound:
+        own = {a.address.partition("/")[0] for link in draft.observed.links.values() for a in link.addresses}
+        for one in wish.bound:
+            if one.what.address not in own:
+                message = f"{one.text} is reached by nobody as long as no link of this host has {one.what.address}"
+                draft.tell(vm_resource(one.vm), "AddressMissing", message, deviates=False)
+
+
+def _not_published(wish: Wish) -> Iterator[tuple[str, str]]:
+    for one, rival in wish.lost:
+        yield one.vm, f"{one.text} leads to {rival.vm} already ({rival.text}); publish another port of the host"
+    for one, server in wish.served:
+        message = (
+            f"{one.text} is not published: it would lead what is asked of {server} to {one.vm}; "
+            "publish another port, or on one of the host's other addresses"
+        )
+        yield one.vm, message
 
 
 def _awaits_holders(observed: Observed, wish: Wish) -> bool:
