@@ -44,12 +44,16 @@ def _family_sets(version: int) -> tuple[SetShape, ...]:
 SETS = (
     SetShape("inside", "ifname"),
     SetShape("same", "ifname . ifname"),
+    SetShape("macs", "ifname . ether_addr"),
     SetShape("nat4", "ifname . ipv4_addr", interval=True),
     *_family_sets(4),
     *_family_sets(6),
 )
 """`inside`: bridges with `nat`, and `nat4` their own subnets. `subnets`: those of every bridge that is routed.
 `same`: each bridge with itself, because frames that are only bridged come by here as well where br_netfilter is on.
+
+`macs`: what a frame is sent to that is for this host, and so is routed, on bridges that are opened and have no NAT: such
+an uplink must not lead back to where a packet came from.
 
 `opened`: links on which we switched forwarding on. `ports` and `ranges`: what is published, `_at` one address.
 `ended`: forwards that were taken away and whose connections are still to be ended: protocol, first and last port, the
@@ -106,7 +110,7 @@ CHAINS = (
     Chain(
         "forward",
         (
-            Rule("iifname . oifname @same accept", "stays on its bridge"),
+            Rule("iifname . oifname @same iifname . ether daddr != @macs accept", "stays on its bridge"),
             Rule("iifname @inside udp dport { 67, 68, 546, 547 } counter drop", "DHCP passes no NAT"),
             Rule("oifname @inside udp dport { 67, 68, 546, 547 } counter drop", "DHCP passes no NAT"),
             Rule("ct state established,related accept", "answers"),

@@ -266,6 +266,15 @@ def same_elements(names: Iterable[str], links: Mapping[str, LinkState]) -> Itera
             yield Element("same", f"{_quoted(name)} . {_quoted(name)}")
 
 
+def mac_elements(names: Iterable[str], links: Mapping[str, LinkState]) -> Iterator[Element]:
+    """The MACs of the bridges among these links, which are their ports' as well: frames to those are the host's own."""
+    bridges = {link.ifindex: name for name in names if (link := links.get(name)) is not None and link.kind == "bridge"}
+    for link in links.values() if bridges else ():
+        name = bridges.get(link.ifindex) or bridges.get(link.master or 0)
+        if name is not None and link.mac:
+            yield Element("macs", f"{_quoted(name)} . {link.mac}")
+
+
 def name_of(key: str) -> str:
     """The link that an element's key begins with."""
     return key.split('"')[1] if key.startswith('"') else key.split(" . ", maxsplit=1)[0]

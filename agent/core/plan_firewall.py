@@ -26,6 +26,7 @@ from agent.core.firewall_wanted import (
     Forward,
     Wish,
     ended_element,
+    mac_elements,
     name_of,
     opening_elements,
     same_elements,
@@ -207,7 +208,9 @@ def _elements(
     guarded = {version: one.wanted | one.on for version, one in openings.items()}
     names = {bridge.name for bridge in wish.routed}.union(*guarded.values())
     opened = {element for version in VERSIONS for element in opening_elements(guarded[version], version)}
-    rest = frozenset({*wish.elements, *opened, *same_elements(names, observed.links)})
+    uplinks = frozenset[str]().union(*guarded.values()).difference(bridge.name for bridge in wish.nat)
+    between = {*same_elements(names, observed.links), *mac_elements(uplinks, observed.links)}
+    rest = frozenset({*wish.elements, *opened, *between})
     went = (ended_element(element) for element in seen.ours - forwards - rest)
     ended = {*seen.ended, *(one for one in went if one is not None)}
     return forwards | rest | (ended.difference(map(ended_element, forwards)) if ended else frozenset())

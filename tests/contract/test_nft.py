@@ -18,6 +18,7 @@ from tests.netns import network_namespace
 ELEMENTS = (
     Element("inside", '"br-lan"'),
     Element("same", '"br-lan" . "br-lan"'),
+    Element("macs", '"br-ext" . 02:aa:00:00:00:0f'),
     Element("nat4", '"br-lan" . 192.168.0.0/24'),
     Element("nat4", '"br-lan" . 10.0.0.0/9'),
     Element("nat4", '"br.1+x" . 192.0.2.7'),

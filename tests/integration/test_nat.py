@@ -232,6 +232,26 @@ def test_a_restarted_agent_undoes_and_finishes_what_changed_meanwhile(world: Wor
     assert {sysctl(f"ipv6/conf/{link}/force_forwarding") for link in links if link != "br-b"} == {"0"}
 
 
+def test_whoever_is_behind_an_uplink_is_not_routed_back_there_also_if_it_is_a_bridge(agent: AgentProcess) -> None:
+    uplink = f'[bridge.br-ext]\nports = ["up0", "up1"]\naddresses = ["{HOST}/24", "{HOST6}/64"]\n'
+    with (
+        Box("up0", addresses=(f"{STRANGER}/24", f"{STRANGER6}/64"), gateways=(HOST, HOST6)) as stranger,
+        Box("up1", addresses=("198.51.100.8/24", "2001:db8:1::8/64", "203.0.113.5/32", "2001:db8:2::5/128")) as other,
+    ):
+        agent.drop("net.toml", NETWORK + uplink)
+        agent.drop("web.toml", guest("web", "br-a", f'["{WEB}", "{WEB6}"]', '["80"]'))
+        agent.start()
+        ip("route add 203.0.113.5 via 198.51.100.8", "route add 2001:db8:2::5 via 2001:db8:1::8")
+        other.serve(443, "other")
+        for netfilter in ("0", "1"):
+            sysctl("bridge/bridge-nf-call-iptables", netfilter)
+            sysctl("bridge/bridge-nf-call-ip6tables", netfilter)
+            wait_for(lambda: stranger.hear("198.51.100.8", 443, timeout_s=0.5) == f"other {STRANGER}")
+            assert stranger.hear("2001:db8:1::8", 443) == f"other {STRANGER6}"
+            for target in ("203.0.113.5", "2001:db8:2::5"):
+                assert stranger.hear(target, 443, timeout_s=0.3) is None, (netfilter, target)
+
+
 def test_a_link_that_was_opened_is_guarded_and_closed_whatever_its_name_is_by_now(agent: AgentProcess) -> None:
     """Else the host would be a router for whoever is behind it."""
     ip("link add up0 type veth peer name up1", f"addr add {HOST}/24 dev up0", "link set up0 up", "link set up1 up")
