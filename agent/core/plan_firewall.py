@@ -208,12 +208,20 @@ def _elements(
     guarded = {version: one.wanted | one.on for version, one in openings.items()}
     names = {bridge.name for bridge in wish.routed}.union(*guarded.values())
     opened = {element for version in VERSIONS for element in opening_elements(guarded[version], version)}
-    uplinks = frozenset[str]().union(*guarded.values()).difference(bridge.name for bridge in wish.nat)
-    between = {*same_elements(names, observed.links), *mac_elements(uplinks, observed.links)}
+    between = {*same_elements(names, observed.links), *mac_elements(_uplinks(wish, seen, openings), observed.links)}
     rest = frozenset({*wish.elements, *opened, *between})
     went = (ended_element(element) for element in seen.ours - forwards - rest)
     ended = {*seen.ended, *(one for one in went if one is not None)}
     return forwards | rest | (ended.difference(map(ended_element, forwards)) if ended else frozenset())
+
+
+def _uplinks(wish: Wish, seen: FirewallState, openings: Mapping[int, _Openings]) -> frozenset[str]:
+    """Links that are guarded, or are to be, and are no bridges with NAT: a bridge among them routes nobody back to
+    where he is, until it is closed again."""
+    wanted = {name for one in openings.values() for name in one.wanted}
+    on = {name for one in openings.values() for name in one.on}
+    inside, known = ({name_of(element.key) for element in seen.of(name)} for name in ("inside", "macs"))
+    return frozenset(wanted | (on & known)) - inside - {bridge.name for bridge in wish.nat}
 
 
 def _plan_table(draft: Draft, seen: FirewallState, wanted: frozenset[Element], *, complete: bool) -> None:

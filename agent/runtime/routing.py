@@ -173,5 +173,7 @@ class RoutingLooks:
 
 def _guarded(table: FirewallState | None) -> Iterator[Opening]:
     """Links that the table guards, which it does because we open them: so also who lost our notes knows it."""
-    for version in VERSIONS if table is not None else ():
+    if table is None:
+        return
+    for version in VERSIONS:
         yield from (Opening(version, name_of(element.key)) for element in table.of(f"opened{version}"))
