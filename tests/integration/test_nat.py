@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -155,7 +157,21 @@ def test_nat_is_for_the_bridges_own_subnets_and_never_for_what_is_bridged(world:
         assert db.hear(WEB, 5000, "udp") == f"web {DB}", netfilter
     # A subnet that is not the bridge's is not translated, and does not leave.
     web.ask("ip", ["addr add 10.9.9.9/32 dev lo", "route replace default via 192.168.0.1 dev eth0 src 10.9.9.9"])
-    assert web.hear(STRANGER, 443, timeout_s=0.3) is None
+    nft("add", "table", "inet", "other")
+    nft("add", "chain", "inet", "other", "c", "{ type filter hook postrouting priority 0; }")
+    nft("add", "rule", "inet", "other", "c", "ip", "saddr", "10.9.9.9", "counter")
+    for somebody_forwards in ("0", "1"):
+        sysctl("ipv4/ip_forward", somebody_forwards)
+        world.agent.vmhost("wait", "settled", "--timeout", "10")
+        assert web.hear(STRANGER, 443, timeout_s=0.3) is None
+        assert "counter packets 0 " in nft("list", "table", "inet", "other"), somebody_forwards
+    # A second subnet of the same bridge is no other link.
+    world.agent.drop("net.toml", NETWORK.replace('"192.168.0.1/24"', '"192.168.0.1/24", "10.5.0.1/24"'))
+    db.ask("ip", ["addr add 10.5.0.7/24 dev eth0"])
+    web.ask("ip", ["route replace default via 192.168.0.1 dev eth0"])
+    wait_for(lambda: "10.5.0.0/24" in table())
+    world.agent.vmhost("wait", "settled", "--timeout", "10")
+    assert web.hear("10.5.0.7", 8080) == f"db {WEB}"
 
 
 def test_whatever_is_done_to_the_rules_is_undone_and_foreign_tables_stay(world: World) -> None:
@@ -201,11 +217,13 @@ def test_an_edit_changes_one_forward_and_ends_its_connections_only(world: World)
     assert stranger.ask("open_stream", HOST, 90).startswith("far")
     assert stranger.hear(HOST, 5000, "udp") == f"web {STRANGER}"
     world.db.serve(5000, "db", "udp")
+    assert stranger.hear(HOST, 5050, "udp", 0.3) is None
     agent.drop("web.toml", guest("web", "br-a", f'["{WEB}", "{WEB6}"]', '["1234:22"]'))
-    agent.drop("db.toml", guest("db", "br-a", f'"{DB}"', '["53/udp", "5000/udp"]'))
+    agent.drop("db.toml", guest("db", "br-a", f'"{DB}"', '["53/udp", "5000/udp", "5050:5000/udp"]'))
     wait_for(lambda: f"udp . 5000 : {DB} . 5000" in table())
     agent.vmhost("wait", "settled", "--timeout", "10")
     assert stranger.hear(HOST, 5000, "udp") == f"db {STRANGER}"  # the same flow
+    assert stranger.hear(HOST, 5050, "udp") == f"db {STRANGER}"  # one that nobody answered so far
     assert not stranger.ask("stream_lives", 80)
     assert stranger.ask("stream_lives", 90)
     assert stranger.hear(HOST, 80, timeout_s=0.3) is None
@@ -286,7 +304,9 @@ def test_a_port_that_a_process_of_the_host_has_is_told_with_its_name_and_left_to
     with socket.create_server(("0.0.0.0", 8000)) as holder:
         agent.drop("far.toml", guest("far", "br-b", f'"{FAR}"', '["90:80", "8000:80"]'))
         wait_for(lambda: "PortTaken" in conditions(agent))
-        assert "8000:80/tcp is not published: python" in conditions(agent)
+        told = re.search(r"8000:80/tcp is not published: (\S+ \(pid \d+\)) has that port", conditions(agent))
+        assert told is not None
+        assert told[1].endswith(f" (pid {os.getpid()})")
         assert agent.vm("far")["in_sync"] is False
         holder.setblocking(False)
         assert stranger.hear(HOST, 90) == f"far {STRANGER}"
