@@ -52,8 +52,8 @@ SETS = (
 """`inside`: bridges with `nat`, and `nat4` their own subnets. `subnets`: those of every bridge that is routed.
 `same`: each bridge with itself, because frames that are only bridged come by here as well where br_netfilter is on.
 
-`macs`: what a frame is sent to that is for this host, and so is routed, on bridges that are opened and have no NAT: such
-an uplink must not lead back to where a packet came from.
+`macs`: what a frame is sent to that is for this host, and so is routed, on bridges that are opened and have no NAT:
+such an uplink must not lead back to where a packet came from.
 
 `opened`: links on which we switched forwarding on. `ports` and `ranges`: what is published, `_at` one address.
 `ended`: forwards that were taken away and whose connections are still to be ended: protocol, first and last port, the

@@ -118,7 +118,7 @@ class RoutingLooks:
             await self._remember(self._opened_by_us() - action.closes)
 
     def _opened_by_us(self) -> frozenset[Opening]:
-        """What is written down, under the names that links have by now; what belongs to a link that went is nobody's."""
+        """What is written down, under the names that links have by now; what was of a link that went is nobody's."""
         memory = self._keeper.memory
         if memory.opened_in != self._boot_id:
             return frozenset()

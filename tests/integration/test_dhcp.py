@@ -117,22 +117,19 @@ def test_names_that_mean_something_to_dnsmasq_are_names(agent: AgentProcess) -> 
     agent.drop("long.toml", f'[vm.{long}]\nenabled = false\n{"".join(nics)}mac = "02:00:00:00:78:09"\n')
     agent.drop("net.toml", net())
     agent.start()
-    try:
-        for number, (name, mac) in enumerate(macs.items()):
-            with client_on(BRIDGE, mac, agent.folder, f"n{number}") as client:
-                lease = client.lease("-x", "hostname:web")
-                assert (lease["lease"], lease["ip"] == f"10.77.0.{10 + number}") == ("3600", number < 2), name
-                assert client.resolve(f"{name}.lan", SERVER) == [lease["ip"]]
-        with client_on(BRIDGE, "02:00:00:00:78:09", agent.folder) as client:
-            assert client.lease("-x", "hostname:web")["ip"] == "10.77.0.31"
-            assert client.resolve(f"{long}.lan", SERVER) == ["10.77.0.30"]
-            assert client.resolve("web.lan", SERVER) == []
-        wait_for(lambda: len(bridge(agent)["dhcp"]["leases"]) == 5)
-        assert {one["name"] for one in bridge(agent)["dhcp"]["leases"]} == {*macs, None}
-        log = agent.run_dir.joinpath("services", f"dnsmasq-{BRIDGE}", "log").read_text()
-        assert "bad" not in log
-    finally:
-        end_services(agent)
+    for number, (name, mac) in enumerate(macs.items()):
+        with client_on(BRIDGE, mac, agent.folder, f"n{number}") as client:
+            lease = client.lease("-x", "hostname:web")
+            assert (lease["lease"], lease["ip"] == f"10.77.0.{10 + number}") == ("3600", number < 2), name
+            assert client.resolve(f"{name}.lan", SERVER) == [lease["ip"]]
+    with client_on(BRIDGE, "02:00:00:00:78:09", agent.folder) as client:
+        assert client.lease("-x", "hostname:web")["ip"] == "10.77.0.31"
+        assert client.resolve(f"{long}.lan", SERVER) == ["10.77.0.30"]
+        assert client.resolve("web.lan", SERVER) == []
+    wait_for(lambda: len(bridge(agent)["dhcp"]["leases"]) == 5)
+    assert {one["name"] for one in bridge(agent)["dhcp"]["leases"]} == {*macs, None}
+    log = agent.run_dir.joinpath("services", f"dnsmasq-{BRIDGE}", "log").read_text()
+    assert "bad" not in log
 
 
 def test_it_has_no_rights_but_to_its_ports_and_addresses(served: AgentProcess) -> None:
@@ -232,7 +229,6 @@ def test_where_no_lease_can_be_kept_that_is_told_and_all_else_goes_on(agent: Age
     assert "StateUnusable" in agent.command("status").stdout
     folder.unlink()
     wait_for(lambda: service(agent)["running"])
-    end_services(agent)
 
 
 def test_a_port_that_somebody_else_has_is_told_in_its_own_words(agent: AgentProcess) -> None:

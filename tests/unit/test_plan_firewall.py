@@ -28,8 +28,10 @@ def test_a_port_on_which_a_bridge_answers_is_told_once() -> None:
         "vm/web",
         "PortTaken",
         "PortTaken",
-        "53/udp is not published: it would lead what is asked of br0's dns to web; "
-        "publish another port, or on one of the host's other addresses",
+        (
+            "53/udp is not published: it would lead what is asked of br0's dns to web; "
+            "publish another port, or on one of the host's other addresses"
+        ),
     )
 
 
