@@ -66,6 +66,15 @@ def hear_tcp(host: str, port: int, timeout_s: float) -> str | None:
         return None
 
 
+def greet(host: str, port: int, timeout_s: float) -> str | None:
+    """As `hear_tcp`, without an end of what is asked before the answer: a proxy may take that for a farewell."""
+    try:
+        with socket.create_connection((host, port), timeout_s) as asking:
+            return asking.recv(200).decode() or None
+    except OSError:
+        return None
+
+
 def hear_again(host: str, port: int, timeout_s: float) -> float:
     """Seconds until somebody answers a new connection; one that gets no answer at once is given up for another."""
     began = time.perf_counter()

@@ -21,7 +21,8 @@ VERSIONS = (4, 6)
 class Forward:
     """One published port or range of a guest, towards its address of one IP version on one bridge.
 
-    `element` is what it is in the firewall.
+    `element` is what it is in the firewall. One that is `carried` leads from IPv6 to an IPv4 address: haproxy does that
+    (`core.plan_proxy`), and its element is in no table.
     """
 
     vm: str
@@ -36,6 +37,11 @@ class Forward:
         """What is published."""
         return publication(self.text)
 
+    @property
+    def carried(self) -> bool:
+        """Whether packets cannot lead there, but a program has to."""
+        return version_of(self.target) != self.version
+
 
 @dataclass(frozen=True, eq=False)
 class Published:
@@ -48,10 +54,11 @@ class Published:
 class Wish:
     """What units and guests ask of the host's routing; all that does not depend on what the kernel forwards by now.
 
-    `routed` are the bridges that have to do with it, `nat` those of them with NAT. `elements` are those of bridges,
-    `published` those of `forwards`. `lost`: forwards that another guest's stands in the way of, with that one, and
-    `served`: that a bridge's own DNS or DHCP does, in words. `unreachable`: forwards whose target is in no subnet of
-    its bridge. `bound`: forwards that listen on one address.
+    `routed` are the bridges that have to do with it, `nat` those of them with NAT. `elements` are those of bridges and
+    of passages, `published` those of `forwards`. `carried`: those that are for haproxy, none of which is in `forwards`.
+    `lost`: forwards that another guest's stands in the way of, with that one, and `served`: that a bridge's own DNS or
+    DHCP does, in words. `unreachable`: forwards whose target is in no subnet of its bridge. `bound`: forwards that
+    listen on one address.
     """
 
     nat: tuple[BridgeSpec, ...] = ()
@@ -59,6 +66,7 @@ class Wish:
     forwards: tuple[Forward, ...] = ()
     elements: frozenset[Element] = frozenset()
     published: frozenset[Element] = frozenset()
+    carried: tuple[Forward, ...] = ()
     lost: tuple[tuple[Forward, Forward], ...] = ()
     served: tuple[tuple[Forward, str], ...] = ()
     unreachable: tuple[Forward, ...] = ()
@@ -70,7 +78,10 @@ class Wish:
 
 
 def published_by(vm: str, spec: VmSpec) -> Published:
-    """The forwards of a guest: of each IP version to the first address that one of its NICs has."""
+    """The forwards of a guest: of each IP version to the first address that one of its NICs has.
+
+    Where it has an IPv4 address only, what is published over IPv6 leads to that.
+    """
     return _published_by(vm, spec.publish, tuple(_target(spec.nics, version) for version in VERSIONS))
 
 
@@ -78,11 +89,14 @@ def published_by(vm: str, spec: VmSpec) -> Published:
 def _published_by(vm: str, texts: tuple[str, ...], targets: tuple[tuple[str, str] | None, ...]) -> Published:
     found: list[Forward] = []
     for text in texts:
+        what = publication(text)
         for version, target in zip(VERSIONS, targets, strict=True):
-            if target is not None and version in publication(text).versions:
+            if target is not None and version in what.versions:
                 bridge, address = target
-                element = _forward_element(publication(text), version, address)
-                found.append(Forward(vm, text, version, address, bridge, element))
+                found.append(Forward(vm, text, version, address, bridge, _forward_element(what, version, address)))
+        if targets[0] is not None and targets[1] is None and 6 in what.versions and what.can_be_carried:
+            bridge, address = targets[0]
+            found.append(Forward(vm, text, 6, address, bridge, Element("carried", f"{vm} {text}", address)))
     return Published(tuple(found))
 
 
@@ -114,7 +128,7 @@ def wish_of(bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> Wis
 
 @lru_cache(4)
 def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> Wish:
-    kept: list[Forward] = []
+    fitting: list[Forward] = []
     lost: list[tuple[Forward, Forward]] = []
     served: list[tuple[Forward, str]] = []
     taken = _Taken()
@@ -127,7 +141,9 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> 
             lost.append((one, rival))
         else:
             taken.put(one)
-            kept.append(one)
+            fitting.append(one)
+    kept = [one for one in fitting if not one.carried]
+    carried = [one for one in fitting if one.carried]
     plain = [bridge for bridge in bridges if is_plain_name(bridge.name)]
     used = {forward.bridge for forward in kept}
     nat = tuple(bridge for bridge in plain if bridge.nat)
@@ -137,8 +153,9 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> 
         nat,
         routed,
         tuple(kept),
-        frozenset(_bridge_elements(nat, routed)),
+        frozenset({*_bridge_elements(nat, routed), *_passing(carried, kept)}),
         frozenset(forward.element for forward in kept),
+        tuple(carried),
         tuple(lost),
         tuple(served),
         tuple(one for one in kept if not any(ip_address(one.target) in n for n in networks.get(one.bridge, ()))),
@@ -167,6 +184,18 @@ def _server(serving: Iterable[tuple[Publication, str]], one: Forward) -> str:
         if at_all.meets(one.what):
             return whose
     return ""
+
+
+def _passing(carried: Iterable[Forward], kept: Iterable[Forward]) -> Iterator[Element]:
+    """One address goes before all of them: what comes there for haproxy is kept from another guest's `80`.
+
+    It leads to where it leads anyway, this host, which looks nowhere else then.
+    """
+    every = [one.what for one in kept if one.version == 6 and not one.what.address]
+    for one in carried:
+        what = replace(one.what, guest_port=one.what.first)
+        if what.address and any(what.meets(replace(other, listen=what.listen)) for other in every):
+            yield _forward_element(what, 6, what.address)
 
 
 class _Taken:

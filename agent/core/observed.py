@@ -68,11 +68,15 @@ class IngressState:
 
 @dataclass(frozen=True, slots=True)
 class AddressState:
-    """An address of a link, as `192.168.0.1/24`. `own`: it carries our address protocol number (IFA_PROTO)."""
+    """An address of a link, as `192.168.0.1/24`. `own`: it carries our address protocol number (IFA_PROTO).
+
+    `tentative`: nobody may use it yet, or at all, because another host may have it or has it (RFC 4862, 5.4).
+    """
 
     address: str
     own: bool = False
     link_local: bool = False
+    tentative: bool = False
 
 
 class NicBackend(StrEnum):

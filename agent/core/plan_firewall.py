@@ -58,7 +58,7 @@ def plan_firewall(
     planned; the reason is told if anything is wanted of it.
     """
     seen = draft.observed.routing.firewall
-    if not _concerns(desired, draft.observed, bridges) and not (seen is not None and seen.exists):
+    if not is_concerned(desired, draft.observed, bridges) and not (seen is not None and seen.exists):
         return
     wish = wish_of(bridges, publishing_guests(desired, draft.observed, held))
     if seen is None:
@@ -85,7 +85,7 @@ def plan_firewall(
             _plan_forwarding(draft, wish, openings)
 
 
-def _concerns(desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec]) -> bool:
+def is_concerned(desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec]) -> bool:
     """Whether there is a unit, or a guest, that has to do with any of it."""
     return (
         any(bridge.nat for bridge in bridges.values())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from agent.core.desired import BridgeSpec, Desired
 from agent.core.dnsmasq import served_bridges
 from agent.core.draft import Draft
 from agent.core.marks import bridge_resource, is_own_bridge
 from agent.core.observed import ServiceState
+from agent.core.plan_proxy import plan_proxy
 from agent.core.policy import in_crash_loop, next_start_s
 from agent.core.reasons import Reason
 from agent.core.service_actions import ReloadService, StartService, StopService
@@ -21,16 +22,21 @@ from agent.core.services import (
 )
 
 
-def plan_services(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]) -> None:
-    """Plan the services of these bridges, and the end of those that nobody wants."""
+def plan_services(
+    draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec], held: Collection[str] = ()
+) -> None:
+    """Plan the services of these bridges, what carries published ports, and the end of those that nobody wants."""
     served = served_bridges(desired, draft.observed, bridges)
     for bridge, found in served.items():
         plan_service(draft, found.spec)
         for address, holder, loser in found.taken:
             message = f"{address} is the address of {holder} and of {loser}, which is not given it; change one of them"
             draft.tell(bridge_resource(bridge), "AddressTaken", message, deviates=False)
+    proxy = plan_proxy(draft, desired, bridges, held)
+    if proxy.spec is not None:
+        plan_service(draft, proxy.spec)
     if desired.complete:
-        wanted = {found.spec.name for found in served.values()}
+        wanted = {found.spec.name for found in served.values()} | proxy.kept
         for name in sorted(draft.observed.services.keys() - wanted):
             draft.propose(StopService(service_resource(name), Reason.UNWANTED, name))
 

@@ -61,7 +61,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         if name not in desired.bridges:
             message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
             draft.tell(bridge_resource(name), "StillNeeded", message)
-    plan_services(draft, desired, bridges)
+    plan_services(draft, desired, bridges, held)
     for name, hold in held.items():
         tell_held(draft, name, hold)
     plan_filters(draft, bridges, starts, complete=desired.complete)

@@ -12,6 +12,9 @@ from functools import lru_cache
 EVERY_ADDRESS = {"0.0.0.0": 4, "::": 6}
 """What is written for every address of one family, and its IP version."""
 
+MOST_CARRIED = 1000
+"""So many ports of a range haproxy may carry: each takes a socket of its own for each address."""
+
 
 @dataclass(frozen=True, slots=True)
 class Publication:
@@ -42,6 +45,11 @@ class Publication:
     def address(self) -> str:
         """The one address that is listened on, empty for all of a family or of both."""
         return "" if self.listen in EVERY_ADDRESS else self.listen
+
+    @property
+    def can_be_carried(self) -> bool:
+        """Whether a program of the host can carry it from IPv6 to IPv4."""
+        return self.proto == "tcp" and self.last - self.first < MOST_CARRIED
 
     def meets(self, other: Publication) -> bool:
         """Whether neither is more precise for a packet that could be for both; one address goes before all of them."""

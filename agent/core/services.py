@@ -1,4 +1,4 @@
-"""Supervised programs beside the guests (dnsmasq now): what one is to be, and what was seen of it.
+"""Supervised programs beside the guests (dnsmasq, haproxy): what one is to be, and what was seen of it.
 
 A program that is supervised knows nothing of it. It runs in the foreground, without privilege as far as it can, finds
 its configuration in a folder of its own, and is told of a change by a signal, or started anew where that is not enough.
@@ -13,10 +13,10 @@ from enum import StrEnum
 RUN_DIR = "@RUN@"
 """Stands for the service's run directory in its files and on its command line: only the runtime knows where it is."""
 
-SERVICE_UIDS: Mapping[str, int] = {"dnsmasq": 1_899_999_900}
+SERVICE_UIDS: Mapping[str, int] = {"dnsmasq": 1_899_999_900, "haproxy": 1_899_999_901}
 """The user and group of each program: below guests', in the range that systemd's table of uids leaves unused."""
 
-PACKAGES: Mapping[str, str] = {"dnsmasq": "dnsmasq-base"}
+PACKAGES: Mapping[str, str] = {"dnsmasq": "dnsmasq-base", "haproxy": "haproxy"}
 """Debian's package of each program."""
 
 
@@ -45,6 +45,9 @@ class ServiceSpec:
     writes to its log once it serves. `kept` names a file of the state directory that it may write, and finds as its
     standard input. It can serve while `link` is up with all of `addresses`; no link: always.
     `shown` are keys of the owner's unit that it stands for, as `vmhost show` writes them.
+    `reloaded` and `not_reloaded` are what it writes once it has read its files again, and once it could not and goes on
+    as before; empty for one that writes neither. `complaint` marks the first line in which it says what is wrong,
+    empty: the last one does.
     """
 
     name: str
@@ -60,6 +63,9 @@ class ServiceSpec:
     link: str = ""
     addresses: tuple[str, ...] = ()
     shown: tuple[tuple[str, str], ...] = ()
+    reloaded: str = ""
+    not_reloaded: str = ""
+    complaint: str = ""
 
 
 def service_resource(name: str) -> str:

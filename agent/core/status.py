@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -146,8 +146,22 @@ def _agent_status(inputs: StatusInputs, conditions: Sequence[tuple[Condition, st
             {"resource": resource, "action": key.partition(" ")[0]}
             for resource, key in sorted(inputs.observed.in_flight.items())
         ],
+        "services": [_service_status(one) for one in _host_services(inputs)],
         "conditions": _conditions(conditions),
     }
+
+
+def _host_services(inputs: StatusInputs) -> Sequence[tuple[str, ServiceState | None]]:
+    """The services that belong to no bridge, also those that are wanted and were never started."""
+    owners, states = Owners(inputs.desired, inputs.observed), inputs.observed.services
+    names = {*states, *wanted_in_vain(inputs.plan.deviating)}
+    return [(name, states.get(name)) for name in sorted(names) if not owners.of(service_resource(name))]
+
+
+def wanted_in_vain(deviating: Collection[str]) -> frozenset[str]:
+    """The services that are not as they are wanted."""
+    kind = service_resource("")
+    return frozenset(one.removeprefix(kind) for one in deviating if one.startswith(kind))
 
 
 def unit_status(file: FileLike) -> Json:

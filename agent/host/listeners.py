@@ -40,12 +40,13 @@ def find_listener(host: str, port: int) -> Listener | None:
     return _process_with(sockets)
 
 
-def find_holders(published: Iterable[str]) -> Mapping[str, str]:
+def find_holders(published: Iterable[str], own: Collection[int] = ()) -> Mapping[str, str]:
     """Who has each of these published ports (`agent.core.publications`), in words; empty for nobody.
 
-    Whoever listens on loopback only is in nobody's way. Blocks; it looks at every process if there is somebody.
+    Whoever listens on loopback only is in nobody's way, nor is what users with one of the uids `own` listen on.
+    Blocks; it looks at every process if there is somebody.
     """
-    listening = {proto: list(_listening(proto)) for proto in _LISTENING}
+    listening = {proto: list(_listening(proto, own)) for proto in _LISTENING}
     return {text: _holder(publication(text), listening) for text in published}
 
 
@@ -79,13 +80,13 @@ def _process_with(sockets: Collection[str]) -> Listener | None:
     return None
 
 
-def _listening(proto: str) -> Iterator[tuple[IPv4Address | IPv6Address, int, str]]:
-    """What is listened on by a protocol: addresses and ports, each with its socket's inode."""
+def _listening(proto: str, but: Collection[int] = ()) -> Iterator[tuple[IPv4Address | IPv6Address, int, str]]:
+    """What is listened on by a protocol, but not by some users: addresses and ports, each with its socket's inode."""
     for table in (proto, f"{proto}6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]:
-                _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
-                if state == _LISTENING[proto]:
+                _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
+                if state == _LISTENING[proto] and int(uid) not in but:
                     address, _, number = local.partition(":")
                     yield _address(address), int(number, 16), inode
 

@@ -270,16 +270,18 @@ def _has_open(process: Path, path: str) -> bool:
 def find_process_called(folder: str, uids: frozenset[int]) -> Process | None:
     """The process of one of these users that has a folder in its command line, None if there is none.
 
-    For a service of which no pid is recorded. Whose it is tells it from whoever only looks into its run directory.
+    For a service of which no pid is recorded. Whose it is tells it from whoever only looks into its run directory; of
+    several it is the one that none of them is the parent of, as what it forked has its command line.
     """
+    found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid in uids and os.fsencode(folder) + b"/" in (entry / "cmdline").read_bytes():
-                    process = running_process(int(entry.name))
-                    if process is not None:
-                        return process
-    return None
+                    found.add(int(entry.name))
+    parents = {pid: stat.parent for pid in found if (stat := _stat(pid)) is not None}
+    first = (running_process(pid) for pid, parent in parents.items() if parent not in parents)
+    return next((process for process in first if process is not None), None)
 
 
 def launched_as(pid: int) -> tuple[int, str]:
@@ -319,6 +321,7 @@ def cpu_seconds(pid: int) -> float | None:
 @dataclass(frozen=True, slots=True)
 class _Stat:
     state: str
+    parent: int
     start_time: int
     cpu_ticks: int
 
@@ -330,7 +333,9 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # Field 2, the name, may hold blanks and parentheses; what follows the last one begins with field 3.
     values = text.rpartition(")")[2].split()
-    return _Stat(state=values[0], start_time=int(values[19]), cpu_ticks=int(values[11]) + int(values[12]))
+    return _Stat(
+        state=values[0], parent=int(values[1]), start_time=int(values[19]), cpu_ticks=int(values[11]) + int(values[12])
+    )
 
 
 def kvm_usable() -> bool:

@@ -20,6 +20,7 @@ from agent.core.firewall_wanted import VERSIONS, name_of, outer_links
 from agent.core.marks import is_own_bridge
 from agent.core.observed import LinkState, VmState
 from agent.core.ruleset import ElementChange
+from agent.core.services import SERVICE_UIDS
 from agent.host.connections import Strays, end_forwarded, end_strays
 from agent.host.listeners import find_holders
 from agent.host.sysctls import change_sysctls, look_at_forwarding, watch_forwarding
@@ -33,6 +34,8 @@ PORTS_EVERY_S = 2.0
 """How often it is looked whether a port that somebody has is free by now."""
 
 PORTS_AT_LEAST_EVERY_S = 30.0
+CARRIERS = frozenset({SERVICE_UIDS["haproxy"]})
+"""Who listens on published ports for guests: in nobody's way."""
 
 
 class RoutingLooks:
@@ -165,7 +168,7 @@ class RoutingLooks:
                 await asyncio.wait_for(self._ports_asked.wait(), timeout_s if self._texts else None)
             self._ports_asked.clear()
             texts = self._texts
-            found = dict(await run_to_end(find_holders, texts)) if texts else {}
+            found = dict(await run_to_end(find_holders, texts, CARRIERS)) if texts else {}
             if found != self._holders and texts == self._texts:
                 self._holders = found
                 self._ring("ports")

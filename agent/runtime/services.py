@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -23,7 +24,7 @@ from agent.core.reasons import Reason
 from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.services import PACKAGES, SERVICE_UIDS, FileEffect, ServiceSpec
 from agent.core.text import printable
-from agent.host.logs import cap_log, last_line, log_size
+from agent.host.logs import cap_log, log_size
 from agent.host.processes import ENVIRONMENT, Process, find_process, find_process_called
 from agent.host.service_files import CANDIDATE, ServiceFiles, ServiceRecord
 from agent.runtime.clock import boot_id, now_s
@@ -153,14 +154,23 @@ class Services:
         await self._begin(spec, program, former.record if former is not None else None, action.reason)
 
     async def reload(self, action: ReloadService) -> None:
-        """Write what has changed, and tell the program; TransientError if it is gone meanwhile."""
+        """Write what has changed, and tell the program; TransientError if it is gone meanwhile, or runs on as before.
+
+        One that says how it went has what it is to read checked first: PermanentError `ConfigRefused`, as by `start`.
+        """
         spec = action.spec
         service = self._services.get(spec.name)
         if service is None or service.process is None or service.process.pid != action.pid:
             raise TransientError(f"{spec.name} is gone meanwhile", reason="Gone")
+        if spec.reloaded:
+            await run_to_end(self._files.write_candidate, spec)
+            await self._check(spec, _find_program(spec))
         await run_to_end(self._files.install, spec, SERVICE_UIDS[spec.program])
         if any(file.effect is FileEffect.RELOAD for file in spec.files):
+            before = log_size(self._files.log_path(spec.name))
             await self._starts.signal(service.record, service.process, signal.Signals[spec.reload_signal])
+            if spec.reloaded:
+                await self._until_reloaded(spec, service.process, before)
         service.record = replace(service.record, spec=spec)
         await run_to_end(self._files.save, service.record)
 
@@ -182,8 +192,7 @@ class Services:
         except (OSError, subprocess.SubprocessError) as error:
             raise TransientError(f"{' '.join(command)}: {error}", reason="ServiceFailed") from error
         if done.returncode != 0:
-            said = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-            words = printable(said[-1]) if said else f"exit code {done.returncode}"
+            words = _complaint(spec, done.stderr.decode(errors="replace")) or f"exit code {done.returncode}"
             raise PermanentError(f"{spec.program} refuses the configuration: {words}", reason="ConfigRefused")
 
     async def _begin(self, spec: ServiceSpec, program: str, former: ServiceRecord | None, reason: Reason) -> None:
@@ -211,18 +220,20 @@ class Services:
 
     async def _until_started(self, record: ServiceRecord, process: Process, before: int) -> None:
         """Return when a program serves; TransientError `ServiceFailed`, with its last words, if it ends instead."""
-        path, ended = self._files.log_path(record.spec.name), asyncio.ensure_future(process.wait_exit())
-        try:
-            async with asyncio.timeout(STARTED_WITHIN_S):
-                while not ended.done() and record.spec.started not in _log_since(path, before):
-                    await asyncio.wait({ended}, timeout=LOOK_AT_LOG_S)
-        except TimeoutError:
-            log.warning("a service does not say that it serves", service=record.spec.name)
-        if ended.done():
+        spec, path = record.spec, self._files.log_path(record.spec.name)
+        if await _until_said(spec, path, before, process, (spec.started,)):
             await self._starts.clear(record)
-            words = last_line(path, before) or "it says nothing"
-            raise TransientError(f"{record.spec.name} ended at once: {words}", reason="ServiceFailed")
-        ended.cancel()
+            words = _complaint(spec, _log_since(path, before)) or "it says nothing"
+            raise TransientError(f"{spec.name} ended at once: {words}", reason="ServiceFailed")
+
+    async def _until_reloaded(self, spec: ServiceSpec, process: Process, before: int) -> None:
+        """Return when a program has read its files again; TransientError `ServiceFailed` if it could not, or ended."""
+        path = self._files.log_path(spec.name)
+        ended = await _until_said(spec, path, before, process, (spec.reloaded, spec.not_reloaded))
+        said = _log_since(path, before)
+        if ended or spec.not_reloaded in said:
+            words = _complaint(spec, said) or "it says nothing"
+            raise TransientError(f"{spec.name} did not take its new configuration: {words}", reason="ServiceFailed")
 
     async def _end(self, service: Service) -> None:
         process = service.process
@@ -238,6 +249,28 @@ class Services:
                 service.leaving = False
                 raise TransientError(f"{service.record.spec.name} (pid {process.pid}) does not end", reason="Stuck")
         await self._starts.clear(service.record)
+
+
+async def _until_said(spec: ServiceSpec, path: Path, before: int, process: Process, words: tuple[str, ...]) -> bool:
+    """Return when a program's log has one of these words, or its time for that is over; whether it ended instead."""
+    ended = asyncio.ensure_future(process.wait_exit())
+    try:
+        async with asyncio.timeout(STARTED_WITHIN_S):
+            while not ended.done() and not any(one in _log_since(path, before) for one in words):
+                await asyncio.wait({ended}, timeout=LOOK_AT_LOG_S)
+    except TimeoutError:
+        log.warning("a service does not say that it serves", service=spec.name)
+    if ended.done():
+        return True
+    ended.cancel()
+    return False
+
+
+def _complaint(spec: ServiceSpec, text: str) -> str:
+    """What a program says is wrong, empty if it says nothing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marked = [line for line in lines if spec.complaint and spec.complaint in line]
+    return printable(marked[0] if marked else lines[-1]) if lines else ""
 
 
 def _with_end(record: ServiceRecord, reason: str) -> ServiceRecord:

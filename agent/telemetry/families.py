@@ -31,6 +31,7 @@ def world_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _nic_families(snapshot.nics, snapshot.filtered)
     yield from _bridge_families(snapshot)
     yield from _service_families(snapshot)
+    yield _forward_family(snapshot)
     yield from _netlink_families(snapshot.netlink)
 
 
@@ -128,6 +129,13 @@ def _service_families(snapshot: Snapshot) -> Iterator[Metric]:
         up.add_metric([service.name], int(service.up))
         restarts.add_metric([service.name], service.restarts)
     yield from (leases, size, up, restarts)
+
+
+def _forward_family(snapshot: Snapshot) -> Metric:
+    up = _gauge("forward_up", "Whether a published port leads to its guest.", "vm", "port", "proto")
+    for one in snapshot.forwards:
+        up.add_metric([one.vm, one.port, one.proto], int(one.up))
+    return up
 
 
 def _netlink_families(totals: NetlinkTotals) -> Iterator[Metric]:

@@ -13,8 +13,9 @@ from agent.core.marks import bridge_resource, tap_resource, vm_resource
 from agent.core.observed import Intent, ServiceState
 from agent.core.policy import wants_to_run
 from agent.core.services import ServiceSpec, service_resource
-from agent.core.status import StatusInputs, deviating_owners, present_bridges
+from agent.core.status import StatusInputs, deviating_owners, present_bridges, wanted_in_vain
 from agent.core.vm_display import nic_attached, vm_display_state
+from agent.telemetry.forwards import ForwardSample, forward_samples
 
 
 class Traffic(Protocol):
@@ -133,6 +134,7 @@ class Snapshot:
     bridges: tuple[BridgeSample, ...] = ()
     pools: tuple[PoolSample, ...] = ()
     services: tuple[ServiceSample, ...] = ()
+    forwards: tuple[ForwardSample, ...] = ()
     actions_in_flight: int = 0
     netlink: NetlinkTotals = NetlinkTotals()
     filtered: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
@@ -154,6 +156,7 @@ def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
         bridges=bridges,
         pools=_pool_samples(inputs),
         services=_service_samples(inputs),
+        forwards=forward_samples(inputs),
         actions_in_flight=len(inputs.observed.in_flight),
         netlink=readings.netlink,
         filtered=readings.filtered,
@@ -250,6 +253,7 @@ def _service_samples(inputs: StatusInputs) -> tuple[ServiceSample, ...]:
     wanted = {
         service_name(name) for name, spec in present_bridges(inputs.desired, inputs.observed).items() if is_served(spec)
     }
+    wanted |= wanted_in_vain(inputs.plan.deviating)
     never = ServiceState(ServiceSpec("", "", "", ()), alive=False)
     return tuple(
         ServiceSample(name, states.get(name, never).alive, states.get(name, never).restarts)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from agent.core.firewall import is_plain_name
-from agent.core.publications import EVERY_ADDRESS, Publication, publication
+from agent.core.publications import EVERY_ADDRESS, MOST_CARRIED, Publication, publication
 from agent.unitfile.machines import Mistake
 from agent.unitfile.values import BadValueError, quoted, shown
 
@@ -18,6 +18,9 @@ PROTOCOLS = ("tcp", "udp")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 _WANTED = 'must be a port such as "80", "1234:22/tcp", "5000-5010/udp" or "192.0.2.1:80:8080"'
 _LOOPBACK_HINT = "what listens on loopback is this host's own; leave the address away, or name another one"
+
+
+_NOT_CARRIED = {4: "", 6: f"; to an IPv4 one only TCP can be carried, of a range at most {MOST_CARRIED} ports"}
 
 
 def parse_publish(value: object) -> str:
@@ -101,7 +104,10 @@ def _listen(text: str, value: str) -> str:
 
 
 def publish_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
-    """Ports lead to a guest's own address: it needs one, of the IP version of the address that is listened on."""
+    """Ports lead to a guest's own address: it needs one, of the IP version of the address that is listened on.
+
+    From IPv6 to IPv4 TCP can be carried.
+    """
     ports = table.get("publish")
     if not isinstance(ports, list) or not ports:
         return
@@ -122,10 +128,10 @@ def publish_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
             what = publication(parse_publish(text))
         except BadValueError:
             continue
-        if not what.versions & versions:
+        if not what.versions & versions and not (what.versions == {6} and what.can_be_carried):
             version = 6 if 6 in what.versions else 4
             problem = f"publish listens on {quoted(what.listen)}, and no NIC has an IPv{version} address"
-            yield ("publish", place), problem, f"add an IPv{version} address to address"
+            yield ("publish", place), problem, f"add an IPv{version} address to address{_NOT_CARRIED[version]}"
 
 
 def _listed(address: object) -> list[str]:

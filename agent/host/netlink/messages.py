@@ -40,6 +40,7 @@ EVENT_GROUPS = (1, 4, 5, 9)
 
 IFF_UP = 1
 IFA_F_NODAD = 2
+_IFA_F_OPTIMISTIC, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 4, 8, 64
 RT_SCOPE_LINK = 253
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
@@ -50,7 +51,7 @@ _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
 _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 5, 23
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 8, 11
 _RTA_DST = 1
 _IFLA_STATS_LINK_64 = 1
 
@@ -129,8 +130,9 @@ def port_isolation(message: Message) -> bool | None:
 
 def address_state(message: Message) -> tuple[int, AddressState] | None:
     """The ifindex and the address that a message states; None for a family that is neither IPv4 nor IPv6."""
-    family, length, _, scope, ifindex = struct.unpack_from("=BBBBI", message.body)
+    family, length, flags, scope, ifindex = struct.unpack_from("=BBBBI", message.body)
     found = attributes(message.body, 8)
+    flags = _number(found.get(_IFA_FLAGS)) or flags
     value = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
     if family not in {socket.AF_INET, socket.AF_INET6} or value is None:
         return None
@@ -139,6 +141,7 @@ def address_state(message: Message) -> tuple[int, AddressState] | None:
         address=f"{address.compressed}/{length}",
         own=_number(found.get(_IFA_PROTO)) == marks.ADDRESS_PROTOCOL,
         link_local=scope == RT_SCOPE_LINK or address.is_link_local,
+        tentative=bool(flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)) and not flags & _IFA_F_OPTIMISTIC,
     )
 
 
