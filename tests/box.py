@@ -75,6 +75,62 @@ def greet(host: str, port: int, timeout_s: float) -> str | None:
         return None
 
 
+def page(host: str, port: int, timeout_s: float) -> str | None:
+    """What a web server there has under `/`, None for nothing."""
+    try:
+        with socket.create_connection((host, port), timeout_s) as asking:
+            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            heard = b""
+            while part := asking.recv(4096):
+                heard += part
+    except OSError:
+        return None
+    return heard.decode().partition("\r\n\r\n")[2].strip() or None
+
+
+_PULLS: list[list[int]] = []
+PULL_BYTES, PULL_EVERY_S = 1 << 15, 0.01
+"""Some 3 MB in a second: a transfer is to last."""
+
+
+def pull(host: str, port: int, path: str) -> None:
+    """Begin to read a page, slowly; `pulled` tells how much of each came, -1 where it was cut."""
+    pulling = socket.create_connection((host, port), 3.0)
+    pulling.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    number = [0]
+    _PULLS.append(number)
+
+    def read() -> None:
+        with pulling:
+            while number[0] >= 0:
+                try:
+                    part = pulling.recv(PULL_BYTES)
+                except OSError:
+                    part = b""
+                number[0] = number[0] + len(part) if part and number[0] >= 0 else -1
+                threading.Event().wait(PULL_EVERY_S)
+
+    threading.Thread(target=read, daemon=True).start()
+
+
+def pulled() -> list[int]:
+    """See `pull`."""
+    return [number[0] for number in _PULLS]
+
+
+def end_pulls() -> None:
+    """End all that `pull` began."""
+    for number in _PULLS:
+        number[0] = -1
+    _PULLS.clear()
+
+
+def sysctl(name: str, value: str) -> None:
+    """Set a parameter of this namespace, by its path below /proc/sys/net."""
+    with open(f"/proc/sys/net/{name}", "w") as file:
+        file.write(value)
+
+
 def hear_again(host: str, port: int, timeout_s: float) -> float:
     """Seconds until somebody answers a new connection; one that gets no answer at once is given up for another."""
     began = time.perf_counter()

@@ -36,6 +36,11 @@ class Box:
         commands += [f"route add default via {one} dev {far}" for one in gateways]
         self.ask("ip", commands)
 
+    @property
+    def pid(self) -> int:
+        """The process that holds the namespace."""
+        return self._process.pid
+
     def __enter__(self) -> Self:
         return self
 

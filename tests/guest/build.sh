@@ -72,6 +72,8 @@ chmod 755 "$root"
 mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/etc/acpi/PWRF" "$root/modules"
 cp "$(command -v busybox)" "$root/bin/busybox"
 cp "$here"/bin/* "$root/bin/"
+mkdir -p "$root/www/cgi-bin"
+mv "$root/bin/page" "$root/www/cgi-bin/index.cgi"
 mv "$root/bin/power-button" "$root/etc/acpi/PWRF/00000080" # the name that busybox acpid gives the power key
 cp "$here/init" "$root/init"
 cp "$here/inittab" "$root/etc/inittab"

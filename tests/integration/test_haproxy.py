@@ -7,6 +7,7 @@ they run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -148,7 +149,7 @@ def test_an_edit_cuts_nobody(world: World) -> None:
     assert world.stranger.ask("open_stream", HOST6, 80).startswith("web")
     for number in range(3):
         world.publish('["80", "[::]:5001"]', f'["[::]:{9000 + number}:80"]')
-        wait_for(lambda port=9000 + number: world.hears6(port) == DB_SAYS)
+        wait_for(functools.partial(world.hears6, 9000 + number))
         world.settled()
         assert world.hears6(80) == WEB_SAYS
         assert world.stranger.ask("stream_lives", 80)

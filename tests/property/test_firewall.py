@@ -14,9 +14,12 @@ from agent.core.filters import Filters, FilterState
 from agent.core.firewall import EVERYWHERE6, SKELETON, FirewallState, ForwardingState, Routing
 from agent.core.firewall_actions import CONNECTIONS, FIREWALL, FORWARDING
 from agent.core.firewall_wanted import outer_links, wish_of
+from agent.core.haproxy import RESOURCE as PROXY
+from agent.core.haproxy import carries
 from agent.core.marks import bridge_mark
 from agent.core.model import apply
-from agent.core.observed import AddressState, HostState, LinkState, Observed
+from agent.core.observed import AddressState, End, HostState, LinkState, Observed
+from agent.core.plan_proxy import carried_now
 from agent.core.planning import plan
 from agent.core.ruleset import Element
 
@@ -25,7 +28,9 @@ PORTS = (
     *("80/tcp", "80:81/tcp", "53/udp", "50-60/udp", "55/udp", "192.0.2.1:80/tcp", "192.0.2.1:50-55/udp"),
     *("[::]:443/tcp", "0.0.0.0:443/tcp"),
 )
+MORE = ("[2001:db8::1]:80/tcp", "79-81/tcp")
 RESOURCES = {FIREWALL, FORWARDING, CONNECTIONS}
+LED = {*RESOURCES, PROXY}
 dices = st.integers(0, 1 << 30).map(Random)
 
 
@@ -56,7 +61,7 @@ def wishes(draw: st.DrawFn) -> Desired:
             nics=(
                 NicSpec("lan", f"br-{'ab'[bridge]}", f"02:00:00:00:01:0{number}", f"{name}-lan", 0, address=address),
             ),
-            publish=tuple(draw(st.lists(st.sampled_from(PORTS), max_size=3, unique=True))),
+            publish=tuple(draw(st.lists(st.sampled_from(PORTS + MORE), max_size=3, unique=True))),
         )
     return Desired(bridges, vms)
 
@@ -96,7 +101,7 @@ def settle(desired: Desired, observed: Observed, dice: Random | None = None) -> 
     done: list[Action] = []
     frontier: list[Action] = []
     for _ in range(60):
-        frontier = [one for one in plan(desired, observed, 0.0).actions if one.resource in RESOURCES]
+        frontier = [one for one in plan(desired, observed, 0.0).actions if one.resource in LED]
         if not frontier:
             return observed, done
         for action in frontier if dice is None else dice.sample(frontier, dice.randint(1, len(frontier))):
@@ -125,13 +130,16 @@ def assert_as_wanted(desired: Desired, host: Observed, observed: Observed) -> No
     assert state is not None
     assert forwarding is not None
     wish = wish_of(desired.bridges, {n: s for n, s in desired.vms.items() if s.enabled})
+    assert carried_now(observed) == {carries(one) for one in wish.carried}
+    assert bool(observed.services) == bool(wish.carried)
     if not wish.routed:
         assert state == FirewallState()
         assert observed.routing.forwarding == replace(host_forwarding(host), accept_ra=forwarding.accept_ra)
         return
     assert state.skeleton == SKELETON
     assert wish.published | wish.elements <= state.elements
-    assert {one for one in state.elements if one.set.startswith(("ports", "ranges"))} == wish.published
+    passing = {one for one in wish.elements if one.set.startswith(("ports", "ranges"))}
+    assert {one for one in state.elements if one.set.startswith(("ports", "ranges"))} == wish.published | passing
     assert not state.ended
     if host_forwarding(host).links4["eth0"]:  # an operator's own: neither guarded nor closed
         assert "eth0" not in opened(observed, 4)
@@ -171,7 +179,7 @@ def test_an_edit_in_the_middle_leads_to_where_a_fresh_start_leads(
 ) -> None:
     observed = host
     for _ in range(done):
-        frontier = [one for one in plan(first, observed, 0.0).actions if one.resource in RESOURCES]
+        frontier = [one for one in plan(first, observed, 0.0).actions if one.resource in LED]
         for action in frontier[:1]:
             observed = apply(observed, action)
     edited, _ = settle(second, observed, dice)
@@ -180,6 +188,7 @@ def test_an_edit_in_the_middle_leads_to_where_a_fresh_start_leads(
     assert_as_wanted(second, host, edited)
     nothing, _ = settle(Desired(), replace(edited, links=host.links))
     assert nothing.routing.firewall == FirewallState()
+    assert not nothing.services
 
 
 def hurt(observed: Observed, kind: str, which: int) -> Observed:
@@ -204,6 +213,10 @@ def hurt(observed: Observed, kind: str, which: int) -> Observed:
     if kind == "surplus" and state.exists:
         more = FirewallState(state.skeleton, state.elements | {Element("ports4", "tcp . 9", "10.0.0.9 . 9")})
         return replace(observed, routing=replace(routing, firewall=more))
+    if kind == "haproxy" and observed.services:
+        (name, program), *_ = observed.services.items()
+        ended = replace(program, alive=False, pid=None, ends=(End(0.0, 1.0, "boot", "killed"),), ended=1)
+        return replace(observed, services={name: ended})
     if kind == "off4":
         off = replace(forwarding, all4=False, links4=dict.fromkeys(forwarding.links4, False))
         return replace(observed, routing=replace(routing, forwarding=off))
@@ -212,7 +225,7 @@ def hurt(observed: Observed, kind: str, which: int) -> Observed:
     return observed
 
 
-FAULTS = ("flush", "rule", "foreign", "element", "surplus", "off4", "off6")
+FAULTS = ("flush", "rule", "foreign", "element", "surplus", "off4", "off6", "haproxy")
 
 
 @given(

@@ -71,6 +71,7 @@ PROMISED = {
         "listen": "",
         "approvals": [],
         "in_flight": [{"resource": "port/eth1", "action": "enslave-port"}],
+        "services": [],
         "conditions": [condition("units", "UnitsMissing", "/u cannot be read")],
     },
     "units": [
