@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import links, planning, starts
+from bench import forwards, links, planning, starts
 from bench.figures import Figure, table
 
 BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -23,6 +23,8 @@ BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "many": starts.many_at_once,
     "one-edit": planning.one_edit,
     "plan": planning.nothing_to_do,
+    "one-forward": forwards.one_forward,
+    "flush": forwards.flushed,
 }
 
 

@@ -125,6 +125,32 @@ def end_pulls() -> None:
     _PULLS.clear()
 
 
+_LOADS: list[list[int]] = []
+
+
+def load(host: str, port: int, pause_s: float) -> None:
+    """Begin to send 64 KiB after each pause, on a connection that stays; `loaded` tells how much of each, -1 if cut."""
+    sending = socket.create_connection((host, port), 3.0)
+    number = [0]
+    _LOADS.append(number)
+
+    def send() -> None:
+        with sending:
+            while number[0] >= 0:
+                try:
+                    number[0] += sending.send(b"x" * (1 << 16))
+                    time.sleep(pause_s)
+                except OSError:
+                    number[0] = -1
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def loaded() -> list[int]:
+    """See `load`."""
+    return [number[0] for number in _LOADS]
+
+
 def sysctl(name: str, value: str) -> None:
     """Set a parameter of this namespace, by its path below /proc/sys/net."""
     with open(f"/proc/sys/net/{name}", "w") as file:

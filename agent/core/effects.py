@@ -84,7 +84,10 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "tasks": _live("set on its service at once, but not below what its present CPUs need"),
         "apply": _live('counts at once: "restart" applies what waits'),
         "fallback": _live("counts from its next start on"),
-        "publish": _live("leads there at once; connections of what is taken away are ended, all others go on"),
+        "publish": _live(
+            "leads there at once; connections of what is taken away are ended, all others go on; what haproxy carries ends "
+            "by itself, within half an hour"
+        ),
         "uuid": KeyEffect(
             Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"
         ),

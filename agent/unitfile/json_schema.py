@@ -74,7 +74,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tasks": "the most threads that its QEMU may have; at least 80 and one for each CPU",
         "apply": "when an edit that needs a restart takes effect: at its own reboot or `vmhost restart`, or at once",
         "fallback": "started as it last ran where QEMU refuses its edited unit",
-        "publish": "ports of this host that lead to the guest: [ADDRESS:]PORT[-PORT][:GUEST PORT][/tcp|/udp]",
+        "publish": "ports of this host that lead to the guest: [ADDRESS:]PORT[-PORT][:GUEST PORT][/tcp|/udp]; "
+        "over IPv6 to an IPv4 address TCP only, by haproxy",
         "uuid": "the guest's identity; made once and kept unless given. Give it to rename a guest",
         "disk": "disks, each as [vm.NAME.disk.ID]",
         "nic": "network cards, each as [vm.NAME.nic.ID]",

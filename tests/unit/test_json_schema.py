@@ -68,7 +68,7 @@ def holds(keyword: str, wanted: Any, value: Any) -> bool:
         case "minItems" | "maxItems":
             return bool(len(value) >= wanted) if keyword == "minItems" else bool(len(value) <= wanted)
         case "uniqueItems":
-            return not wanted or len(set(value)) == len(value)
+            return not (wanted and isinstance(value, list)) or len(set(value)) == len(value)
     raise AssertionError(keyword)
 
 
