@@ -85,8 +85,8 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "apply": _live('counts at once: "restart" applies what waits'),
         "fallback": _live("counts from its next start on"),
         "publish": _live(
-            "leads there at once; connections of what is taken away are ended, all others go on; what haproxy carries ends "
-            "by itself, within half an hour"
+            "leads there at once; connections of what is taken away are ended (those by haproxy within half an hour), "
+            "all others go on"
         ),
         "uuid": KeyEffect(
             Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"

@@ -10,6 +10,7 @@ import pytest
 
 from agent.cli.check import check
 
+SHIPPED = Path(__file__).resolve().parents[2] / "units"
 BRIDGE = "[bridge.br0]\n"
 GUEST = '[vm.web]\n[vm.web.nic.lan]\nbridge = "br0"\n'
 
@@ -25,6 +26,13 @@ def checked(units: Path, *paths: Path | str) -> tuple[int, list[str]]:
     out = io.StringIO()
     code = check([str(path) for path in paths], units, out)
     return code, out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("folder", sorted(one for one in SHIPPED.iterdir() if one.is_dir()), ids=lambda one: one.name)
+def test_each_set_that_is_shipped_is_right_by_itself(folder: Path) -> None:
+    number = len(list(folder.glob("*.toml")))
+    assert checked(folder) == (0, [f"{number} files, 0 errors"])
+    assert f"units/{folder.name}" in (SHIPPED.parent / "README.md").read_text()
 
 
 def test_all_is_well(units: Path) -> None:
