@@ -157,10 +157,10 @@ def sysctl(name: str, value: str) -> None:
         file.write(value)
 
 
-def hear_again(host: str, port: int, timeout_s: float) -> float:
-    """Seconds until somebody answers a new connection; one that gets no answer at once is given up for another."""
+def hear_again(host: str, port: int, timeout_s: float, patience_s: float = 0.05) -> float:
+    """Seconds until somebody answers a new connection; one without an answer by then is given up for another."""
     began = time.perf_counter()
-    while hear_tcp(host, port, 0.05) is None:
+    while hear_tcp(host, port, patience_s) is None:
         if time.perf_counter() - began > timeout_s:
             raise TimeoutError(f"{host}:{port} is silent")
         time.sleep(0.002)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import re
 import shutil
 import socket
 import tempfile
@@ -36,7 +36,7 @@ GATEWAY, WEB, MAIL = "192.168.0.1", "192.168.0.100", "192.168.0.200"
 BOOT_S = 120.0
 BIG = 64 << 20
 """Some twenty seconds, as slowly as the stranger reads."""
-ANSWERS_AGAIN_S = 10.0
+GUEST_ANSWERS_S, ANSWERS_AGAIN_S = 1.0, 10.0
 """Not a figure to be proud of: `make bench` measures it (0.1 s is what it has to reach)."""
 
 pytestmark = pytest.mark.timeout(240)  # the first one boots both guests
@@ -108,6 +108,12 @@ def provider(stack: contextlib.ExitStack) -> Box:
     return stranger
 
 
+def forwards(agent: AgentProcess) -> dict[tuple[str, str], str]:
+    """The metric of each published port, by guest and port."""
+    line = r'^vmhost_forward_up\{port="(.+)",proto="tcp",vm="(.+)"\} (.+)$'
+    return {(vm, port): value for port, vm, value in re.findall(line, agent.metrics(), re.MULTILINE)}
+
+
 def in_guest(guest: str, command: str) -> str:
     return run_in_guest(guest, command, 60.0).strip()
 
@@ -168,9 +174,8 @@ def test_after_a_flush_published_ports_answer_again(world: World) -> None:
     before = table()
     for _ in range(5):
         nft("flush", "ruleset")
-        took_s = world.stranger.ask("hear_again", HOST, 25, 5.0)
+        took_s = world.stranger.ask("hear_again", HOST, 25, ANSWERS_AGAIN_S, GUEST_ANSWERS_S)
         print(f"answers again after {took_s * 1000:.0f} ms")
-        assert took_s < ANSWERS_AGAIN_S
         world.agent.vmhost("wait", "in-sync", "--timeout", "20")
     assert strip(table()) == strip(before)
     assert world.page(HOST) == f"vm1-web {STRANGER}"
@@ -182,11 +187,14 @@ def test_status_says_that_all_is_as_the_units_say(world: World) -> None:
     assert status["agent"]["conditions"] == []
     (bridge,) = status["bridges"]
     assert {one["name"]: one["address"] for one in bridge["dhcp"]["leases"]} == {"vm1-web": WEB, "vm2-email": MAIL}
-    ports = {"1234", "80", "443", "5678", "25"}
-    metrics = world.agent.metrics()
-    found = {line for line in metrics.splitlines() if line.startswith("vmhost_forward_up{")}
-    assert len(found) == len(ports), json.dumps(sorted(found))
-    assert all(line.endswith(" 1.0") for line in found), found
+    wait_for(lambda: set(forwards(world.agent).values()) == {"1.0"})
+    assert set(forwards(world.agent)) == {
+        ("vm1-web", "1234"),
+        ("vm1-web", "80"),
+        ("vm1-web", "443"),
+        ("vm2-email", "5678"),
+        ("vm2-email", "25"),
+    }
     began = time.monotonic()
     pids = [world.agent.vm(name)["pid"] for name in ("vm1-web", "vm2-email")]
     world.agent.kill()
