@@ -138,7 +138,7 @@ def test_an_edit_is_a_reload_and_the_end_of_all_a_stop() -> None:
     assert "vm/web" in decided.deviating
     gone = plan(wants("0.0.0.0:80/tcp"), host(running=running), 0.0)
     assert StopService(RESOURCE, Reason.UNWANTED, "haproxy") in gone.actions
-    unread = plan(replace(wants("0.0.0.0:80/tcp"), complete=False), host(running=running), 0.0)
+    unread = plan(replace(wants("[::]:99/tcp"), complete=False), host(running=running), 0.0)
     assert not [one for one in unread.actions if one.resource == RESOURCE]
 
 
