@@ -53,6 +53,7 @@ def proxy_spec(listening: Iterable[Listening]) -> ServiceSpec:
         reload_signal="SIGUSR2",
         started="Loading success.",
         shown=tuple((carries(one.forward), _target(one.forward)) for one in listening),
+        reloading="Reloading HAProxy",
         reloaded="Loading success.",
         not_reloaded="Loading failure!",
         complaint="[ALERT]",

@@ -45,9 +45,9 @@ class ServiceSpec:
     writes to its log once it serves. `kept` names a file of the state directory that it may write, and finds as its
     standard input. It can serve while `link` is up with all of `addresses`; no link: always.
     `shown` are keys of the owner's unit that it stands for, as `vmhost show` writes them.
-    `reloaded` and `not_reloaded` are what it writes once it has read its files again, and once it could not and goes on
-    as before; empty for one that writes neither. `complaint` marks the first line in which it says what is wrong,
-    empty: the last one does.
+    `reloading` is what it writes as soon as it has heard that signal, `reloaded` once it has read its files again, and
+    `not_reloaded` once it could not and goes on as before; empty for one that says nothing of it. `complaint` marks the
+    first line in which it says what is wrong, empty: the last one does.
     """
 
     name: str
@@ -63,6 +63,7 @@ class ServiceSpec:
     link: str = ""
     addresses: tuple[str, ...] = ()
     shown: tuple[tuple[str, str], ...] = ()
+    reloading: str = ""
     reloaded: str = ""
     not_reloaded: str = ""
     complaint: str = ""
