@@ -270,18 +270,24 @@ def _has_open(process: Path, path: str) -> bool:
 def find_process_called(folder: str, uids: frozenset[int]) -> Process | None:
     """The process of one of these users that has a folder in its command line, None if there is none.
 
-    For a service of which no pid is recorded. Whose it is tells it from whoever only looks into its run directory; of
-    several it is the one that none of them is the parent of, as what it forked has its command line.
+    For a service of which no pid is recorded. Whose it is tells it from whoever only looks into its run directory. What
+    it forked has its command line, too, so that it is the first of such a family.
     """
-    found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid in uids and os.fsencode(folder) + b"/" in (entry / "cmdline").read_bytes():
-                    found.add(int(entry.name))
-    parents = {pid: stat.parent for pid in found if (stat := _stat(pid)) is not None}
-    first = (running_process(pid) for pid, parent in parents.items() if parent not in parents)
-    return next((process for process in first if process is not None), None)
+                    process = running_process(_eldest(int(entry.name), uids))
+                    if process is not None:
+                        return process
+    return None
+
+
+def _eldest(pid: int, uids: frozenset[int]) -> int:
+    """The last of a process and its forefathers that is one of these users'."""
+    while (stat := _stat(pid)) is not None and Path(f"/proc/{stat.parent}").stat().st_uid in uids:
+        pid = stat.parent
+    return pid
 
 
 def launched_as(pid: int) -> tuple[int, str]:

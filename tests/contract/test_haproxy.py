@@ -78,7 +78,7 @@ async def until_listens(*ports: int) -> None:
     """Return once it listens on these of 80 and 81: the former worker lets go of what it had a moment later."""
     async with asyncio.timeout(5):
         while [port for port in (80, 81) if await listens(port)] != [*ports]:
-            await asyncio.sleep(0.01)
+            continue
 
 
 async def test_a_reload_is_over_when_it_listens_as_it_is_wanted(answers: Path) -> None:
