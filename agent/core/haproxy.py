@@ -74,7 +74,7 @@ def _conf(listening: Iterable[Listening]) -> Iterator[str]:
     yield "    timeout connect 5s"
     yield f"    timeout client {IDLE_DAYS}d"
     yield f"    timeout server {IDLE_DAYS}d"
-    for one in listening:
+    for one in (one for one in listening if one.at):
         forward, what = one.forward, one.forward.what
         yield f"listen {forward.vm}:{_ports(what.first, what.last)}{f':{what.address}' if what.address else ''}"
         for address, first, last in one.at:

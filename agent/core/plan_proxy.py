@@ -6,7 +6,7 @@ has, and an address that is not there yet keeps no other port waiting.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.core.desired import BridgeSpec, Desired
@@ -42,17 +42,14 @@ def plan_proxy(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]
         draft.wait_for_answer(RESOURCE)
         return Proxy(kept=frozenset({NAME}))
     running = carried_now(draft.observed)
-    listening = _listening(draft.observed, [one for one in carried if _is_free(draft, one, running)])
+    free = tuple(one for one in carried if _is_free(draft, one, running))
+    found = _remembered(free, *_addresses(draft.observed))
     for one in carried:
-        place = listening.get(one)
-        if place is None and one.what.listen:
+        if one.what.listen and carries(one) not in running:
             draft.tell_deviating(vm_resource(one.vm))
-        elif place is not None and not place.at:
-            _tell_missing(draft, one)
-        elif one.what.listen and carries(one) not in running:
-            draft.tell_deviating(vm_resource(one.vm))
-    found = [one for one in listening.values() if one.at]
-    return Proxy(proxy_spec(found), frozenset({NAME})) if found else Proxy()
+    for one in found.missing:
+        _tell_missing(draft, one)
+    return Proxy(found.spec, frozenset({NAME})) if found.spec is not None else Proxy()
 
 
 def carried_now(observed: Observed) -> frozenset[str]:
@@ -85,13 +82,37 @@ def _tell_missing(draft: Draft, one: Forward) -> None:
     draft.tell(vm_resource(one.vm), "AddressMissing", message)
 
 
-def _listening(observed: Observed, forwards: Sequence[Forward]) -> Mapping[Forward, Listening]:
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """What is made of forwards and addresses: the service, and those whose address is not there yet."""
+
+    forwards: tuple[Forward, ...] = ()
+    usable: tuple[str, ...] = ()
+    every: tuple[str, ...] = ()
+    spec: ServiceSpec | None = None
+    missing: tuple[Forward, ...] = ()
+
+
+_LAST = [_Carried()]
+"""What was made last: a pass in which nothing changed compares hundreds of forwards, and makes nothing."""
+
+
+def _remembered(forwards: tuple[Forward, ...], usable: tuple[str, ...], every: tuple[str, ...]) -> _Carried:
+    last = _LAST[0]
+    if (last.forwards, last.usable, last.every) != (forwards, usable, every):
+        listening = _listening(forwards, usable, every)
+        # Others may have its port on every address there is: then nothing is missing.
+        missing = tuple(one.forward for one in listening if not one.at and (one.forward.what.address or not every))
+        found = [one for one in listening if one.forward not in missing]
+        spec = proxy_spec(found) if any(one.at for one in found) else None
+        last = _LAST[0] = _Carried(forwards, usable, every, spec, missing)
+    return last
+
+
+def _listening(forwards: Sequence[Forward], usable: Collection[str], every: Collection[str]) -> Sequence[Listening]:
     """Where each of these is listened for: nowhere while its address is not there. One address goes before all."""
-    usable = frozenset(_usable(observed.links.values()))
-    outer = outer_links(observed.links, 6)
-    every = sorted(_usable(link for link in observed.links.values() if link.name in outer))
     single = [one.what for one in forwards if one.what.address]
-    found: dict[Forward, Listening] = {}
+    found: list[Listening] = []
     at: tuple[tuple[str, int, int], ...]
     for one in forwards:
         what = one.what
@@ -99,11 +120,18 @@ def _listening(observed: Observed, forwards: Sequence[Forward]) -> Mapping[Forwa
             at = ((what.address, what.first, what.last),) if what.address in usable else ()
         else:
             at = tuple((address, *ports) for address in every for ports in _free_ports(what, address, single))
-        found[one] = Listening(one, at)
+        found.append(Listening(one, at))
     return found
 
 
-def _usable(links: Collection[LinkState] | Iterator[LinkState]) -> Iterator[str]:
+def _addresses(observed: Observed) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The addresses that can be listened on by now, and those of them that others reach."""
+    outer = outer_links(observed.links, 6)
+    every = _usable(link for link in observed.links.values() if link.name in outer)
+    return tuple(sorted(_usable(observed.links.values()))), tuple(sorted(every))
+
+
+def _usable(links: Iterable[LinkState]) -> Iterator[str]:
     """The IPv6 addresses of these links that can be listened on by now."""
     for link in links:
         for one in link.addresses:

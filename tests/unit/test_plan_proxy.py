@@ -110,6 +110,14 @@ def test_one_address_goes_before_all_of_them_also_within_a_range() -> None:
     assert f"bind ipv6@[{HOST6}]:83-84 v6only" in found[: found.index("listen web:80-85")]
 
 
+def test_a_port_that_others_have_on_each_address_misses_none() -> None:
+    desired = wants(f"[{HOST6}]:80:8080/tcp", "[::]:80/tcp")
+    decided = plan(desired, host(), 0.0)
+    assert [line for line in carried(decided) if line.startswith("listen")] == [f"listen web:80:{HOST6}"]
+    assert "AddressMissing" not in [one[1] for one in said(decided)]
+    assert dict(spec_of(decided).shown).keys() == {f"web {text}" for text in desired.vms["web"].publish}
+
+
 def test_a_guest_with_ipv6_leaves_one_address_to_a_guest_without() -> None:
     db = replace(DB, nics=(NicSpec("lan", "br0", "02::3", "db-lan", 0, address=("fd00::11",)),), publish=("80/tcp",))
     web = wants(f"[{HOST6}]:80:8080/tcp").vms["web"]
