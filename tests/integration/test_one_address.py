@@ -149,16 +149,20 @@ def test_what_is_bridged_is_not_rewritten_and_what_is_published_is_reached_from_
     assert in_guest(WEB, f"nc {HOST} 25 </dev/null").split()[0] == "vm2-email"
 
 
+def begin_transfers(world: World, *hosts: str) -> None:
+    """The stranger begins to fetch something large from the web server at each of these."""
+    fill = f"dd if=/dev/zero of=/www/big bs=1M count={BIG >> 20} 2>/dev/null; wc -c </www/big"
+    assert in_guest(WEB, fill) == str(BIG)
+    for host in hosts:
+        world.stranger.ask("pull", host, 80, "/big")
+
+
 def have_gone_on(stranger: Box, before: list[int]) -> bool:
     return all(later > earlier for later, earlier in zip(stranger.ask("pulled"), before, strict=True))
 
 
 def test_a_running_transfer_is_not_cut_by_a_change_of_another_guest(world: World) -> None:
-    assert in_guest(WEB, f"dd if=/dev/zero of=/www/big bs=1M count={BIG >> 20} 2>/dev/null; wc -c </www/big") == str(
-        BIG
-    )
-    world.stranger.ask("pull", HOST, 80, "/big")
-    world.stranger.ask("pull", HOST6, 80, "/big")
+    begin_transfers(world, HOST, HOST6)
     for former, latter in (("5678:22", "5679:22"), ("0.0.0.0:25", "[::]:25"), ("[::]:25", "0.0.0.0:25")):
         before = world.stranger.ask("pulled")
         world.edit("vm2-email.toml", former, latter)
@@ -172,12 +176,15 @@ def test_a_running_transfer_is_not_cut_by_a_change_of_another_guest(world: World
 
 def test_after_a_flush_published_ports_answer_again(world: World) -> None:
     before = table()
+    begin_transfers(world, HOST6)  # by haproxy: nothing of it is translated
     for _ in range(5):
         nft("flush", "ruleset")
         took_s = world.stranger.ask("hear_again", HOST, 25, ANSWERS_AGAIN_S, GUEST_ANSWERS_S)
         print(f"answers again after {took_s * 1000:.0f} ms")
         world.agent.vmhost("wait", "in-sync", "--timeout", "20")
     assert strip(table()) == strip(before)
+    wait_for(functools.partial(have_gone_on, world.stranger, world.stranger.ask("pulled")))
+    world.stranger.ask("end_pulls")
     assert world.page(HOST) == f"vm1-web {STRANGER}"
 
 
