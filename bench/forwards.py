@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from agent.core.firewall import TABLE
+from agent.core.firewall import NAT
 from agent.host.nft_events import NftEvents
 from bench.figures import Figure
 from bench.host import bare_unit, fresh_agent, start, wait_settled
@@ -72,7 +72,7 @@ def one_forward(rounds: int = ROUNDS) -> Iterator[Figure]:
 async def _changes(agent: AgentProcess, rounds: int) -> tuple[list[float], list[float]]:
     spent, bare = [], []
     changed: asyncio.Queue[float] = asyncio.Queue()
-    with NftEvents(TABLE) as events:
+    with NftEvents(NAT) as events:
         watching = asyncio.create_task(events.watch(lambda _: changed.put_nowait(time.perf_counter())))
         for number in range(rounds):
             began = time.perf_counter()

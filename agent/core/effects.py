@@ -85,8 +85,7 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "apply": _live('counts at once: "restart" applies what waits'),
         "fallback": _live("counts from its next start on"),
         "publish": _live(
-            "leads there at once; connections of what is taken away are ended (those by haproxy within half an hour), "
-            "all others go on"
+            "leads there at once; connections of what is taken away are ended, within half an hour what haproxy carries"
         ),
         "uuid": KeyEffect(
             Effect.REPLACE, "at its next start it is another guest: new firmware variables, MACs and places of devices"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import PermanentError, TransientError
-from agent.core.firewall import Element
 from agent.core.firewall_wanted import Forward
 from agent.core.haproxy import Listening, proxy_spec
 from agent.core.observed import ServiceState
 from agent.core.reasons import Reason
+from agent.core.ruleset import Element
 from agent.core.service_actions import ReloadService, StartService
 from agent.core.services import ServiceSpec
 from agent.host.listeners import find_holders

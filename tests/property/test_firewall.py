@@ -193,26 +193,7 @@ def test_an_edit_in_the_middle_leads_to_where_a_fresh_start_leads(
 
 def hurt(observed: Observed, kind: str, which: int) -> Observed:
     """What somebody may do."""
-    routing, state, forwarding = observed.routing, observed.routing.firewall, host_forwarding(observed)
-    assert state is not None
-    elements = sorted(state.elements)
-    if kind == "flush":
-        return replace(observed, routing=replace(routing, firewall=FirewallState()))
-    if kind == "rule":
-        return replace(
-            observed, routing=replace(routing, firewall=FirewallState(state.skeleton | {"x"}, state.elements))
-        )
-    if kind == "foreign":
-        foreign = {Element("ports", "80"), Element("ports4", "80"), Element("ended4", "1"), Element("opened4", '"up1"')}
-        return replace(
-            observed, routing=replace(routing, firewall=FirewallState(frozenset({"set ports"}), frozenset(foreign)))
-        )
-    if kind == "element" and elements:
-        left = FirewallState(state.skeleton, state.elements - {elements[which % len(elements)]})
-        return replace(observed, routing=replace(routing, firewall=left))
-    if kind == "surplus" and state.exists:
-        more = FirewallState(state.skeleton, state.elements | {Element("ports4", "tcp . 9", "10.0.0.9 . 9")})
-        return replace(observed, routing=replace(routing, firewall=more))
+    routing, forwarding = observed.routing, host_forwarding(observed)
     if kind == "haproxy" and observed.services:
         (name, program), *_ = observed.services.items()
         ended = replace(program, alive=False, pid=None, ends=(End(0.0, 1.0, "boot", "killed"),), ended=1)
@@ -222,7 +203,25 @@ def hurt(observed: Observed, kind: str, which: int) -> Observed:
         return replace(observed, routing=replace(routing, forwarding=off))
     if kind == "off6" and EVERYWHERE6 in routing.opened:
         return replace(observed, routing=replace(routing, forwarding=replace(forwarding, all6=False)))
-    return observed
+    assert routing.firewall is not None
+    return replace(observed, routing=replace(routing, firewall=hurt_table(routing.firewall, kind, which)))
+
+
+def hurt_table(state: FirewallState, kind: str, which: int) -> FirewallState:
+    """What somebody may do to the table; the same one for any other kind of fault."""
+    elements = sorted(state.elements)
+    foreign = {Element("ports", "80"), Element("ports4", "80"), Element("ended4", "1"), Element("opened4", '"up1"')}
+    if kind == "flush":
+        return FirewallState()
+    if kind == "rule":
+        return FirewallState(state.skeleton | {"x"}, state.elements)
+    if kind == "foreign":
+        return FirewallState(frozenset({"set ports"}), frozenset(foreign))
+    if kind == "element" and elements:
+        return FirewallState(state.skeleton, state.elements - {elements[which % len(elements)]})
+    if kind == "surplus" and state.exists:
+        return FirewallState(state.skeleton, state.elements | {Element("ports4", "tcp . 9", "10.0.0.9 . 9")})
+    return state
 
 
 FAULTS = ("flush", "rule", "foreign", "element", "surplus", "off4", "off6", "haproxy")
