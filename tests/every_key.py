@@ -9,6 +9,8 @@ mtu = 1500
 stp = false
 adopt = false
 dhcp = { range = ["192.168.0.100", "192.168.0.150"], lease = "72h", ports = true }
+ipv6 = "routed"
+uplink = "eth0"
 dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
 [vm.web]

@@ -12,6 +12,7 @@ from agent.core.errors import UnitError
 from agent.core.filters import Filters, FilterState
 from agent.core.firewall import FirewallState, ForwardingState, Routing
 from agent.core.forecast import forecast, forecast_json
+from agent.core.ipv6 import Ipv6State
 from agent.core.observed import DiskState, HostState, Observed
 from agent.core.status import unit_status
 from agent.core.text import printable
@@ -43,6 +44,7 @@ def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
         host=HostState(),
         routing=Routing(FirewallState(), ForwardingState()),
         filters=Filters(FilterState()),
+        ipv6=Ipv6State(),
     )
     return {
         **forecast_json(forecast(resolution.desired, observed, 0.0)),

@@ -22,6 +22,7 @@ from agent.core.device_actions import (
 )
 from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
+from agent.core.ipv6_actions import ChangeIpv6
 from agent.core.observed import Refusal
 from agent.core.reasons import Disruption, Reason
 from agent.core.service_actions import ReloadService, StartService, StopService
@@ -312,6 +313,7 @@ Action = (
     | ChangeFirewall
     | ChangeForwarding
     | EndConnections
+    | ChangeIpv6
 )
 
 

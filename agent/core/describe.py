@@ -35,6 +35,7 @@ from agent.core.device_actions import (
 )
 from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
+from agent.core.ipv6_actions import ChangeIpv6
 from agent.core.limits import limit_values
 from agent.core.rates import rate_text
 from agent.core.reasons import Reason
@@ -72,6 +73,8 @@ def describe(action: Action) -> str:
             return _describe_service(action)
         case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections():
             return _describe_routing(action)
+        case ChangeIpv6():
+            return _describe_ipv6(action)
         case _:
             return _describe_vm(action)
 
@@ -149,6 +152,19 @@ def _describe_tables(action: ChangeFilters | ChangeFirewall) -> str:
     signed = [*(f"-{_element(one)}" for one in action.remove), *(f"+{_element(one)}" for one in action.add)]
     more = f" and {len(signed) - ELEMENTS_TOLD} more" if len(signed) > ELEMENTS_TOLD else ""
     return f"{tables}: {' '.join(signed[:ELEMENTS_TOLD])}{more}"
+
+
+def _describe_ipv6(action: ChangeIpv6) -> str:
+    told = [f"net/{name} = {value}" for name, value in (*action.settings, *action.restore)]
+    for places, sign, what in (
+        (action.add_routes, "+", "route"),
+        (action.add_proxies, "+", "proxy"),
+        (action.remove_routes, "-", "route"),
+        (action.remove_proxies, "-", "proxy"),
+    ):
+        told += [f"{sign}{what} {place.address} dev {place.link}" for place in places]
+    more = f" and {len(told) - ELEMENTS_TOLD} more" if len(told) > ELEMENTS_TOLD else ""
+    return f"IPv6: {', '.join(told[:ELEMENTS_TOLD]) or 'nothing to give back'}{more}"
 
 
 def _element(one: Element) -> str:

@@ -58,6 +58,8 @@ class BridgeSpec:
 
     `dhcp`, `dns`: what is served there, None for not at all.
     `nat`: what comes from its own subnets and leaves by another link has the host's address there (IPv4).
+    `ipv6`: how its guests reach the internet over IPv6 (`agent.core.ipv6`), empty for not at all; `uplink` is the link
+    that leads there, empty for that of the default route.
     """
 
     name: str
@@ -72,6 +74,8 @@ class BridgeSpec:
     dhcp: DhcpSpec | None = None
     dns: DnsSpec | None = None
     nat: bool = False
+    ipv6: str = ""
+    uplink: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One dnsmasq for each bridge that asks for DHCP or DNS: its configuration, from the bridge and the NICs on it.
+"""One dnsmasq for each bridge that asks for DHCP, DNS or an IPv6 mode: its configuration, from bridge and NICs.
 
 dnsmasq reads hosts and static leases again at SIGHUP and keeps all leases meanwhile; for the rest it is started anew,
 within some ten milliseconds, and finds its leases in the file (dnsmasq(8)).
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, NicSpec
+from agent.core.dnsmasq6 import leased6, ra_lines, serves_dhcp6
 from agent.core.marks import bridge_resource
 from agent.core.observed import Observed
 from agent.core.services import RUN_DIR, FileEffect, ServiceFile, ServiceSpec
@@ -47,7 +48,7 @@ class LeaseHost:
 
 def is_served(bridge: BridgeSpec) -> bool:
     """Whether a bridge asks for a dnsmasq."""
-    return bridge.dhcp is not None or bridge.dns is not None
+    return bridge.dhcp is not None or bridge.dns is not None or bool(bridge.ipv6)
 
 
 def service_name(bridge: str) -> str:
@@ -66,7 +67,7 @@ class Served:
 
 
 def served_bridges(desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec]) -> Mapping[str, Served]:
-    """Those of these bridges that ask for DHCP or DNS, by name."""
+    """Those of these bridges that ask for DHCP, DNS or an IPv6 mode, by name."""
     asking = {name: bridge for name, bridge in bridges.items() if is_served(bridge)}
     if not asking:
         return {}
@@ -137,11 +138,14 @@ def _named(nics: Iterable[_Nic]) -> Iterator[LeaseHost]:
 
 def dnsmasq_spec(bridge: BridgeSpec, hosts: tuple[LeaseHost, ...]) -> ServiceSpec:
     """The service of one bridge."""
-    files = [ServiceFile(CONF, _conf(bridge))]
+    leases = bridge.dhcp is not None or serves_dhcp6(bridge, _addresses(hosts))
+    files = [ServiceFile(CONF, _conf(bridge, hosts))]
     capabilities = ["net_bind_service"]
-    if bridge.dhcp is not None:
+    if leases:
         files.append(ServiceFile(STATIC, _lines(_static_leases(bridge, hosts)), FileEffect.RELOAD))
-        # To answer whom has no address yet (SIOCSARP), and to ask whether somebody has the one that is offered (ping).
+    if leases or bridge.ipv6:
+        # To answer whom has no address yet (SIOCSARP), to ask whether somebody has the one that is offered (ping), and
+        # for router advertisements (ICMPv6).
         capabilities += ["net_admin", "net_raw"]
     if bridge.dns is not None:
         files.append(ServiceFile(HOSTS, _lines(_hosts(bridge, hosts)), FileEffect.RELOAD))
@@ -155,7 +159,7 @@ def dnsmasq_spec(bridge: BridgeSpec, hosts: tuple[LeaseHost, ...]) -> ServiceSpe
         files=tuple(files),
         capabilities=tuple(capabilities),
         started=": started, version",
-        kept=f"leases/{bridge.name}" if bridge.dhcp is not None else "",
+        kept=f"leases/{bridge.name}" if leases else "",
         link=bridge.name,
         addresses=tuple(sorted(bridge.addresses)),
         shown=tuple(bridge_keys(bridge).items()),
@@ -193,11 +197,11 @@ def addresses_taken_twice(bridge: BridgeSpec, hosts: Sequence[LeaseHost]) -> Ite
     """Static addresses that more than one has: the address, who is given it, and who is not."""
     own = {one.partition("/")[0]: f"{bridge.name} itself" for one in bridge.addresses}
     for host in hosts:
-        address = leased_address(bridge, host)
-        if address in own:
-            yield address, own[address], host.nic
-        elif address:
-            own[address] = host.nic
+        for address in (leased_address(bridge, host), *leased6(bridge, host.addresses)):
+            if address in own:
+                yield address, own[address], host.nic
+            elif address:
+                own[address] = host.nic
 
 
 def _is_within(bridge: BridgeSpec, address: str) -> bool:
@@ -213,7 +217,11 @@ def _range(dhcp: DhcpSpec) -> tuple[int, int]:
     return int(ipaddress.IPv4Address(dhcp.first)), int(ipaddress.IPv4Address(dhcp.last))
 
 
-def _conf(bridge: BridgeSpec) -> str:
+def _addresses(hosts: Iterable[LeaseHost]) -> tuple[str, ...]:
+    return tuple(address for host in hosts for address in host.addresses)
+
+
+def _conf(bridge: BridgeSpec, hosts: Sequence[LeaseHost]) -> str:
     lines = [
         f"# Made by vmhost-agent for {bridge.name}; whatever is written here is lost.",
         "keep-in-foreground",
@@ -225,7 +233,13 @@ def _conf(bridge: BridgeSpec) -> str:
         "no-hosts",
     ]
     lines += _dns_lines(bridge) if bridge.dns is not None else ["port=0"]
-    return _lines([*lines, *(_dhcp_lines(bridge, bridge.dhcp) if bridge.dhcp is not None else ())])
+    addresses = _addresses(hosts)
+    if bridge.dhcp is not None:
+        lines += _dhcp_lines(bridge, bridge.dhcp)
+    lines += ra_lines(bridge, addresses)
+    if bridge.dhcp is not None or serves_dhcp6(bridge, addresses):
+        lines += _lease_lines(bridge)
+    return _lines(lines)
 
 
 def _dns_lines(bridge: BridgeSpec) -> Iterator[str]:
@@ -242,17 +256,20 @@ def _dns_lines(bridge: BridgeSpec) -> Iterator[str]:
 
 
 def _dhcp_lines(bridge: BridgeSpec, dhcp: DhcpSpec) -> Iterator[str]:
-    """`/dev/stdin` because the state directory, where leases are kept, is closed to dnsmasq's user."""
     first = ipaddress.IPv4Address(dhcp.first)
     mask = next(network.netmask for network in _networks(bridge.addresses) if first in network)
-    low, high = _range(dhcp)
     yield f"dhcp-range={dhcp.first},{dhcp.last},{mask},{dhcp.lease_s}"
+
+
+def _lease_lines(bridge: BridgeSpec) -> Iterator[str]:
+    """`/dev/stdin` because the state directory, where leases are kept, is closed to dnsmasq's user."""
+    low, high = _range(bridge.dhcp) if bridge.dhcp is not None else (0, -1)
     yield f"dhcp-lease-max={high - low + 1 + SPARE_LEASES}"
     yield "dhcp-leasefile=/dev/stdin"
     yield f"dhcp-hostsfile={RUN_DIR}/{STATIC}"
     # A client that is no guest of ours must not take the name of one, nor must a guest that has no name.
     yield from ("dhcp-ignore-names=tag:!known", f"dhcp-ignore-names=tag:{NAMELESS}")
-    if not bridge.ports:
+    if bridge.dhcp is not None and not bridge.ports:
         # Nobody else is there who might know of a lease that we do not.
         yield "dhcp-authoritative"
 
@@ -260,9 +277,11 @@ def _dhcp_lines(bridge: BridgeSpec, dhcp: DhcpSpec) -> Iterator[str]:
 def _static_leases(bridge: BridgeSpec, hosts: Sequence[LeaseHost]) -> Iterator[str]:
     lost = {nic for _, _, nic in addresses_taken_twice(bridge, hosts)}
     for host in hosts:
-        address = leased_address(bridge, host) if host.nic not in lost else ""
+        kept = host.nic not in lost
+        address = leased_address(bridge, host) if kept and bridge.dhcp is not None else ""
+        others = [f"[{one}]" for one in leased6(bridge, host.addresses)] if kept else []
         name = _lease_name(bridge, host.name)
-        yield ",".join(part for part in (*host.macs, address, name or f"set:{NAMELESS}") if part)
+        yield ",".join(part for part in (*host.macs, address, *others, name or f"set:{NAMELESS}") if part)
 
 
 def _lease_name(bridge: BridgeSpec, name: str) -> str:

@@ -48,6 +48,10 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "adopt": _live("decides whether a foreign bridge of this name is taken over"),
         "dhcp": _live("its dnsmasq is started anew, within a tenth of a second; leases are kept"),
         "dns": _live("its dnsmasq is started anew, within a tenth of a second; leases are kept"),
+        "ipv6": _live(
+            "routes, rules and forwarding follow at once; its dnsmasq is started anew, and guests hear of it then"
+        ),
+        "uplink": _live("the host answers for guests on the other link, and no longer on the former"),
         "nat": _live("new connections follow it at once; those that there are go on as they began"),
     },
     "vm": {

@@ -46,11 +46,16 @@ SETS = (
     SetShape("same", "ifname . ifname"),
     SetShape("macs", "ifname . ether_addr"),
     SetShape("nat4", "ifname . ipv4_addr", interval=True),
+    SetShape("inside6", "ifname"),
+    SetShape("nat6", "ifname . ipv6_addr", interval=True),
+    SetShape("reached6", "ifname . ipv6_addr", interval=True),
     *_family_sets(4),
     *_family_sets(6),
 )
-"""`inside`: bridges with `nat`, and `nat4` their own subnets. `subnets`: those of every bridge that is routed.
-`same`: each bridge with itself, because frames that are only bridged come by here as well where br_netfilter is on.
+"""`inside`: bridges with `nat`, and `nat4` their own subnets. `inside6`: bridges with `ipv6`; `nat6` are the subnets of
+those with nat66, `reached6` what is led to the others: prefixes, or guests' addresses. `subnets`: what belongs to each
+bridge that is routed. `same`: each bridge with itself, because frames that are only bridged come by here as well where
+br_netfilter is on.
 
 `macs`: what a frame is sent to that is for this host, and so is routed, on bridges that are opened and have no NAT:
 such an uplink must not lead back to where a packet came from.
@@ -101,7 +106,9 @@ CHAINS = (
                 "a guest reaches a neighbour's published port by this host, and the answer must come back this way",
             ),
             Rule("oifname . ip saddr @subnets4 return", "stays on its bridge"),
+            Rule("oifname . ip6 saddr @subnets6 return", "stays on its bridge"),
             Rule("iifname . ip saddr @nat4 masquerade", "from a bridge's own subnets to elsewhere"),
+            Rule("iifname . ip6 saddr @nat6 masquerade", "from a bridge's own subnets to elsewhere"),
         ),
         "nat",
         "postrouting",
@@ -119,6 +126,15 @@ CHAINS = (
             Rule("meta nfproto ipv4 oifname @inside counter drop", "into a bridge with nat comes what is published"),
             Rule("iifname . ip saddr @nat4 accept", "from a bridge's own subnets to elsewhere"),
             Rule("meta nfproto ipv4 iifname @inside counter drop", "from a bridge with nat go its own subnets"),
+            Rule(
+                "iifname @inside6 iifname . ip6 saddr != @subnets6 counter drop", "not from its bridge's own addresses"
+            ),
+            Rule("ct state invalid iifname . ip6 saddr @nat6 counter drop", "would leave with its inner address"),
+            Rule("oifname . ip6 daddr @reached6 accept", "to a guest's own address"),
+            Rule(
+                "meta nfproto ipv6 oifname @inside6 counter drop", "into a bridge with ipv6 comes what is for its own"
+            ),
+            Rule("meta nfproto ipv6 iifname @inside6 accept", "from a bridge's own addresses to elsewhere"),
             Rule("meta nfproto ipv4 iifname @opened4 counter drop", "forwards for its guests only"),
             Rule("meta nfproto ipv6 iifname @opened6 counter drop", "forwards for its guests only"),
         ),

@@ -10,6 +10,8 @@ from ipaddress import ip_address, ip_network
 
 from agent.core.desired import BridgeSpec, NicSpec, VmSpec
 from agent.core.firewall import EVERYWHERE6, ForwardingState, Opening, Routing, is_plain_name
+from agent.core.ipv6 import NAT66, NDP_PROXY
+from agent.core.ipv6_wanted import guests_by_proxy, networks6
 from agent.core.observed import LinkState
 from agent.core.publications import Publication, publication
 from agent.core.ruleset import Element
@@ -54,14 +56,15 @@ class Published:
 class Wish:
     """What units and guests ask of the host's routing; all that does not depend on what the kernel forwards by now.
 
-    `routed` are the bridges that have to do with it, `nat` those of them with NAT. `elements` are those of bridges and
-    of passages, `published` those of `forwards`. `carried`: those that are for haproxy, none of which is in `forwards`.
-    `lost`: forwards that another guest's stands in the way of, with that one, and `served`: that a bridge's own DNS or
-    DHCP does, in words. `unreachable`: forwards whose target is in no subnet of its bridge. `bound`: forwards that
-    listen on one address.
+    `routed` are the bridges that have to do with it, `nat` those of them with NAT, `modes` those with `ipv6`.
+    `elements` are those of bridges and of passages, `published` those of `forwards`. `carried`: those that are for
+    haproxy, none of which is in `forwards`. `lost`: forwards that another guest's stands in the way of, with that one,
+    and `served`: that a bridge's own DNS or DHCP does, in words. `unreachable`: forwards whose target is in no subnet
+    of its bridge. `bound`: forwards that listen on one address.
     """
 
     nat: tuple[BridgeSpec, ...] = ()
+    modes: tuple[BridgeSpec, ...] = ()
     routed: tuple[BridgeSpec, ...] = ()
     forwards: tuple[Forward, ...] = ()
     elements: frozenset[Element] = frozenset()
@@ -74,7 +77,7 @@ class Wish:
 
     def routes(self, version: int) -> bool:
         """Whether packets of this IP version are to be forwarded at all."""
-        return (version == 4 and bool(self.nat)) or any(one.version == version for one in self.forwards)
+        return bool(self.nat if version == 4 else self.modes) or any(one.version == version for one in self.forwards)
 
 
 def published_by(vm: str, spec: VmSpec) -> Published:
@@ -123,11 +126,13 @@ def wish_of(bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> Wis
 
     The same object as the last time where nothing changed: with hundreds of ports that is most of a pass.
     """
-    return _wish(tuple(bridges.values()), tuple(published_by(vm, spec) for vm, spec in vms.items() if spec.publish))
+    published = tuple(published_by(vm, spec) for vm, spec in vms.items() if spec.publish)
+    led = tuple((guest.bridge, guest.address) for guest in guests_by_proxy(bridges, vms))
+    return _wish(tuple(bridges.values()), published, led)
 
 
 @lru_cache(4)
-def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> Wish:
+def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...], led: tuple[tuple[str, str], ...]) -> Wish:
     fitting: list[Forward] = []
     lost: list[tuple[Forward, Forward]] = []
     served: list[tuple[Forward, str]] = []
@@ -147,13 +152,18 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...]) -> 
     plain = [bridge for bridge in bridges if is_plain_name(bridge.name)]
     used = {forward.bridge for forward in kept}
     nat = tuple(bridge for bridge in plain if bridge.nat)
-    routed = tuple(bridge for bridge in plain if bridge.nat or bridge.name in used)
-    networks = {b.name: [ip_network(n) for version in VERSIONS for n in subnets(b, version)] for b in routed}
+    modes = tuple(bridge for bridge in plain if bridge.ipv6)
+    routed = tuple(bridge for bridge in plain if bridge.nat or bridge.ipv6 or bridge.name in used)
+    own = {bridge.name: _own_networks(bridge, led) for bridge in routed}
+    networks = {
+        name: [ip_network(one) for ones in by_version.values() for one in ones] for name, by_version in own.items()
+    }
     return Wish(
         nat,
+        modes,
         routed,
         tuple(kept),
-        frozenset({*_bridge_elements(nat, routed), *_passing(carried, kept)}),
+        frozenset({*_bridge_elements(nat, modes, own), *_passing(carried, kept)}),
         frozenset(forward.element for forward in kept),
         tuple(carried),
         tuple(lost),
@@ -227,7 +237,7 @@ def subnets(bridge: BridgeSpec, version: int) -> Iterator[str]:
     if version == 4:
         yield from map(_written, ipaddress.collapse_addresses(n for n in networks if n.version == 4))
     else:
-        yield from map(_written, ipaddress.collapse_addresses(n for n in networks if n.version == 6))
+        yield from map(_written, ipaddress.collapse_addresses(networks6(bridge)))
 
 
 def _written(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
@@ -235,16 +245,30 @@ def _written(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def _bridge_elements(nat: Iterable[BridgeSpec], routed: Iterable[BridgeSpec]) -> Iterator[Element]:
+def _own_networks(bridge: BridgeSpec, led: Iterable[tuple[str, str]]) -> Mapping[int, tuple[str, ...]]:
+    """What belongs to a bridge, by IP version: its subnets, or the guests' addresses that are led there one by one."""
+    if bridge.ipv6 == NDP_PROXY:
+        addresses = tuple(dict.fromkeys(address for name, address in led if name == bridge.name))
+        return {4: tuple(subnets(bridge, 4)), 6: addresses}
+    return {version: tuple(subnets(bridge, version)) for version in VERSIONS}
+
+
+def _bridge_elements(
+    nat: Iterable[BridgeSpec], modes: Iterable[BridgeSpec], own: Mapping[str, Mapping[int, tuple[str, ...]]]
+) -> Iterator[Element]:
     """What the firewall holds of bridges."""
     for bridge in nat:
         name = _quoted(bridge.name)
         yield Element("inside", name)
         yield from (Element("nat4", f"{name} . {network}") for network in subnets(bridge, 4))
-    for bridge in routed:
-        for version in VERSIONS:
-            for network in subnets(bridge, version):
-                yield Element(f"subnets{version}", f"{_quoted(bridge.name)} . {network}")
+    for bridge in modes:
+        name = _quoted(bridge.name)
+        yield Element("inside6", name)
+        kind = "nat6" if bridge.ipv6 == NAT66 else "reached6"
+        yield from (Element(kind, f"{name} . {network}") for network in own[bridge.name][6])
+    for link, by_version in own.items():
+        for version, networks in by_version.items():
+            yield from (Element(f"subnets{version}", f"{_quoted(link)} . {network}") for network in networks)
 
 
 def _quoted(name: str) -> str:
@@ -252,16 +276,22 @@ def _quoted(name: str) -> str:
 
 
 def wanted_openings(
-    wish: Wish, links: Mapping[str, LinkState], forwarding: ForwardingState, routing: Routing, version: int
+    wish: Wish,
+    links: Mapping[str, LinkState],
+    forwarding: ForwardingState,
+    routing: Routing,
+    version: int,
+    uplinks: frozenset[str] = frozenset(),
 ) -> frozenset[str]:
     """The links on which forwarding is to be switched on by us: none that somebody else did, nor if for the whole host.
 
-    Packets come in by the links that have an address, and by the bridges that are routed.
+    Packets come in by links that have an address, by `uplinks`, which may have none, and by bridges that are routed.
     """
     if not wish.routes(version):
         return frozenset()
     routed = {bridge.name for bridge in wish.routed if bridge.name in links}
-    concerned = frozenset(routed | outer_links(links, version))
+    named = {name for name in uplinks & links.keys() if version == 6 and is_plain_name(name)}
+    concerned = frozenset(routed | named | outer_links(links, version))
     if version == 6 and forwarding.links6 is None:
         return frozenset() if forwarding.all6 and EVERYWHERE6 not in routing.opened else concerned
     if forwarding.all4 if version == 4 else forwarding.all6:

@@ -32,7 +32,8 @@ class Memory:
     themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of. `refused` is what
     QEMU would not start with, by uuid.
     `opened` are the links (`all` of them) by which the kernel forwards because of us, by IP version; `opened_in` is the
-    boot of the host that this is true of, `opened_index` the numbers of those links, whose names may change.
+    boot of the host that this is true of, `opened_index` the numbers of those links, whose names may change, and
+    `sysctls` parameters that we changed for IPv6, and what they were.
     """
 
     seed: str
@@ -56,6 +57,7 @@ class Memory:
     opened: frozenset[tuple[int, str]] = frozenset()
     opened_in: str = ""
     opened_index: Mapping[str, int] = field(default_factory=dict)
+    sysctls: Mapping[str, int] = field(default_factory=dict)
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:

@@ -45,10 +45,12 @@ from agent.core.fallback import with_lack
 from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.guest_unit import unit_name
+from agent.core.ipv6_actions import ChangeIpv6
 from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
 from agent.core.model_devices import with_devices, with_devices_at_launch, with_tuning
 from agent.core.model_filters import require_filters, with_filters
 from agent.core.model_firewall import with_routing
+from agent.core.model_ipv6 import with_ipv6, without_places
 from agent.core.model_services import with_services
 from agent.core.observed import (
     AddressState,
@@ -98,16 +100,22 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             return _with_vm(observed, action.vm, with_tuning(observed, action))
         case StartService() | ReloadService() | StopService():
             return with_services(observed, action)
-        case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections():
-            return _apply_to_tables(observed, action)
+        case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections() | ChangeIpv6():
+            return _apply_to_routing(observed, action)
         case _:
             return _apply_to_vm(observed, action, now_s)
 
 
-def _apply_to_tables(
-    observed: Observed, action: ChangeFilters | ChangeFirewall | ChangeForwarding | EndConnections
+def _apply_to_routing(
+    observed: Observed, action: ChangeFilters | ChangeFirewall | ChangeForwarding | EndConnections | ChangeIpv6
 ) -> Observed:
-    return with_filters(observed, action) if isinstance(action, ChangeFilters) else with_routing(observed, action)
+    match action:
+        case ChangeFilters():
+            return with_filters(observed, action)
+        case ChangeIpv6():
+            return with_ipv6(observed, action)
+        case _:
+            return with_routing(observed, action)
 
 
 def _apply_to_disk(observed: Observed, action: CreateDisk | GrowDisk) -> Observed:
@@ -218,7 +226,8 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     _require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
     links = {name: one for name, one in observed.links.items() if name != action.link}
     freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
-    return replace(observed, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
+    seen = without_places(observed, action.link)
+    return replace(seen, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
 
 
 def _change_rate(observed: Observed, action: ChangeRate) -> Observed:

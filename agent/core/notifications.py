@@ -39,6 +39,7 @@ class Watched:
 WATCHED: Mapping[str, Watched] = {
     "ApprovalNeeded": Watched(1, 5, by_reason=True),
     "Conflict": Watched(5, 10),
+    "UplinkMissing": Watched(30, 10),
     # Absent while the next start is tried: over is what ran stably (policy.STABLE_S).
     # What a service's program refuses runs on as it was: nobody would notice.
     "ConfigRefused": Watched(0, 10),

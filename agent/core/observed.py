@@ -13,6 +13,7 @@ from enum import StrEnum
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
 from agent.core.filters import Filters
 from agent.core.firewall import Routing
+from agent.core.ipv6 import Ipv6State
 from agent.core.leases import Lease
 from agent.core.rates import Shape
 from agent.core.services import ServiceSpec
@@ -291,7 +292,7 @@ class Observed:
     `short` are the guests that the host had no memory for when it was planned last. `refused` goes by uuid.
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
-    the last plan, and is looked at. `services` go by name, `leases` by bridge.
+    the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` None: not looked at yet.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -314,3 +315,4 @@ class Observed:
     leases: Mapping[str, tuple[Lease, ...]] = field(default_factory=dict)
     routing: Routing = field(default_factory=Routing)
     filters: Filters = field(default_factory=Filters)
+    ipv6: Ipv6State | None = None

@@ -33,7 +33,8 @@ from agent.core.firewall_wanted import (
     wanted_openings,
     wish_of,
 )
-from agent.core.marks import bridge_resource, vm_resource
+from agent.core.ipv6_wanted import uplinks6
+from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Observed
 from agent.core.reasons import Reason
 from agent.core.ruleset import Element
@@ -49,18 +50,16 @@ class _Openings:
     on: frozenset[str]
 
 
-def plan_firewall(
-    draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec], held: Collection[str] = ()
-) -> None:
+def plan_firewall(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> None:
     """Plan the table `inet vmhost`, the connections of forwards that went, and forwarding.
 
-    `bridges` are those that stay, `held` the guests that are left as they are. Where the table is not known nothing is
-    planned; the reason is told if anything is wanted of it.
+    `bridges` are those that stay, `vms` the guests that count (`publishing_guests`). Where the table is not known
+    nothing is planned; the reason is told if anything is wanted of it.
     """
     seen = draft.observed.routing.firewall
     if not is_concerned(desired, draft.observed, bridges) and not (seen is not None and seen.exists):
         return
-    wish = wish_of(bridges, publishing_guests(desired, draft.observed, held))
+    wish = wish_of(bridges, vms)
     if seen is None:
         _tell_unknown(draft, wish)
         return
@@ -88,7 +87,7 @@ def plan_firewall(
 def is_concerned(desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec]) -> bool:
     """Whether there is a unit, or a guest, that has to do with any of it."""
     return (
-        any(bridge.nat for bridge in bridges.values())
+        any(bridge.nat or bridge.ipv6 for bridge in bridges.values())
         or any(spec.publish for spec in desired.vms.values())
         or any(state.spec.publish for state in observed.vms.values())
     )
@@ -111,7 +110,7 @@ def _tell_unknown(draft: Draft, wish: Wish) -> None:
         draft.wait_for_answer(FIREWALL)
         return
     draft.tell(FIREWALL, "FirewallUnavailable", draft.observed.routing.problem)
-    for bridge in wish.nat:
+    for bridge in {*wish.nat, *wish.modes}:
         draft.tell_deviating(bridge_resource(bridge.name))
     for vm in {one.vm for one in wish.forwards}:
         draft.tell_deviating(vm_resource(vm))
@@ -186,7 +185,8 @@ def _openings(observed: Observed, wish: Wish, seen: FirewallState, version: int)
     guarded = frozenset(name_of(element.key) for element in seen.of(f"opened{version}"))
     if forwarding is None:
         return _Openings(guarded, guarded, guarded)
-    wanted = wanted_openings(wish, observed.links, forwarding, observed.routing, version)
+    uplinks = uplinks6(wish.modes, observed.ipv6)
+    wanted = wanted_openings(wish, observed.links, forwarding, observed.routing, version, uplinks)
     if version == 6 and forwarding.links6 is None:
         is_on = forwarding.all6 and EVERYWHERE6 in observed.routing.opened
         return _Openings(wanted, guarded, (wanted or guarded) if is_on else frozenset())
@@ -305,7 +305,10 @@ def _switch_everywhere6(change: _Change, observed: Observed, wish: Wish, opening
         return
     if (forwarding.all6 and not ours) or not openings.wanted <= openings.guarded:
         return
-    heeding = sorted(link for link, value in forwarding.accept_ra.items() if value == 1)
+    out = uplinks6(wish.modes, observed.ipv6) | ({observed.ipv6.uplink} if observed.ipv6 is not None else set())
+    # Of our bridges, where guests could send them, only one that leads out.
+    own = {name for name, link in observed.links.items() if is_own_bridge(link) and name not in out}
+    heeding = sorted(link for link, value in forwarding.accept_ra.items() if value == 1 and link not in own)
     change.settings += [(f"ipv6/conf/{link}/accept_ra", "2") for link in heeding]
     if not forwarding.all6:
         change.settings.append((name, "1"))

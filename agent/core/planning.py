@@ -18,8 +18,9 @@ from agent.core.observed import Observed, VmState
 from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
 from agent.core.plan_down import plan_down
 from agent.core.plan_filters import plan_filters
-from agent.core.plan_firewall import plan_firewall
+from agent.core.plan_firewall import plan_firewall, publishing_guests
 from agent.core.plan_held import held_guests, plan_held, tell_held
+from agent.core.plan_ipv6 import plan_ipv6
 from agent.core.plan_rates import plan_unwanted_ifbs
 from agent.core.plan_services import plan_services
 from agent.core.plan_taps import plan_unwanted_taps
@@ -69,7 +70,9 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         plan_down(draft, desired.vms)
     else:
         _plan_guests(draft, wanted, stops)
-    plan_firewall(draft, desired, bridges, held)
+    routed = publishing_guests(desired, observed, held)
+    plan_firewall(draft, desired, bridges, routed)
+    plan_ipv6(draft, desired, bridges, routed)
     if desired.complete:
         plan_unwanted_taps(draft, [desired.vms, starts], held)
         plan_unwanted_ifbs(draft, starts, held)

@@ -12,6 +12,8 @@ from agent.core.filters import FILTERS
 from agent.core.filters_wanted import filter_wish
 from agent.core.firewall_actions import FIREWALL, FORWARDING
 from agent.core.firewall_wanted import wish_of
+from agent.core.ipv6 import IPV6
+from agent.core.ipv6_wanted import guests_by_proxy
 from agent.core.marks import LIMITS
 from agent.core.observed import Observed
 from agent.core.reasons import Reason
@@ -67,6 +69,9 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
         return wish_of(desired.bridges, desired.vms)
     if resource == FILTERS:
         return filter_wish(desired.bridges, desired.vms, observed.vms).elements or None
+    if resource == IPV6:
+        modes = [(bridge.name, bridge.ipv6, bridge.uplink) for bridge in desired.bridges.values()]
+        return modes, guests_by_proxy(desired.bridges, desired.vms)
     kind, _, name = resource.partition("/")
     if kind == "bridge":
         return desired.bridges.get(name)

@@ -76,6 +76,7 @@ def _wanted(spec: BridgeSpec) -> Mapping[str, str]:
         "mac": spec.mac,
         "mtu": str(spec.mtu),
         "nat": _truth(spec.nat),
+        **({"ipv6": spec.ipv6} if spec.ipv6 else {}),
         "ports": " ".join(sorted(spec.ports)),
         "stp": _truth(spec.stp),
         "up": _truth(True),
@@ -97,8 +98,17 @@ def _seen(link: LinkState, spec: BridgeSpec | None, observed: Observed) -> Mappi
         "ports": " ".join(sorted(ports & own)),
         "stp": _truth(link.stp),
         "up": _truth(link.up),
+        **({"ipv6": mode} if (mode := _mode(link.name, spec, observed)) else {}),
         **(dict(service.spec.shown) if service is not None and service.alive else {}),
     }
+
+
+def _mode(name: str, spec: BridgeSpec | None, observed: Observed) -> str:
+    """The IPv6 mode whose rules are in force, empty for none."""
+    firewall = observed.routing.firewall
+    if spec is None or firewall is None or not any(one.key == f'"{name}"' for one in firewall.of("inside6")):
+        return ""
+    return spec.ipv6
 
 
 def _truth(value: bool) -> str:

@@ -12,6 +12,7 @@ from agent.core.digest import digest
 from agent.core.dnsmasq import is_served, pool_size, served_bridges, service_name
 from agent.core.draft import Plan
 from agent.core.errors import UnitError
+from agent.core.ipv6_wanted import uplinks6
 from agent.core.leases import Lease
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Observed, ServiceState
@@ -188,6 +189,7 @@ def _bridge_status(inputs: StatusInputs, spec: BridgeSpec, found: _Found) -> Jso
         "addresses": list(spec.addresses),
         "ports": ports,
         "dhcp": _dhcp_status(inputs, spec),
+        "ipv6": _ipv6_status(inputs, spec),
         "services": [_service_status(one) for one in _services_of(inputs, spec)],
         "in_sync": bridge_resource(spec.name) not in found.deviating,
         "file": spec.file,
@@ -208,6 +210,18 @@ def _dhcp_status(inputs: StatusInputs, spec: BridgeSpec) -> Json | None:
             {"mac": one.mac, "address": one.address, "name": one.name or None, "expires_s": one.expires_s or None}
             for one in leases
         ],
+    }
+
+
+def _ipv6_status(inputs: StatusInputs, spec: BridgeSpec) -> Json | None:
+    """How guests reach the internet, by which link, and with ndp-proxy the addresses that are led to the bridge now."""
+    if not spec.ipv6:
+        return None
+    state = inputs.observed.ipv6
+    return {
+        "mode": spec.ipv6,
+        "uplink": min(uplinks6([spec], state), default=None),
+        "led": sorted(route.address for route in state.routes if route.link == spec.name) if state is not None else [],
     }
 
 

@@ -16,6 +16,7 @@ from agent.core.approval import still_asked
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
 from agent.core.fallback import starts_of
+from agent.core.ipv6_wanted import uplinks6
 from agent.core.memory import Memory, without_guests, without_lacks
 from agent.core.observed import HostState, Observed
 from agent.core.obstacles import edited
@@ -41,6 +42,7 @@ from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
+from agent.runtime.ipv6 import Ipv6Looks
 from agent.runtime.keeper import Keeper
 from agent.runtime.leases import Leases
 from agent.runtime.limits import LimitLooks, controllers_here
@@ -142,6 +144,7 @@ class Agent:
         self._memory = MemoryLooks()
         self._routing = RoutingLooks(self._doorbell.ring, self._keeper, self._host.boot_id)
         self._filters = FilterLooks(self._doorbell.ring)
+        self._ipv6 = Ipv6Looks(self._doorbell.ring, self._keeper, self._host.boot_id)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -157,6 +160,7 @@ class Agent:
             self._guests,
             self._routing,
             self._filters,
+            self._ipv6,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -187,6 +191,7 @@ class Agent:
                 await self._services.adopt()
                 self._routing.look_in(group)
                 self._filters.look_in(group)
+                self._ipv6.look_in(group)
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -202,6 +207,7 @@ class Agent:
         finally:
             await self._guests.close()
             self._leases.close()
+            self._ipv6.close()
             self._starts.close()
             self._descriptors.close()
 
@@ -266,6 +272,7 @@ class Agent:
             self._limits.look()
             self._routing.look_again()
             self._filters.look_again()
+            self._ipv6.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -320,6 +327,8 @@ class Agent:
         edits = edited(desired.vms, vms)
         self._disks.look_for_edits(edits)
         self._files.look_for_edits(edits)
+        ipv6 = self._ipv6.look(desired, vms, self._links.snapshot)
+        uplinks = uplinks6({**desired.retained, **desired.bridges}.values(), ipv6)
         return desired, Observed(
             links=self._links.snapshot,
             vms=vms,
@@ -344,6 +353,7 @@ class Agent:
             files=self._files.seen,
             services=self._services.states(),
             leases=self._leases.states(),
-            routing=self._routing.look(desired, vms, self._links.snapshot),
+            routing=self._routing.look(desired, vms, self._links.snapshot, uplinks),
             filters=self._filters.look(),
+            ipv6=ipv6,
         )

@@ -37,6 +37,7 @@ from agent.core.device_actions import (
 )
 from agent.core.filters import ChangeFilters
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
+from agent.core.ipv6_actions import ChangeIpv6
 from agent.core.service_actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.runtime.execute_devices import DeviceExecutor
@@ -45,6 +46,7 @@ from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
 from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
+from agent.runtime.ipv6 import Ipv6Looks
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks
 from agent.runtime.routing import RoutingLooks
@@ -65,6 +67,7 @@ class Executor:
         guests: Guests,
         routing: RoutingLooks,
         filters: FilterLooks,
+        ipv6: Ipv6Looks,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -76,6 +79,7 @@ class Executor:
         self._guests = guests
         self._routing = routing
         self._filters = filters
+        self._ipv6 = ipv6
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -128,13 +132,15 @@ class Executor:
             case StopService():
                 await self._services.stop(action)
             case _:
-                await self._execute_on_tables(action)
+                await self._execute_on_routing(action)
 
-    async def _execute_on_tables(self, action: Action) -> None:
+    async def _execute_on_routing(self, action: Action) -> None:
         match action:
             case ChangeFilters():
                 await self._filters.change(action)
             case ChangeFirewall() | ChangeForwarding() | EndConnections():
                 await self._routing.change(action)
+            case ChangeIpv6():
+                await self._ipv6.change(action)
             case _:
                 raise TypeError(f"no executor for {action}")

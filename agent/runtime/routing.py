@@ -18,6 +18,7 @@ from agent.core.firewall import NAT, FirewallState, ForwardingState, Opening, Ro
 from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.firewall_wanted import VERSIONS, name_of, outer_links
 from agent.core.marks import is_own_bridge
+from agent.core.memory import Memory
 from agent.core.observed import LinkState, VmState
 from agent.core.ruleset import ElementChange
 from agent.core.services import SERVICE_UIDS
@@ -59,11 +60,20 @@ class RoutingLooks:
         group.create_task(self._hear_of_forwarding(), name="forwarding")
         group.create_task(self._follow_ports(), name="ports")
 
-    def look(self, desired: Desired, vms: Mapping[str, VmState], links: Mapping[str, LinkState]) -> Routing:
-        """What is known now, in 0.1 ms for each of a few links; of what is not known yet a look begins, which rings."""
+    def look(
+        self,
+        desired: Desired,
+        vms: Mapping[str, VmState],
+        links: Mapping[str, LinkState],
+        uplinks: frozenset[str] = frozenset(),
+    ) -> Routing:
+        """What is known now, in 0.1 ms for each of a few links; of what is not known yet a look begins, which rings.
+
+        `uplinks` lead out over IPv6, and may have no address.
+        """
         texts = {text for spec in desired.vms.values() for text in spec.publish}
         texts |= {text for state in vms.values() for text in state.spec.publish}
-        wanted = bool(texts) or any(bridge.nat for bridge in desired.bridges.values())
+        wanted = bool(texts) or any(bridge.nat or bridge.ipv6 for bridge in desired.bridges.values())
         table = self._tables.state
         if wanted and not self._wanted and table is None:
             self._tables.look_soon()
@@ -75,7 +85,7 @@ class RoutingLooks:
         concerned = wanted or (table is not None and table.exists)
         return Routing(
             firewall=table,
-            forwarding=self._look_at_forwarding(links) if concerned else None,
+            forwarding=self._look_at_forwarding(links, uplinks) if concerned else None,
             problem=self._tables.problem,
             opened=self._opened_by_us() | frozenset(_guarded(table)),
             holders=dict(self._holders),
@@ -104,7 +114,7 @@ class RoutingLooks:
     async def _end_strays(self, action: ChangeFirewall) -> None:
         """What began while there was no rule for it would never follow the one that there is now."""
         published = tuple(one for one in action.add if one.set.startswith(("ports", "ranges")))
-        inside = tuple(one.key.rpartition(" . ")[2] for one in action.add if one.set == "nat4")
+        inside = tuple(one.key.rpartition(" . ")[2] for one in action.add if one.set in {"nat4", "nat6"})
         if published or inside:
             local = frozenset(a.address.partition("/")[0] for link in self._links.values() for a in link.addresses)
             await run_to_end(end_strays, Strays(published, inside, local))
@@ -133,9 +143,12 @@ class RoutingLooks:
     async def _remember(self, opened: frozenset[Opening]) -> None:
         plain = frozenset((one.version, one.link) for one in opened)
         index = {one.link: self._links[one.link].ifindex for one in opened if one.link in self._links}
-        await self._keeper.update(
-            lambda memory: replace(memory, opened=plain, opened_in=self._boot_id, opened_index=index)
-        )
+
+        def changed(memory: Memory) -> Memory:
+            sysctls = memory.sysctls if memory.opened_in == self._boot_id else {}
+            return replace(memory, opened=plain, opened_in=self._boot_id, opened_index=index, sysctls=sysctls)
+
+        await self._keeper.update(changed)
 
     async def _hear_of_forwarding(self) -> None:
         try:
@@ -148,10 +161,10 @@ class RoutingLooks:
         if self._wanted:
             self._ring("forwarding")
 
-    def _look_at_forwarding(self, links: Mapping[str, LinkState]) -> ForwardingState | None:
+    def _look_at_forwarding(self, links: Mapping[str, LinkState], uplinks: frozenset[str]) -> ForwardingState | None:
         names = {name for version in VERSIONS for name in outer_links(links, version)}
         names |= {link.name for link in links.values() if link.kind == "bridge" and is_own_bridge(link)}
-        names |= {one.link for one in _guarded(self._tables.state)} & links.keys()
+        names |= {*(one.link for one in _guarded(self._tables.state)), *uplinks} & links.keys()
         concerned = frozenset((name, links[name].ifindex) for name in names)
         if self._forwarding is None or self._forwarding[0] != concerned:
             try:

@@ -27,6 +27,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "stp": "speak the spanning tree protocol",
         "adopt": "take over a bridge of this name that somebody else made",
         "nat": "guests with IPv4 addresses of its own subnets reach what this host reaches, behind the host's address",
+        "ipv6": "how guests reach the internet over IPv6: routed (a prefix of the bridge's own, in addresses), "
+        "ndp-proxy (guests' addresses are of the uplink's prefix), nat66 (behind the host's address). Guests "
+        "hear of it by a dnsmasq of the bridge's own",
+        "uplink": "the link that leads out over IPv6; that of the default route unless given",
         "dhcp": "give addresses to guests and whoever else asks on this bridge (IPv4), by a dnsmasq of its own; an "
         "address of a NIC is given to that guest. Debian's package dnsmasq-base",
         "dns": "answer questions for names on this bridge's addresses: guests' own, and all others by asking upstream",
@@ -106,7 +110,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "rate-in": 'at most this much goes to the guest, such as "10Mbit" (kbit, Mbit, Gbit; powers of ten)',
         "rate-out": "at most this much comes from the guest, as for rate-in",
         "address": "the address that the guest has there, or several, without prefix; shown in status, asked for "
-        "ready, and where publish leads. A bridge with dhcp gives the guest its IPv4 one, else it sets it itself",
+        "ready, and where publish leads. A bridge with dhcp gives it its IPv4 one, with ipv6 its IPv6 one",
         "link": "down: the guest sees its cable unplugged",
         "anti-spoof": "what it sends with another MAC address than its own is dropped, and with another IP address "
         "than those of address, if it has any; true where there is an address. false for guests that route or bridge",

@@ -12,6 +12,7 @@ from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
 from agent.unitfile import order, served, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.filters import parse_entry
+from agent.unitfile.ipv6 import ipv6_mistakes
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.order import order_mistakes
 from agent.unitfile.publish import nat_mistakes, parse_publish, publish_mistakes
@@ -194,6 +195,8 @@ class BridgeTable(Table):
     dhcp: DhcpTable | None = None
     dns: Annotated[DnsTable | None, BeforeValidator(served.dns_table), BOOLEAN_OR_DNS] = None
     nat: bool = False
+    ipv6: Literal["routed", "ndp-proxy", "nat66"] | None = None
+    uplink: LinkName | None = None
 
 
 class DiskTable(Table):
@@ -312,6 +315,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
     """What is wrong between the keys of a bridge's table, also of one that has other mistakes."""
     ports = table.get("ports")
     yield from nat_mistakes(name, table)
+    yield from ipv6_mistakes(name, table)
     if isinstance(ports, list) and name in ports:
         yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
     yield from served.served_mistakes(name, table)

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
+from agent.core.ipv6 import NDP_PROXY
 from agent.unitfile.machines import Mistake
 from agent.unitfile.values import BadValueError, parse_address, quoted, shown
 
@@ -82,13 +83,13 @@ def served_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
     """What does not fit between a bridge's `dhcp` or `dns` and its addresses, also in a table with other mistakes."""
     dhcp, dns = table.get("dhcp"), table.get("dns", False)
     own = _own(table)
-    for key, value in (("dhcp", dhcp), ("dns", dns)):
+    for key, value in (("dhcp", dhcp), ("dns", dns), ("ipv6", table.get("ipv6"))):
         if value not in (None, False) and not _BRIDGE.fullmatch(name):
             yield (key,), f"{key} needs a bridge whose name has letters, digits, -, _ and . only", ""
     if isinstance(dhcp, dict) and (own or not _has_addresses(table)):
         yield from _dhcp_mistakes(dhcp, [one for one in own if isinstance(one, ipaddress.IPv4Interface)])
     if dns is True or isinstance(dns, dict):
-        if not own and not _has_addresses(table):
+        if not own and not _has_addresses(table) and table.get("ipv6") != NDP_PROXY:
             yield ("dns",), "dns needs an address of the host on this bridge", _ADDRESSES_HINT
         upstream = dns.get("upstream") if isinstance(dns, dict) else None
         for place, server in enumerate(upstream if isinstance(upstream, list) else ()):

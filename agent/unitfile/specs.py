@@ -16,6 +16,7 @@ from agent.core.desired import (
     SerialSpec,
     VmSpec,
 )
+from agent.core.ipv6 import GATEWAY, NDP_PROXY, derived_ula
 from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap
 from agent.unitfile.order import ready_of
@@ -35,13 +36,18 @@ def nic_mac(uuid: str, nic: str) -> str:
 
 
 def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> BridgeSpec:
-    """The spec of a bridge."""
+    """The spec of a bridge.
+
+    One with `ndp-proxy` has two addresses more: the guests' gateway, and one without which dnsmasq advertises nothing,
+    of a prefix that no guest hears of.
+    """
+    more = (GATEWAY, derived_ula(machine_id, name)) if table.ipv6 == NDP_PROXY else ()
     return BridgeSpec(
         name=name,
         mac=table.mac or bridge_mac(machine_id, name),
         file=file,
         ports=table.ports,
-        addresses=table.addresses,
+        addresses=tuple(dict.fromkeys((*table.addresses, *more))),
         mtu=table.mtu or DEFAULT_MTU,
         port_mtu=table.mtu,
         stp=table.stp,
@@ -49,6 +55,8 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         dhcp=DhcpSpec(*table.dhcp.range, table.dhcp.lease, table.dhcp.ports) if table.dhcp is not None else None,
         dns=DnsSpec(table.dns.upstream, table.dns.domain or "") if table.dns is not None else None,
         nat=table.nat,
+        ipv6=table.ipv6 or "",
+        uplink=table.uplink or "",
     )
 
 

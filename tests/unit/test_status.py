@@ -91,6 +91,7 @@ PROMISED = {
             "addresses": ["192.168.0.1/24"],
             "ports": ["web-lan"],
             "dhcp": None,
+            "ipv6": None,
             "services": [],
             "in_sync": False,
             "file": "/u/net.toml",
