@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -22,6 +23,12 @@ CLONE_NEWNET = 0x40000000
 def ip(commands: list[str]) -> None:
     """Run `ip` commands, one a line of a batch."""
     subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True, timeout=20)
+
+
+def sysctl(name: str, value: str) -> None:
+    """Set a parameter below /proc/sys/net."""
+    with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
+        file.write(value)
 
 
 def serve_tcp(port: int, name: str) -> None:
@@ -151,12 +158,6 @@ def loaded() -> list[int]:
     return [number[0] for number in _LOADS]
 
 
-def sysctl(name: str, value: str) -> None:
-    """Set a parameter of this namespace, by its path below /proc/sys/net."""
-    with open(f"/proc/sys/net/{name}", "w") as file:
-        file.write(value)
-
-
 def hear_again(host: str, port: int, timeout_s: float, patience_s: float = 0.05) -> float:
     """Seconds until somebody answers a new connection; one without an answer by then is given up for another."""
     began = time.perf_counter()
@@ -251,6 +252,55 @@ def heard_frames(until: str, timeout_s: float) -> list[str]:
         if kind != socket.PACKET_OUTGOING:
             heard.append(frame.hex())
     return heard
+
+
+def _options(data: bytes) -> dict[int, bytes]:
+    """The options of a DHCPv6 message, by code."""
+    found, start = {}, 0
+    while start + 4 <= len(data):
+        code, length = struct.unpack_from("!HH", data, start)
+        found[code] = data[start + 4 : start + 4 + length]
+        start += 4 + length
+    return found
+
+
+def _option(code: int, value: bytes) -> bytes:
+    return struct.pack("!HH", code, len(value)) + value
+
+
+def lease6(link: str, mac: str, timeout_s: float) -> dict[str, object]:
+    """Ask for an address by DHCPv6 (RFC 8415: solicit, request), and take it; the address and the name servers."""
+    client = _option(1, struct.pack("!HHI", 1, 1, 1) + bytes.fromhex(mac.replace(":", "")))
+    ia = _option(3, struct.pack("!III", 1, 0, 0))
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as asking:
+        asking.bind(("::", 546))
+        asking.settimeout(timeout_s)
+        server, told = b"", {3: b""}
+        for kind in (1, 3):
+            message = bytes([kind, 0, 0, kind]) + client + server + ia + _option(8, b"\0\0") + _option(6, b"\0\x17")
+            asking.sendto(message, ("ff02::1:2", 547, 0, socket.if_nametoindex(link)))
+            told = _options(asking.recv(2000)[4:])
+            ia, server = _option(3, told[3]), _option(2, told[2])
+    address = socket.inet_ntop(socket.AF_INET6, _options(told[3][12:])[5][:16])
+    ip([f"addr replace {address}/128 dev {link} nodad"])
+    servers = told.get(23, b"")
+    return {
+        "address": address,
+        "dns": [socket.inet_ntop(socket.AF_INET6, servers[at : at + 16]) for at in range(0, len(servers), 16)],
+    }
+
+
+def advertise(link: str, lifetime_s: int) -> None:
+    """Advertise oneself as a router to everybody there, once (RFC 4861)."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as telling:
+        telling.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime_s, 0, 0)
+        telling.sendto(message, ("ff02::1", 0, 0, socket.if_nametoindex(link)))
+
+
+def shown(command: str) -> str:
+    """What an `ip` command prints."""
+    return subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=True, timeout=20).stdout
 
 
 def _answers() -> Iterator[str]:

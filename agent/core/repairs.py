@@ -65,13 +65,8 @@ class Ledger:
 
 def spec_of(resource: str, desired: Desired, observed: Observed) -> object | None:
     """What a resource is to be like, None if nothing is known of it; a running guest's taps follow its launch."""
-    if resource in {FIREWALL, FORWARDING}:
-        return wish_of(desired.bridges, desired.vms)
-    if resource == FILTERS:
-        return filter_wish(desired.bridges, desired.vms, observed.vms).elements or None
-    if resource == IPV6:
-        modes = [(bridge.name, bridge.ipv6, bridge.uplink) for bridge in desired.bridges.values()]
-        return modes, guests_by_proxy(desired.bridges, desired.vms)
+    if "/" not in resource:
+        return _spec_of_routing(resource, desired, observed)
     kind, _, name = resource.partition("/")
     if kind == "bridge":
         return desired.bridges.get(name)
@@ -87,6 +82,18 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
     vm, _, nic_id = name.partition("/")
     if kind == "tap" and vm in observed.vms:
         return next((nic for nic in observed.vms[vm].spec.nics if nic.id == nic_id), None)
+    return None
+
+
+def _spec_of_routing(resource: str, desired: Desired, observed: Observed) -> object | None:
+    """Of a resource that is one for the whole host."""
+    if resource in {FIREWALL, FORWARDING}:
+        return wish_of(desired.bridges, desired.vms)
+    if resource == FILTERS:
+        return filter_wish(desired.bridges, desired.vms, observed.vms).elements or None
+    if resource == IPV6:
+        modes = [(bridge.name, bridge.ipv6, bridge.uplink) for bridge in desired.bridges.values()]
+        return modes, guests_by_proxy(desired.bridges, desired.vms)
     return None
 
 

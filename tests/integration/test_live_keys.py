@@ -95,6 +95,11 @@ class Web:
         directory = self.agent.run_dir / "services/dnsmasq-br-other"
         return (directory / file).read_text() if any(one["running"] for one in bridge["services"]) else ""
 
+    def conditions(self) -> str:
+        """What is told of the bridge."""
+        bridge = next(one for one in self.agent.status()["bridges"] if one["name"] == "br-other")
+        return " ".join(one["message"] for one in bridge["conditions"])
+
     def balloon_mib(self) -> int:
         """How much memory the guest has left, as QEMU has it."""
         return int(on_monitor(self.agent, "query-balloon")["actual"]) >> 20
@@ -141,6 +146,8 @@ PROOFS: Mapping[tuple[str, str], Proof] = {
         '{ range = ["10.78.0.100", "10.78.0.110"] }', lambda web: "10.78.0.110" in web.dnsmasq("dnsmasq.conf")
     ),
     ("bridge", "dns"): Proof("true", lambda web: "port=0" not in web.dnsmasq("dnsmasq.conf")),
+    ("bridge", "ipv6"): Proof('"ndp-proxy"', lambda _: "inet6 fe80::1/64" in ip_output("addr show dev br-other")),
+    ("bridge", "uplink"): Proof('"far"', lambda web: "far, its uplink, has no IPv6 address" in web.conditions()),
     ("vm", "cpus"): Proof("2", lambda web: "cpu1" in web.says("ls /sys/devices/system/cpu")),
     ("vm", "balloon"): Proof('"128M"', lambda web: web.balloon_mib() == 128),
     ("vm", "restart"): kept("restart", '"always"', "always"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agent.core.desired import Limits
 from agent.core.filters import Filters, FilterState
 from agent.core.marks import GROUP, derived_ifb, ifb_mark
+from agent.core.model_ipv6 import without_places
 from agent.core.observed import End, IngressState, LinkState, NicBackend, NicState, Observed, VmState
 
 Links = dict[str, LinkState]
@@ -29,6 +30,7 @@ OF_LINKS: Mapping[str, Callable[[LinkState], LinkState]] = {
 }
 OF_BRIDGES = ("bridge", "flush", "mac")
 OF_SERVICES = "service"
+OF_IPV6 = ("route6", "proxy6", "setting6")
 UNLIMITING = ("root", "ingress", "filter", "ifb", "ifb-half")
 OF_TAPS = ("tap", "unmaster", "down", "rename", "isolation", *UNLIMITING)
 OF_FILTERS: Mapping[str, Callable[[FilterState, int], FilterState]] = {
@@ -40,7 +42,9 @@ OF_FILTERS: Mapping[str, Callable[[FilterState, int], FilterState]] = {
 }
 
 faults = st.lists(
-    st.tuples(st.sampled_from([*OF_GUESTS, *OF_BRIDGES, *OF_TAPS, *OF_FILTERS, OF_SERVICES]), st.integers(0, 5)),
+    st.tuples(
+        st.sampled_from([*OF_GUESTS, *OF_BRIDGES, *OF_TAPS, *OF_FILTERS, *OF_IPV6, OF_SERVICES]), st.integers(0, 5)
+    ),
     max_size=6,
 )
 
@@ -58,9 +62,30 @@ def inflict(observed: Observed, kind: str, which: int) -> Observed:
     if kind == OF_SERVICES:
         services = list(observed.services)
         return _without_service(observed, services[which % len(services)]) if services else observed
+    if kind in OF_IPV6:
+        return inflict_on_ipv6(observed, kind, which)
     mark = "vmhost:bridge/" if kind in OF_BRIDGES else "vmhost:tap/"
     ours = [link for link in observed.links.values() if link.alias.startswith(mark)]
     return _inflict_on_link(observed, kind, ours[which % len(ours)]) if ours else observed
+
+
+def inflict_on_ipv6(observed: Observed, kind: str, which: int) -> Observed:
+    """The world without one of our routes or proxy neighbours, or with another value of a parameter."""
+    state = observed.ipv6
+    if state is None:
+        return observed
+    places = sorted(state.routes if kind == "route6" else state.proxies)
+    if kind == "setting6":
+        names = sorted(name for name in state.before if name in state.settings)
+        if not names:
+            return observed
+        settings = {**state.settings, names[which % len(names)]: 7}
+        return replace(observed, ipv6=replace(state, settings=settings))
+    if not places:
+        return observed
+    left = frozenset(places) - {places[which % len(places)]}
+    changed = replace(state, routes=left) if kind == "route6" else replace(state, proxies=left)
+    return replace(observed, ipv6=changed)
 
 
 def _without_service(observed: Observed, name: str) -> Observed:
@@ -78,6 +103,7 @@ def _inflict_on_link(observed: Observed, kind: str, link: LinkState) -> Observed
         return replace(observed, links=unlimit(links, link, kind))
     del links[link.name]
     if kind == "bridge":
+        observed = without_places(observed, link.name)
         freed = {n: replace(o, master=None) if o.master == link.ifindex else o for n, o in links.items()}
         return replace(observed, links=freed)
     if kind == "tap":

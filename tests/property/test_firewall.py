@@ -42,6 +42,7 @@ def wishes(draw: st.DrawFn) -> Desired:
             f"02:00:00:00:00:0{number}",
             addresses=(f"10.{number}.0.1/24", f"fd00:{number}::1/64"),
             nat=draw(st.booleans()),
+            ipv6=draw(st.sampled_from(["", "", "routed", "nat66", "ndp-proxy"])),
         )
         for number, name in enumerate(("br-a", "br-b"))
     }

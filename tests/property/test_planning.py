@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.core.actions import StopVm
 from agent.core.desired import Desired, NicSpec, Restart
 from agent.core.dnsmasq import dnsmasq_services
+from agent.core.ipv6 import conf, proxy_delay
 from agent.core.marks import bridge_mark, derived_ifb, tap_mark
 from agent.core.observed import (
     HostMemory,
@@ -40,6 +41,7 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
             assert (link.up, link.mac, link.mtu, link.stp) == (True, spec.mac, spec.mtu, spec.stp)
             assert {a.address for a in link.addresses} >= set(spec.addresses)
     assert_served(desired, observed)
+    assert_led(desired, observed)
     for name, state in observed.vms.items():
         assert desired.vms[name].enabled
         assert state.run_state == "running"
@@ -81,6 +83,24 @@ def assert_served(desired: Desired, observed: Observed) -> None:
     assert {name: (state.alive, state.spec) for name, state in observed.services.items()} == {
         name: (True, spec) for name, spec in wanted.items()
     }
+
+
+def assert_led(desired: Desired, observed: Observed) -> None:
+    """One guest has the address that more than one may name, if its bridge is ours and the way out is known."""
+    state = observed.ipv6
+    assert state is not None
+    own = {n: b for n, b in desired.bridges.items() if observed.links[n].alias == bridge_mark(n) and b.ipv6}
+    proxying = {name for name, bridge in own.items() if bridge.ipv6 == "ndp-proxy"}
+    led = [(nic.bridge, one) for spec in desired.vms.values() for nic in spec.nics for one in nic.address if ":" in one]
+    asked = {place for place in led if place[0] in proxying} if state.uplink else set()
+    assert {route.link for route in state.routes} <= {bridge for bridge, _ in asked} or not desired.complete
+    if asked and all(spec.enabled for spec in desired.vms.values()):
+        assert len(state.routes) == 1
+        assert {place.address for place in state.proxies if place.link == "wan"} == {"fd00::7"}
+        assert state.settings[conf("wan", "forwarding")] == state.settings[conf("wan", "proxy_ndp")] == 1
+        assert state.settings[proxy_delay("wan")] == 0
+    if own:
+        assert state.settings[conf("wan", "accept_ra")] != 1 or not state.uplink
 
 
 def assert_limited(vm: str, nic: NicSpec, observed: Observed) -> None:

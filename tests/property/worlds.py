@@ -10,6 +10,7 @@ from agent.core.actions import Action
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DiskSpec, DnsSpec, Limits, NicSpec, Restart, VmSpec
 from agent.core.device_actions import ArmTap
 from agent.core.filters import Filters, FilterState
+from agent.core.ipv6 import Ipv6State, conf, proxy_delay
 from agent.core.model import apply
 from agent.core.observed import AddressState, DiskState, HostState, LinkState, Observed
 from agent.core.planning import plan
@@ -28,6 +29,7 @@ ALLOWS: tuple[tuple[str, ...], ...] = (
     ("53/udp to ::/0", "20-30/tcp", "22/tcp"),
 )
 ADDRESSES: tuple[tuple[str, ...], ...] = ((), ("10.0.0.100",), ("10.0.0.7", "fd00::7"))
+MODES = ("", "", "routed", "ndp-proxy", "nat66")
 RATES = (None, None, 10_000_000, 20_000_000)
 dices = st.integers(0, 1 << 30).map(Random)
 
@@ -48,6 +50,7 @@ def bridge_specs(draw: st.DrawFn) -> dict[str, BridgeSpec]:
             adopt=draw(st.booleans()),
             dhcp=draw(st.sampled_from(DHCPS)) if "10.0.0.1/24" in own else None,
             dns=draw(st.sampled_from(DNSS)) if own else None,
+            ipv6=draw(st.sampled_from(MODES)),
         )
         for name, own in addresses.items()
     }
@@ -104,6 +107,9 @@ def hosts(draw: st.DrawFn) -> Observed:
     for index, port in enumerate(draw(st.sets(st.sampled_from(PORTS))), start=2):
         addresses = (AddressState("192.0.2.7/24"),) if draw(st.integers(0, 4)) == 0 else ()
         links[port] = LinkState(index, port, None, draw(st.booleans()), addresses=addresses)
+    links["wan"] = LinkState(9, "wan", None, True, addresses=(AddressState("fd00::1/64"),))
+    names = (conf("wan", "forwarding"), conf("wan", "proxy_ndp"), conf("wan", "accept_ra"), proxy_delay("wan"))
+    settings = {name: draw(st.sampled_from([0, 1, 80])) for name in names}
     foreign = draw(st.sets(st.sampled_from(["br-b", "two-n0", "docker0"]), max_size=2))
     for index, name in enumerate(sorted(foreign), start=20):
         links[name] = LinkState(index, name, draw(st.sampled_from(["bridge", "tun"])))
@@ -113,6 +119,7 @@ def hosts(draw: st.DrawFn) -> Observed:
         host=HostState(boot_id="boot", services=draw(st.booleans())),
         max_disruption=99,
         filters=Filters(FilterState()),
+        ipv6=Ipv6State(uplink=draw(st.sampled_from(["wan", "wan", ""])), settings=settings),
     )
 
 
