@@ -79,7 +79,7 @@ def _wish(bridges: tuple[BridgeSpec, ...], nics: tuple[NicWish, ...]) -> FilterW
 
 def _nic_wish(vm: str, nic: NicSpec, bridge: BridgeSpec, present: str) -> NicWish | None:
     """What a NIC asks for; `present` is the name that its tap has by now."""
-    if not (nic.address or nic.anti_spoof or nic.allow or nic.deny or bridge.dhcp is not None):
+    if not (nic.address or nic.anti_spoof or nic.allow or nic.deny or _is_served(bridge)):
         return None  # nearly always, and for a thousand guests in each pass
     return _cached_wish(vm, nic, bridge, present)
 
@@ -100,6 +100,11 @@ def own_elements(vm: str, nic: NicSpec) -> frozenset[Element]:
     return wish.elements if wish is not None else frozenset()
 
 
+def _is_served(bridge: BridgeSpec) -> bool:
+    """Whether the host itself gives addresses, or is the router, on a bridge: then nobody else is."""
+    return bridge.dhcp is not None or bool(bridge.ipv6)
+
+
 def _guards(nic: NicSpec, bridge: BridgeSpec) -> frozenset[Dropped]:
     """What of a NIC is dropped at its bridge, apart from its lists."""
     found: set[Dropped] = set()
@@ -107,7 +112,7 @@ def _guards(nic: NicSpec, bridge: BridgeSpec) -> frozenset[Dropped]:
         found.add(Dropped.MAC)
         if nic.address:
             found |= {Dropped.IPV4, Dropped.IPV6}
-    if nic.held or bridge.dhcp is not None:
+    if nic.held or _is_served(bridge):
         found |= {one for one in (Dropped.DHCP, Dropped.RA) if one.value not in nic.serves}
     return frozenset(found)
 

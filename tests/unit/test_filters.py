@@ -146,6 +146,10 @@ def test_a_bridge_with_dhcp_guards_every_nic_and_its_ports() -> None:
     assert ("ports", '"eth1"') not in wish(NIC, replace(served, dhcp=replace(served.dhcp, ports=True)))
 
 
+def test_a_bridge_with_ipv6_guards_every_nic() -> None:
+    assert wish(NIC, replace(BRIDGE, ipv6="routed")) == {("dhcp", "T"), ("ra", "T")}
+
+
 def test_lists_know_a_guest_by_its_tap_and_where_it_is_held_by_its_address() -> None:
     listed = replace(HELD, allow=("22/tcp",))
     found = wish(listed)

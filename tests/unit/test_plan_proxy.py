@@ -103,7 +103,7 @@ def test_it_listens_on_what_is_there_and_waits_for_the_rest_by_name() -> None:
 
 
 def test_one_address_goes_before_all_of_them_also_within_a_range() -> None:
-    db = replace(DB, nics=(NicSpec("lan", "br0", "02::3", "db-lan", 0, address=("10.0.0.11",)),))
+    db = replace(DB, nics=(NicSpec("lan", "br0", "02:00:00:00:00:03", "db-lan", 0, address=("10.0.0.11",)),))
     db = replace(db, publish=(f"[{HOST6}]:81/tcp", f"[{HOST6}]:83-84/tcp"))
     found = carried(plan(replace(wants("[::]:80-85/tcp"), vms={**wants("[::]:80-85/tcp").vms, "db": db}), host(), 0.0))
     web = found[found.index("listen web:80-85") :]
@@ -120,7 +120,9 @@ def test_a_port_that_others_have_on_each_address_misses_none() -> None:
 
 
 def test_a_guest_with_ipv6_leaves_one_address_to_a_guest_without() -> None:
-    db = replace(DB, nics=(NicSpec("lan", "br0", "02::3", "db-lan", 0, address=("fd00::11",)),), publish=("80/tcp",))
+    db = replace(
+        DB, nics=(NicSpec("lan", "br0", "02:00:00:00:00:03", "db-lan", 0, address=("fd00::11",)),), publish=("80/tcp",)
+    )
     web = wants(f"[{HOST6}]:80:8080/tcp").vms["web"]
     wish = wish_of({"br0": BRIDGE}, {"web": web, "db": db})
     assert Element("ports6_at", f"{HOST6} . tcp . 80", f"{HOST6} . 80") in wish.elements
@@ -129,7 +131,7 @@ def test_a_guest_with_ipv6_leaves_one_address_to_a_guest_without() -> None:
 
 
 def test_two_guests_do_not_get_one_port() -> None:
-    db = replace(DB, nics=(NicSpec("lan", "br0", "02::3", "db-lan", 0, address=("10.0.0.11",)),))
+    db = replace(DB, nics=(NicSpec("lan", "br0", "02:00:00:00:00:03", "db-lan", 0, address=("10.0.0.11",)),))
     desired = wants("[::]:80/tcp")
     both = replace(desired, vms={**desired.vms, "db": replace(db, publish=("[::]:80:81/tcp",))})
     decided = plan(both, host(), 0.0)
