@@ -23,7 +23,7 @@ import structlog
 from agent.core.defaults import GROUP, SOCKET_NAME
 from agent.core.errors import AgentError
 from agent.core.rights import Readers, Rights
-from agent.core.status import AgentFacts
+from agent.core.tell.status import AgentFacts
 from agent.host.netlink import RatedLinks
 from agent.host.notify import Notifier
 from agent.host.peers import find_group

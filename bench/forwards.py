@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from agent.core.firewall import NAT
+from agent.core.routing.firewall import NAT
 from agent.host.nft_events import NftEvents
 from bench.figures import Figure
 from bench.host import bare_unit, fresh_agent, start, wait_settled

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
-from agent.core.effects import EFFECTS, PLUGGING
+from agent.core.edits.effects import EFFECTS, PLUGGING
 
 TABLES = {
     "bridge": "bridge.NAME",

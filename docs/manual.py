@@ -15,9 +15,9 @@ from typing import Any
 
 from agent.__main__ import parser as agent_parser
 from agent.cli.main import build_parser
-from agent.core.effects import EFFECTS, PLUGGING
-from agent.core.notification_text import ENVIRONMENT, FIELDS
-from agent.core.notifications import WATCHED
+from agent.core.edits.effects import EFFECTS, PLUGGING
+from agent.core.tell.notification_text import ENVIRONMENT, FIELDS
+from agent.core.tell.notifications import WATCHED
 from agent.unitfile.json_schema import json_schema
 from docs import effects
 

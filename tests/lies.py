@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.core.filters_wanted import link_local
+from agent.core.routing.filters_wanted import link_local
 from tests.frames import ICMPV6, TCP, UDP, arp, icmpv6, ipv4, ipv6, neighbour, router, udp
 
 BRIDGE_MAC = "de:ad:be:ef:00:0a"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.core.desired import VmSpec
 from agent.core.errors import TransientError
-from agent.core.qemu_argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv
+from agent.core.qemu.argv import DiskSet, FirmwareSets, LaunchFiles, qemu_argv
 from agent.host.disks import open_disk, prepare_boot_file
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.logs import open_log

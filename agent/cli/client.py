@@ -70,7 +70,7 @@ class AgentClient:
         self.path = run_dir / SOCKET_NAME
 
     def status(self, timeout_s: float = ANSWER_S) -> Json:
-        """The status of everything (`agent.core.status`)."""
+        """The status of everything (`agent.core.tell.status`)."""
         return self._ask("GET", "/v1/status", None, timeout_s)
 
     def intent(self, verb: str, name: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from agent.cli.client import RefusedError, unusable
-from agent.core.qemu_serial import serial_socket
+from agent.core.qemu.serial import serial_socket
 from agent.core.text import printable, suggestion
 
 DETACH = b"\x1d"

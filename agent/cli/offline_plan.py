@@ -9,12 +9,12 @@ from pathlib import Path
 from agent.cli.client import Json
 from agent.core.allocation import Allocations
 from agent.core.errors import UnitError
-from agent.core.filters import Filters, FilterState
-from agent.core.firewall import FirewallState, ForwardingState, Routing
-from agent.core.forecast import forecast, forecast_json
-from agent.core.ipv6 import Ipv6State
 from agent.core.observed import DiskState, HostState, Observed
-from agent.core.status import unit_status
+from agent.core.routing.filters import Filters, FilterState
+from agent.core.routing.firewall import FirewallState, ForwardingState, Routing
+from agent.core.routing.ipv6 import Ipv6State
+from agent.core.tell.forecast import forecast, forecast_json
+from agent.core.tell.status import unit_status
 from agent.core.text import printable
 from agent.host.disks import look_at_disk
 from agent.host.unitdir import read_directory

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent.cli.check import check
 from agent.cli.client import AgentClient, NoAgentError, RefusedError, unusable
-from agent.core.redact import redacted, redacted_json
+from agent.core.tell.redact import redacted, redacted_json
 from agent.host.unitdir import read_directory
 
 TAIL_BYTES = 65_536

@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import FALSE, TRUE, complain
 from agent.cli.tables import write_line, write_table
-from agent.core.qemu_display import written
+from agent.core.qemu.display import written
 from agent.core.text import counted
 
 Add = Callable[[str, str], argparse.ArgumentParser]

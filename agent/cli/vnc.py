@@ -20,7 +20,7 @@ from agent.cli.client import RefusedError, unusable
 from agent.cli.commands import complain
 from agent.cli.console import why_not_there
 from agent.cli.tables import write_line
-from agent.core.qemu_display import VNC_SOCKET, vnc_port, written
+from agent.core.qemu.display import VNC_SOCKET, vnc_port, written
 from agent.core.text import printable
 from agent.host.listeners import find_listener
 

@@ -14,7 +14,7 @@ UID_LAST = 2_147_483_647
 PORTS_PER_DEVICE = 8
 """PCIe root ports are the functions of PCI devices, eight each."""
 MAX_PORT_DEVICES = 23
-"""From the first PCI device number that is free for slots to the chipset's own (agent.core.qemu_platform)."""
+"""From the first PCI device number that is free for slots to the chipset's own (agent.core.qemu.platform)."""
 SPARE_SLOTS = 2
 """The default of `hotplug-slots`."""
 

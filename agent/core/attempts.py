@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 
 from agent.core.actions import Action, key_of
-from agent.core.draft import fingerprint
 from agent.core.errors import ActionError, PermanentError, TransientError
 from agent.core.observed import Attempt
+from agent.core.planner.draft import fingerprint
 
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 30.0

@@ -58,7 +58,7 @@ class BridgeSpec:
 
     `dhcp`, `dns`: what is served there, None for not at all.
     `nat`: what comes from its own subnets and leaves by another link has the host's address there (IPv4).
-    `ipv6`: how its guests reach the internet over IPv6 (`agent.core.ipv6`), empty for not at all; `uplink` is the link
+    `ipv6`: how its guests reach the internet over IPv6 (`core.routing.ipv6`), empty for not at all; `uplink`: the link
     that leads there, empty for that of the default route.
     """
 
@@ -170,7 +170,7 @@ class VmSpec:
     `max_cpus`: how many CPUs it may have while it runs; None: those of its start, no room is made for more.
     `balloon_mib`: how much of its memory it is to keep; None: all of it.
     `fallback`: where QEMU refuses it as it is, it is started as it last ran.
-    `publish` are ports of the host that lead to it (`core.publications`).
+    `publish` are ports of the host that lead to it (`core.routing.publications`).
     """
 
     name: str

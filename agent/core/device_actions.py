@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.core.desired import DiskSpec, NicSpec
-from agent.core.edits import Edit
+from agent.core.edits.live import Edit
 from agent.core.reasons import Disruption, Reason
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.core.desired import Limits, VmSpec
-from agent.core.room import memory_max_bytes
+from agent.core.planner.room import memory_max_bytes
 
 Property = tuple[str, str, object]
 """Name, D-Bus signature and value (org.freedesktop.systemd1(5), Properties of units)."""

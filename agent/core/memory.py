@@ -6,14 +6,14 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
-from agent.core import fallback
 from agent.core.allocation import Allocations, spec_slots
-from agent.core.approval import WINDOW_S
 from agent.core.desired import BridgeSpec, VmSpec
-from agent.core.digest import digest
-from agent.core.notifications import Told, without_times
+from agent.core.edits.digest import digest
 from agent.core.observed import End, Hold, Intent, Refusal, VmState
-from agent.core.policy import ENDS_KEPT
+from agent.core.planner import fallback
+from agent.core.planner.approval import WINDOW_S
+from agent.core.planner.policy import ENDS_KEPT
+from agent.core.tell.notifications import Told, without_times
 
 SAME_LAUNCH_S = 0.005
 """A process's start time has a resolution of 10 ms; two launches of a guest are further apart."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
-from agent.core.filters import Filters
-from agent.core.firewall import Routing
-from agent.core.ipv6 import Ipv6State
-from agent.core.leases import Lease
 from agent.core.rates import Shape
-from agent.core.services import ServiceSpec
+from agent.core.routing.filters import Filters
+from agent.core.routing.firewall import Routing
+from agent.core.routing.ipv6 import Ipv6State
+from agent.core.services.leases import Lease
+from agent.core.services.spec import ServiceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class VmState:
     unplugged and not gone yet.
     `unit` is the service that its QEMU runs as, empty for a child of the agent; `limits` are those of that service,
     None if unknown; `limits_awaited`: nobody has looked at them yet.
-    `tuned` is what QEMU was told last of what it cannot be asked for (agent.core.tuning). `cpus`: how many are plugged,
+    `tuned`: what QEMU was told last of what it cannot be asked for (core.edits.tuning). `cpus`: so many are plugged,
     None while that is not known, or cannot change. `media`: the block node in each CD-ROM drive, empty for none.
     `told_mtus`: what the guest was told of a NIC's MTU, by NIC, where that is another one by now.
     `reboot_ends`: whether a reboot of the guest ends this QEMU instead of being one; None while that is uncertain.

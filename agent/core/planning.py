@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from agent.core.approval import Approval, Stops, is_unit_gone, unit_stops
 from agent.core.desired import BridgeSpec, Desired, VmSpec
-from agent.core.draft import Draft, Plan
-from agent.core.fallback import starts_of
 from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
-from agent.core.plan_bridges import plan_bridge, plan_unwanted_bridges
-from agent.core.plan_down import plan_down
-from agent.core.plan_filters import plan_filters
-from agent.core.plan_firewall import plan_firewall, publishing_guests
-from agent.core.plan_held import held_guests, plan_held, tell_held
-from agent.core.plan_ipv6 import plan_ipv6
-from agent.core.plan_rates import plan_unwanted_ifbs
-from agent.core.plan_services import plan_services
-from agent.core.plan_taps import plan_unwanted_taps
-from agent.core.plan_vms import plan_kept, plan_leftover, plan_rename, plan_vm
-from agent.core.room import Room
+from agent.core.planner.approval import Approval, Stops, is_unit_gone, unit_stops
+from agent.core.planner.bridges import plan_bridge, plan_unwanted_bridges
+from agent.core.planner.down import plan_down
+from agent.core.planner.draft import Draft, Plan
+from agent.core.planner.fallback import starts_of
+from agent.core.planner.filters import plan_filters
+from agent.core.planner.firewall import plan_firewall, publishing_guests
+from agent.core.planner.held import held_guests, plan_held, tell_held
+from agent.core.planner.ipv6 import plan_ipv6
+from agent.core.planner.rates import plan_unwanted_ifbs
+from agent.core.planner.room import Room
+from agent.core.planner.services import plan_services
+from agent.core.planner.taps import plan_unwanted_taps
+from agent.core.planner.vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.text import counted
 
 

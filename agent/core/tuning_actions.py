@@ -10,7 +10,7 @@ from agent.core.reasons import Disruption, Reason
 
 @dataclass(frozen=True, slots=True)
 class TuneVm:
-    """Tell QEMU what it is to know of a guest's cables, limits and balloon (agent.core.tuning), and write that down."""
+    """Tell QEMU what it is to know of a guest's cables, limits and balloon (core.edits.tuning), and write that down."""
 
     resource: str
     reason: Reason

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import PermanentError, TransientError
-from agent.core.ruleset import Element
+from agent.core.routing.ruleset import Element
 
 NETLINK_NETFILTER = 12
 _GET, _DELETE = 0x0101, 0x0102

@@ -43,7 +43,7 @@ class LaunchRecord:
     `stopping`: this launch is being ended by us, and what it does then is no end of its own. `unit`: the service that
     QEMU runs as, empty if it was started as a child of the agent; it keeps its name when the guest is renamed.
     `spec` is what the guest is to be like by now; what it must let go of for that is `leaving`. `tuned` is what its
-    QEMU was told last (agent.core.tuning).
+    QEMU was told last (agent.core.edits.tuning).
     `told_mtus`: what the guest was told of a NIC's MTU where that is another one by now. `reboot_ends`: QEMU was, or is
     about to be, told to end when its guest reboots; `rebooted`: it has, and the guest is to be started again.
     `instead_of`: the digest of the spec that QEMU refused, where it was launched as it last ran.

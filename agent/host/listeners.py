@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from agent.core.publications import Publication, publication
+from agent.core.routing.publications import Publication, publication
 
 _LISTENING = {"tcp": "0A", "udp": "07"}
 """TCP_LISTEN, and TCP_CLOSE, in which a UDP socket is that nobody connected (include/net/tcp_states.h)."""
@@ -41,7 +41,7 @@ def find_listener(host: str, port: int) -> Listener | None:
 
 
 def find_holders(published: Iterable[str], own: Collection[int] = ()) -> Mapping[str, str]:
-    """Who has each of these published ports (`agent.core.publications`), in words; empty for nobody.
+    """Who has each of these published ports (`agent.core.routing.publications`), in words; empty for nobody.
 
     Whoever listens on loopback only is in nobody's way, nor is what users with one of the uids `own` listen on.
     Blocks; it looks at every process if there is somebody.

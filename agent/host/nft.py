@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.core.errors import ObservationError, OutcomeUnknownError, PermanentError, TransientError
-from agent.core.ruleset import (
+from agent.core.routing.ruleset import (
     Chain,
     Element,
     ElementChange,
@@ -273,7 +273,7 @@ def _elements_of(body: Mapping[str, Any], *, counted: bool = False) -> Iterator[
 
 
 def _written(value: Any, types: list[str]) -> str:
-    """A key or a value as `agent.core.firewall.Element` has it, from nft's JSON of it."""
+    """A key or a value as `agent.core.routing.firewall.Element` has it, from nft's JSON of it."""
     if isinstance(value, dict) and "elem" in value:  # with a timeout or a comment: none of ours has one
         return f"{_written(value['elem']['val'], types)} with more"
     parts = value["concat"] if isinstance(value, dict) and "concat" in value else [value]

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ObservationError
-from agent.core.ruleset import Ruleset
+from agent.core.routing.ruleset import Ruleset
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.core.errors import TransientError
 from agent.core.observed import End
-from agent.core.services import RUN_DIR, ServiceSpec
+from agent.core.services.spec import RUN_DIR, ServiceSpec
 
 RECORD, LOG, CANDIDATE = "record.toml", "log", "next"
 """`CANDIDATE` is the folder in which a new configuration is checked before it takes the place of the former one."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.core.errors import ObservationError, PermanentError, TransientError
-from agent.core.firewall import ForwardingState
+from agent.core.routing.firewall import ForwardingState
 
 ROOT = Path("/proc/sys/net")
 SOL_NETLINK = 270

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import structlog
 
-from agent.core.approval import still_asked
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
-from agent.core.fallback import starts_of
-from agent.core.ipv6_wanted import uplinks6
 from agent.core.memory import Memory, without_guests, without_lacks
 from agent.core.observed import HostState, Observed
-from agent.core.obstacles import edited
-from agent.core.qemu_serial import serial_logs
-from agent.core.status import AgentFacts
+from agent.core.planner.approval import still_asked
+from agent.core.planner.fallback import starts_of
+from agent.core.planner.obstacles import edited
+from agent.core.qemu.serial import serial_logs
+from agent.core.routing.ipv6_wanted import uplinks6
+from agent.core.tell.status import AgentFacts
 from agent.host.launches import Launches
 from agent.host.logs import cap_log
 from agent.host.netlink import RatedLinks

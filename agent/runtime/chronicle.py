@@ -9,9 +9,9 @@ from typing import Any
 
 from agent.core.actions import Action, EndVm, LaunchVm, ReleaseVm, StopVm, kind_of
 from agent.core.conditions import Condition
-from agent.core.describe import describe
 from agent.core.errors import UnitError
-from agent.core.repairs import Repair
+from agent.core.planner.repairs import Repair
+from agent.core.tell.describe import describe
 from agent.runtime.clock import now_s
 from agent.runtime.reconcile import Pass
 from agent.telemetry.journal import Journal, Level

@@ -2,16 +2,16 @@
 
 | request | answer |
 |---|---|
-| GET /v1/status | the status (`agent.core.status`) |
+| GET /v1/status | the status (`agent.core.tell.status`) |
 | GET /v1/events?since=N&follow=1 | one event a line, JSON; with `follow` without end |
 | POST /v1/wait {"what", "name", "timeout_s"} | {"ok", "message"} once it is decided |
 | POST /v1/intent {"verb", "name"} | {"message"} |
 | POST /v1/hold {"name", "reason"} | {"message"}; who asks is known from the connection |
 | POST /v1/approve {"id"} | {"message"} |
 | POST /v1/down {"down": true or false, "budget_s": all guests' time, or nothing} | {"message"} |
-| POST /v1/plan {"files": {NAME: text or null}} | what would be done with these in place or gone (`core.forecast`) |
-| GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.why`) |
-| GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.show`) |
+| POST /v1/plan {"files": {NAME: text or null}} | what would be done with these, or without (`core.tell.forecast`) |
+| GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.tell.why`) |
+| GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.tell.show`) |
 
 A refusal is {"error": "one line"} with 400 (not understood), 403 (not for this user, `agent.core.rights`), 404 (nothing
 of that name) or 409 (not now). A peer that hangs up cancels its wait.

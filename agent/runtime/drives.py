@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 
 from agent.core.desired import DiskSpec
-from agent.core.qemu_argv import DiskSet, disk_blockdev, disk_node, drive_node
-from agent.core.qemu_cdrom import is_medium_of
+from agent.core.qemu.argv import DiskSet, disk_blockdev, disk_node, drive_node
+from agent.core.qemu.cdrom import is_medium_of
 from agent.host.disks import open_disk
 from agent.host.qmp import CommandRefusedError
 from agent.runtime.guest import Guest

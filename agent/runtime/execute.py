@@ -35,10 +35,10 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
-from agent.core.filters import ChangeFilters
-from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
-from agent.core.ipv6_actions import ChangeIpv6
-from agent.core.service_actions import ReloadService, StartService, StopService
+from agent.core.routing.filters import ChangeFilters
+from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
+from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor

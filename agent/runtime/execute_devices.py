@@ -11,10 +11,19 @@ from dataclasses import replace
 
 from agent.core.desired import DiskSpec, NicSpec
 from agent.core.device_actions import ArmTap, GrowDisk, PlugDisk, PlugNic, ReplugNic, TakeOver, UnplugDisk, UnplugNic
-from agent.core.digest import digest
+from agent.core.edits.digest import digest
+from agent.core.edits.pending import told_mtus
+from agent.core.edits.tuning import (
+    command_of,
+    disk_setting,
+    is_limited,
+    link_key,
+    medium_key,
+    nic_setting,
+    throttle_key,
+)
 from agent.core.errors import PermanentError, TransientError
-from agent.core.pending import told_mtus
-from agent.core.qemu_argv import (
+from agent.core.qemu.argv import (
     devices_of_disk,
     disk_node,
     drive_node,
@@ -23,7 +32,6 @@ from agent.core.qemu_argv import (
     nic_id,
     nic_netdev,
 )
-from agent.core.tuning import command_of, disk_setting, is_limited, link_key, medium_key, nic_setting, throttle_key
 from agent.host.disks import grow_disk
 from agent.host.launches import LaunchRecord
 from agent.host.qmp import CommandRefusedError

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from agent.core.desired import DiskSpec
+from agent.core.edits.tuning import command_of, medium_key
 from agent.core.errors import TransientError
-from agent.core.qemu_argv import disk_node, drive_node
-from agent.core.tuning import command_of, medium_key
+from agent.core.qemu.argv import disk_node, drive_node
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.host.launches import LaunchRecord
 from agent.host.qmp import CommandRefusedError

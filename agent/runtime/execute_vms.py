@@ -14,7 +14,8 @@ import structlog
 from agent.core.actions import ChangeReboot, EndVm, LaunchVm, LimitVm, RenameVm, ResetVm, ResumeVm, StopVm
 from agent.core.desired import Limits, VmSpec
 from agent.core.device_actions import CreateDisk
-from agent.core.digest import digest
+from agent.core.edits.digest import digest
+from agent.core.edits.tuning import tuned_at_launch
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.limits import limit_values
 from agent.core.memory import (
@@ -28,17 +29,16 @@ from agent.core.memory import (
     without_refusal,
 )
 from agent.core.observed import End, Intent
-from agent.core.qemu_argv import (
+from agent.core.qemu.argv import (
     DiskSet,
     FirmwareSets,
     LaunchFiles,
     qemu_argv,
     resolved_accel,
 )
-from agent.core.qemu_display import vnc_port, written
-from agent.core.qemu_serial import serial_log, serial_sockets
+from agent.core.qemu.display import vnc_port, written
+from agent.core.qemu.serial import serial_log, serial_sockets
 from agent.core.reasons import Reason
-from agent.core.tuning import tuned_at_launch
 from agent.host.disks import create_disk, open_disk, prepare_boot_file
 from agent.host.firmware import find_firmware, open_firmware
 from agent.host.launches import Launches, LaunchRecord

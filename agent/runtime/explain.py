@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from agent.core.desired import Desired
-from agent.core.forecast import forecast, forecast_json
 from agent.core.memory import carried_intents, new_names
 from agent.core.observed import DiskState, Observed
-from agent.core.obstacles import edited
-from agent.core.show import UnitText, all_names, known_as, show_json
-from agent.core.status import StatusInputs, unit_status
-from agent.core.why import WhyInputs, why
+from agent.core.planner.obstacles import edited
+from agent.core.tell.forecast import forecast, forecast_json
+from agent.core.tell.show import UnitText, all_names, known_as, show_json
+from agent.core.tell.status import StatusInputs, unit_status
+from agent.core.tell.why import WhyInputs, why
 from agent.host.disks import is_file, look_at_disk
 from agent.runtime.clock import now_s
 from agent.runtime.control import UnknownNameError

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from agent.core.desired import VmSpec
 from agent.core.errors import ObservationError
-from agent.core.filters import FILTERING, ChangeFilters, Dropped, Filters, FilterState
-from agent.core.ruleset import Element
+from agent.core.routing.filters import FILTERING, ChangeFilters, Dropped, Filters, FilterState
+from agent.core.routing.ruleset import Element
 from agent.host.nft import NftMissingError, read_counts
 from agent.runtime.tables import Tables
 from agent.runtime.threads import run_to_end

@@ -14,7 +14,7 @@ import structlog
 from agent.core.desired import Limits
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.observed import VmState
-from agent.core.qemu_argv import devices_at_launch, disk_node, drive_node
+from agent.core.qemu.argv import devices_at_launch, disk_node, drive_node
 from agent.host.launches import LOG, LaunchRecord
 from agent.host.processes import ExitStatus, Process, is_stuck
 from agent.host.qmp import Monitor

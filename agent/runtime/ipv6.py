@@ -15,11 +15,11 @@ import structlog
 
 from agent.core.desired import Desired
 from agent.core.errors import ObservationError
-from agent.core.ipv6 import Ipv6State, conf, proxy_delay
-from agent.core.ipv6_actions import ChangeIpv6
-from agent.core.ipv6_wanted import guests_by_proxy, uplinks6
 from agent.core.memory import Memory
 from agent.core.observed import LinkState, VmState
+from agent.core.routing.ipv6 import Ipv6State, conf, proxy_delay
+from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.ipv6_wanted import guests_by_proxy, uplinks6
 from agent.host.netlink import Routes6
 from agent.host.netlink.routes6 import watch_routes6
 from agent.host.sysctls import change_sysctls, look_at_settings

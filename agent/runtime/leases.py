@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from agent.core.errors import ObservationError
-from agent.core.leases import Lease, parse_leases, unexpired
+from agent.core.services.leases import Lease, parse_leases, unexpired
 from agent.host.file_events import FileEvents
 
 log = structlog.get_logger("vmhost.leases")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.core.desired import NicSpec
-from agent.core.qemu_argv import nic_id
+from agent.core.qemu.argv import nic_id
 from agent.host.qmp import CommandRefusedError
 from agent.host.tap import TapSettings, settings_from_virtio
 from agent.runtime.guests import Guests

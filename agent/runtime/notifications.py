@@ -16,8 +16,8 @@ from typing import Protocol
 
 from agent.core.errors import HookError
 from agent.core.memory import Memory
-from agent.core.notification_text import document, environment
-from agent.core.notifications import Key, Limits, News, Notification, Told, Watch, look
+from agent.core.tell.notification_text import document, environment
+from agent.core.tell.notifications import Key, Limits, News, Notification, Told, Watch, look
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.keeper import Keeper

@@ -9,12 +9,12 @@ from dataclasses import replace
 import structlog
 
 from agent.core.desired import Desired, DiskSpec, VmSpec
-from agent.core.draft import Plan
+from agent.core.edits.plugged import has_file
 from agent.core.errors import ObservationError
 from agent.core.observed import DiskState, HostMemory, VmState
-from agent.core.obstacles import new_boot_files, new_disks
-from agent.core.plugged import has_file
-from agent.core.room import need_bytes
+from agent.core.planner.draft import Plan
+from agent.core.planner.obstacles import new_boot_files, new_disks
+from agent.core.planner.room import need_bytes
 from agent.host.disks import DiskLook, is_file, look_at_disk
 from agent.host.host_memory import look_at_memory
 from agent.host.processes import kvm_usable
@@ -26,7 +26,7 @@ log = structlog.get_logger("vmhost.observe")
 MEMORY_OLD_S = 2.0
 
 Edits = Sequence[tuple[VmSpec, VmState]]
-"""Guests that do not run as their units say, with how they run (`agent.core.obstacles.edited`)."""
+"""Guests that do not run as their units say, with how they run (`agent.core.planner.obstacles.edited`)."""
 
 
 class DiskLooks:

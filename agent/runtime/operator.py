@@ -8,17 +8,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from agent.core.conditions import Condition
-from agent.core.digest import PendingChange
+from agent.core.edits.digest import PendingChange
+from agent.core.edits.pending import pending_of
 from agent.core.marks import tap_resource, vm_resource
 from agent.core.memory import with_hold, with_intent, without_refusal
-from agent.core.notifications import Key, Trouble, troubles_of
 from agent.core.observed import Hold, Intent
-from agent.core.obstacles import Obstacle, obstacle, refused_message
-from agent.core.pending import pending_of
-from agent.core.room import Room
-from agent.core.status import AgentFacts, StatusInputs, status
+from agent.core.planner.obstacles import Obstacle, obstacle, refused_message
+from agent.core.planner.room import Room
+from agent.core.tell.notifications import Key, Trouble, troubles_of
+from agent.core.tell.status import AgentFacts, StatusInputs, status
+from agent.core.tell.vm_display import is_paused_as_asked, is_running_as_asked
 from agent.core.text import printable
-from agent.core.vm_display import is_paused_as_asked, is_running_as_asked
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult

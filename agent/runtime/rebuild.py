@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from agent.core.desired import NicSpec, VmSpec
-from agent.core.digest import digest
+from agent.core.edits.digest import digest
 from agent.core.observed import LinkState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import find_process_with, launched_as

@@ -17,11 +17,11 @@ import structlog
 from agent.core.actions import Action, LaunchVm, StopVm, key_of
 from agent.core.attempts import after_failure
 from agent.core.desired import Desired
-from agent.core.draft import Plan
 from agent.core.errors import ActionError, OutcomeUnknownError
 from agent.core.observed import Attempt, Observed
+from agent.core.planner.draft import Plan
+from agent.core.planner.repairs import Ledger, Repair, look, with_actions
 from agent.core.planning import plan
-from agent.core.repairs import Ledger, Repair, look, with_actions
 from agent.runtime.clock import now_s
 from agent.runtime.doorbell import Doorbell
 

@@ -14,14 +14,14 @@ import structlog
 
 from agent.core.desired import Desired
 from agent.core.errors import ObservationError
-from agent.core.firewall import NAT, FirewallState, ForwardingState, Opening, Routing
-from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
-from agent.core.firewall_wanted import VERSIONS, name_of, outer_links
 from agent.core.marks import is_own_bridge
 from agent.core.memory import Memory
 from agent.core.observed import LinkState, VmState
-from agent.core.ruleset import ElementChange
-from agent.core.services import SERVICE_UIDS
+from agent.core.routing.firewall import NAT, FirewallState, ForwardingState, Opening, Routing
+from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
+from agent.core.routing.firewall_wanted import VERSIONS, name_of, outer_links
+from agent.core.routing.ruleset import ElementChange
+from agent.core.services.spec import SERVICE_UIDS
 from agent.host.connections import Strays, end_forwarded, end_strays
 from agent.host.listeners import find_holders
 from agent.host.sysctls import change_sysctls, look_at_forwarding, watch_forwarding

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent.core.status_line import status_line
+from agent.core.tell.status_line import status_line
 from agent.host.notify import Notifier
 from agent.runtime.agent import FULL_LOOK_EVERY_S, Agent
 from agent.telemetry.journal import Journal

@@ -13,8 +13,8 @@ from typing import Protocol
 import structlog
 
 from agent.core.errors import ActionError, PermanentError, TransientError
-from agent.core.service_unit import service_properties, service_unit
-from agent.core.services import ServiceSpec
+from agent.core.services.spec import ServiceSpec
+from agent.core.services.unit import service_properties, service_unit
 from agent.host.logs import open_log
 from agent.host.processes import ENVIRONMENT, ExitStatus, Process, running_process, service_of, spawn, unprivileged
 from agent.host.service_files import ServiceRecord

@@ -20,10 +20,10 @@ import structlog
 
 from agent.core.errors import ActionError, PermanentError, TransientError
 from agent.core.observed import End, ServiceState
-from agent.core.policy import ENDS_KEPT
+from agent.core.planner.policy import ENDS_KEPT
 from agent.core.reasons import Reason
-from agent.core.service_actions import ReloadService, StartService, StopService
-from agent.core.services import PACKAGES, SERVICE_UIDS, FileEffect, ServiceSpec
+from agent.core.services.actions import ReloadService, StartService, StopService
+from agent.core.services.spec import PACKAGES, SERVICE_UIDS, FileEffect, ServiceSpec
 from agent.core.text import printable
 from agent.host.logs import cap_log, log_size
 from agent.host.processes import ENVIRONMENT, Process, find_process, find_process_called

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from agent.core.errors import ActionError, ObservationError
-from agent.core.ruleset import ElementChange, Ruleset, RulesetState, after_change
+from agent.core.routing.ruleset import ElementChange, Ruleset, RulesetState, after_change
 from agent.host.nft import MISSING, NftMissingError, change_tables, look_at_tables
 from agent.host.nft_events import NftEvents
 from agent.runtime.threads import run_to_end

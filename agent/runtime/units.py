@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.core.desired import Desired
 from agent.core.errors import UnitError
 from agent.core.memory import Memory, new_names, with_new_names
-from agent.core.show import UnitText
+from agent.core.tell.show import UnitText
 from agent.core.text import printable
 from agent.host.statedir import StateDirectory
 from agent.host.unitdir import DirectoryView

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from agent.core.vm_display import DisplayState
+from agent.core.tell.vm_display import DisplayState
 from agent.telemetry.snapshot import NetlinkTotals, NicSample, Snapshot, VmSample
 
 UNIT_STATES = ("valid", "invalid", "held")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.core.firewall_wanted import Forward, wish_of
-from agent.core.haproxy import carries
-from agent.core.plan_firewall import publishing_guests
-from agent.core.plan_proxy import carried_now
-from agent.core.publications import publication
-from agent.core.status import StatusInputs, present_bridges
+from agent.core.planner.firewall import publishing_guests
+from agent.core.planner.proxy import carried_now
+from agent.core.routing.firewall_wanted import Forward, wish_of
+from agent.core.routing.publications import publication
+from agent.core.services.haproxy import carries
+from agent.core.tell.status import StatusInputs, present_bridges
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.core.desired import VmSpec
-from agent.core.dnsmasq import is_served, pool_size, served_bridges, service_name
 from agent.core.marks import bridge_resource, tap_resource, vm_resource
 from agent.core.observed import Intent, ServiceState
-from agent.core.policy import wants_to_run
-from agent.core.services import ServiceSpec, service_resource
-from agent.core.status import StatusInputs, deviating_owners, present_bridges, wanted_in_vain
-from agent.core.vm_display import nic_attached, vm_display_state
+from agent.core.planner.policy import wants_to_run
+from agent.core.services.dnsmasq import is_served, pool_size, served_bridges, service_name
+from agent.core.services.spec import ServiceSpec, service_resource
+from agent.core.tell.status import StatusInputs, deviating_owners, present_bridges, wanted_in_vain
+from agent.core.tell.vm_display import nic_attached, vm_display_state
 from agent.telemetry.forwards import ForwardSample, forward_samples
 
 

@@ -30,7 +30,7 @@ class Claim(NamedTuple):
 
     `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel), `display` (of VNC),
     `port` (what is published of the
-    host's, as `core.publications` writes it; two meet in any port of theirs).
+    host's, as `core.routing.publications` writes it; two meet in any port of theirs).
     `key` None: the default, which depends on more than the file. `role` is what a link is to be (`bridge`, `port`,
     `tap`), or `read-only` for a disk.
     """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.core.publications import Publication, publication
+from agent.core.routing.publications import Publication, publication
 from agent.core.text import printable
 from agent.unitfile.claims import Claim, KeyPath, Reference
 from agent.unitfile.parse import ParsedUnit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from agent.core.filter_entries import Entry
+from agent.core.routing.filter_entries import Entry
 from agent.unitfile.values import BadValueError, shown
 
 MAX_PORT = 65535
@@ -17,7 +17,7 @@ _WANTED = 'must be such as "22/tcp", "5000-5010/udp", "icmp", "from 10.0.0.0/8",
 
 
 def parse_entry(value: object) -> str:
-    """What may, or may not, be begun towards a guest or by it (`agent.core.filter_entries`)."""
+    """What may, or may not, be begun towards a guest or by it (`agent.core.routing.filter_entries`)."""
     if not isinstance(value, str):
         is_port = isinstance(value, int) and not isinstance(value, bool)
         raise BadValueError(f"{_WANTED}, not {shown(value)}", f'did you mean "{value}/tcp"?' if is_port else "")

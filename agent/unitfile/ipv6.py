@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 
-from agent.core.firewall import is_plain_name
-from agent.core.ipv6 import NAT66, NDP_PROXY, ROUTED
+from agent.core.routing.firewall import is_plain_name
+from agent.core.routing.ipv6 import NAT66, NDP_PROXY, ROUTED
 from agent.unitfile.machines import Mistake
 from agent.unitfile.values import BadValueError, parse_address, parse_link_name, quoted
 

@@ -7,8 +7,8 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
-from agent.core.firewall import is_plain_name
-from agent.core.publications import EVERY_ADDRESS, MOST_CARRIED, Publication, publication
+from agent.core.routing.firewall import is_plain_name
+from agent.core.routing.publications import EVERY_ADDRESS, MOST_CARRIED, Publication, publication
 from agent.unitfile.machines import Mistake
 from agent.unitfile.values import BadValueError, quoted, shown
 
@@ -24,7 +24,7 @@ _NOT_CARRIED = {4: "", 6: f"; to an IPv4 one only TCP can be carried, of a range
 
 
 def parse_publish(value: object) -> str:
-    """A port of the host, or a range, that leads to the guest (`agent.core.publications`)."""
+    """A port of the host, or a range, that leads to the guest (`agent.core.routing.publications`)."""
     if not isinstance(value, str):
         number = value if isinstance(value, int) and not isinstance(value, bool) else 0
         raise BadValueError(f"{_WANTED}, not {shown(value)}", f'did you mean "{number}"?' if _is_port(number) else "")

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
-from agent.core.ipv6 import NDP_PROXY
+from agent.core.routing.ipv6 import NDP_PROXY
 from agent.unitfile.machines import Mistake
 from agent.unitfile.values import BadValueError, parse_address, quoted, shown
 

@@ -16,9 +16,9 @@ from agent.core.desired import (
     SerialSpec,
     VmSpec,
 )
-from agent.core.ipv6 import GATEWAY, NDP_PROXY, derived_ula
 from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap
+from agent.core.routing.ipv6 import GATEWAY, NDP_PROXY, derived_ula
 from agent.unitfile.order import ready_of
 from agent.unitfile.schema import NIC_MODELS, BridgeTable, VmTable, disk_format
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import PermanentError, TransientError
-from agent.core.firewall_wanted import Forward
-from agent.core.haproxy import Listening, proxy_spec
 from agent.core.observed import ServiceState
 from agent.core.reasons import Reason
-from agent.core.ruleset import Element
-from agent.core.service_actions import ReloadService, StartService
-from agent.core.services import ServiceSpec
+from agent.core.routing.firewall_wanted import Forward
+from agent.core.routing.ruleset import Element
+from agent.core.services.actions import ReloadService, StartService
+from agent.core.services.haproxy import Listening, proxy_spec
+from agent.core.services.spec import ServiceSpec
 from agent.host.listeners import find_holders
 from agent.runtime.routing import CARRIERS
 from tests.contract.test_services import Supervised, folder, supervised

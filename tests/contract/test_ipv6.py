@@ -12,14 +12,14 @@ import pytest
 
 from agent.core.desired import BridgeSpec, Desired
 from agent.core.errors import TransientError
-from agent.core.firewall import EVERYWHERE6, NAT, FirewallState, Opening, Routing
-from agent.core.firewall_actions import ChangeFirewall, ChangeForwarding
-from agent.core.ipv6 import IPV6, Ipv6State, Place, conf
-from agent.core.ipv6_actions import ChangeIpv6
 from agent.core.marks import bridge_mark
 from agent.core.observed import HostState, Observed
 from agent.core.planning import plan
 from agent.core.reasons import Reason
+from agent.core.routing.firewall import EVERYWHERE6, NAT, FirewallState, Opening, Routing
+from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding
+from agent.core.routing.ipv6 import IPV6, Ipv6State, Place, conf
+from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.host.netlink import RatedLinks, Routes6
 from agent.host.netlink.routes6 import watch_routes6
 from agent.host.nft import change_tables, look_at_tables

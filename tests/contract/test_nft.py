@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from agent.core.errors import TransientError
-from agent.core.firewall import NAT, FirewallState
-from agent.core.ruleset import Element, ElementChange
+from agent.core.routing.firewall import NAT, FirewallState
+from agent.core.routing.ruleset import Element, ElementChange
 from agent.host.nft import change_tables, look_at_tables
 from agent.host.nft_events import NftEvents
 from tests.netns import network_namespace

@@ -13,7 +13,7 @@ import pytest
 
 from agent.core.desired import DiskSpec, NicSpec
 from agent.core.errors import PermanentError
-from agent.core.qemu_argv import nic_device, nic_netdev
+from agent.core.qemu.argv import nic_device, nic_netdev
 from agent.host.disks import create_disk
 from agent.host.launches import Launches
 from agent.host.processes import find_process, find_process_with, resident_bytes

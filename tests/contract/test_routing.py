@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import PermanentError, TransientError
-from agent.core.firewall import NAT
-from agent.core.ruleset import Element, ElementChange
+from agent.core.routing.firewall import NAT
+from agent.core.routing.ruleset import Element, ElementChange
 from agent.host.connections import Strays, end_forwarded, end_strays
 from agent.host.listeners import find_holders
 from agent.host.nft import change_tables

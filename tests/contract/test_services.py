@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from agent.core.desired import BridgeSpec, DhcpSpec, DnsSpec
-from agent.core.dnsmasq import dnsmasq_spec
 from agent.core.errors import PermanentError, TransientError
 from agent.core.observed import ServiceState
 from agent.core.reasons import Reason
-from agent.core.service_actions import ReloadService, StartService, StopService
-from agent.core.services import ServiceFile, ServiceSpec
+from agent.core.services.actions import ReloadService, StartService, StopService
+from agent.core.services.dnsmasq import dnsmasq_spec
+from agent.core.services.spec import ServiceFile, ServiceSpec
 from agent.host.processes import find_process_called, running_process
 from agent.host.service_files import ServiceFiles
 from agent.runtime.service_starts import ChildServices

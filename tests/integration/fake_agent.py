@@ -10,11 +10,11 @@ from pathlib import Path
 
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
-from agent.core.forecast import forecast, forecast_json
 from agent.core.observed import LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.rights import Rights
-from agent.core.show import show_json
-from agent.core.status import AgentFacts, StatusInputs, status
+from agent.core.tell.forecast import forecast, forecast_json
+from agent.core.tell.show import show_json
+from agent.core.tell.status import AgentFacts, StatusInputs, status
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult, serve_control
 from agent.telemetry.journal import Event, Journal, set_up_logging
 

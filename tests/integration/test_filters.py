@@ -19,7 +19,7 @@ from typing import Self
 
 import pytest
 
-from agent.core.filters_wanted import link_local
+from agent.core.routing.filters_wanted import link_local
 from tests import box
 from tests.agent_process import AgentProcess
 from tests.frames import UDP, ipv4, udp

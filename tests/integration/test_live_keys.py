@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.core.effects import EFFECTS, Effect
+from agent.core.edits.effects import EFFECTS, Effect
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
 from tests.integration.test_intents import on_monitor

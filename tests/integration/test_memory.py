@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from agent.core.desired import VmSpec
-from agent.core.room import need_bytes
+from agent.core.planner.room import need_bytes
 from agent.host.host_memory import look_at_memory
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import bare_vm

@@ -8,7 +8,7 @@ import pytest
 
 from agent.core.desired import VmSpec
 from agent.core.limits import CONTROLLERS
-from agent.core.room import memory_max_bytes
+from agent.core.planner.room import memory_max_bytes
 from tests.lab.service import UNIT, Installed
 
 pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests

@@ -8,10 +8,10 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from agent.core.desired import Limits
-from agent.core.filters import Filters, FilterState
 from agent.core.marks import GROUP, derived_ifb, ifb_mark
-from agent.core.model_ipv6 import without_places
+from agent.core.model.ipv6 import without_places
 from agent.core.observed import End, IngressState, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.routing.filters import Filters, FilterState
 
 Links = dict[str, LinkState]
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from agent.core.actions import Action, LaunchVm, StopVm
 from agent.core.desired import Apply, Desired, Restart, VmSpec
-from agent.core.digest import digest
-from agent.core.fallback import REFUSED_TIMES
+from agent.core.edits.digest import digest
+from agent.core.edits.pending import pending_of
 from agent.core.memory import Memory, with_refusal, without_refusal
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import HostState, Observed
-from agent.core.pending import pending_of
+from agent.core.planner.fallback import REFUSED_TIMES
 from agent.core.planning import plan
 
 CPUS = ("good", "better", "bad", "worse")

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from agent.core.actions import Action
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
-from agent.core.filters import Filters, FilterState
-from agent.core.firewall import EVERYWHERE6, SKELETON, FirewallState, ForwardingState, Routing
-from agent.core.firewall_actions import CONNECTIONS, FIREWALL, FORWARDING
-from agent.core.firewall_wanted import outer_links, wish_of
-from agent.core.haproxy import RESOURCE as PROXY
-from agent.core.haproxy import carries
 from agent.core.marks import bridge_mark
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import AddressState, End, HostState, LinkState, Observed
-from agent.core.plan_proxy import carried_now
+from agent.core.planner.proxy import carried_now
 from agent.core.planning import plan
-from agent.core.ruleset import Element
+from agent.core.routing.filters import Filters, FilterState
+from agent.core.routing.firewall import EVERYWHERE6, SKELETON, FirewallState, ForwardingState, Routing
+from agent.core.routing.firewall_actions import CONNECTIONS, FIREWALL, FORWARDING
+from agent.core.routing.firewall_wanted import outer_links, wish_of
+from agent.core.routing.ruleset import Element
+from agent.core.services.haproxy import RESOURCE as PROXY
+from agent.core.services.haproxy import carries
 
 GUESTS = ("one", "two")
 PORTS = (

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.desired import Desired
-from agent.core.forecast import forecast
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import End, Observed
 from agent.core.planning import plan
+from agent.core.tell.forecast import forecast
 from tests.property.worlds import GUESTS, hosts, wishes
 
 NOW_S = 1000.0

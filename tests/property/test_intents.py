@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.core.actions import EndVm, RenameVm, StopVm
 from agent.core.desired import Desired, VmSpec
 from agent.core.memory import Memory, with_hold, with_intent
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import Hold, HostState, Intent, Observed, Reach, VmState
 from agent.core.planning import plan
 from agent.core.references import guests_of

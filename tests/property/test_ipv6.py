@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from agent.core.actions import Action
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
-from agent.core.ipv6 import IPV6, Ipv6State, Place, conf, proxy_delay
 from agent.core.marks import bridge_mark
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import AddressState, HostState, LinkState, Observed
 from agent.core.planning import plan
+from agent.core.routing.ipv6 import IPV6, Ipv6State, Place, conf, proxy_delay
 from tests.property.faults import OF_IPV6, inflict_on_ipv6
 
 BRIDGES, UPLINKS = ("br-a", "br-b"), ("eth0", "eth1")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.desired import DiskSpec, Limits, NicSpec, VmSpec
-from agent.core.digest import digest, pending_changes
+from agent.core.edits.digest import digest, pending_changes
 from agent.core.errors import TransientError
 from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from agent.core.actions import LaunchVm, StopVm
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, VmSpec
-from agent.core.model import apply
+from agent.core.edits.tuning import medium_key, untold
+from agent.core.model.host import apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
 from agent.core.planning import plan
-from agent.core.qemu_argv import disk_node, drive_node, nic_id
-from agent.core.tuning import medium_key, untold
+from agent.core.qemu.argv import disk_node, drive_node, nic_id
 from tests.property.worlds import dices, settle
 
 BRIDGES = {name: BridgeSpec(name, f"02:00:00:00:00:0{number}") for number, name in enumerate(("br-a", "br-b"))}

@@ -10,7 +10,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.notifications import COOLDOWN_S, MINUTE_S, WATCHED, Key, Limits, News, Trouble, Watch, look
+from agent.core.tell.notifications import COOLDOWN_S, MINUTE_S, WATCHED, Key, Limits, News, Trouble, Watch, look
 
 KEYS = ("vm/a CrashLoop", "vm/a Held", "vm/b FellBack", "bridge/x Conflict", "agent ApprovalNeeded")
 STEPS = st.lists(

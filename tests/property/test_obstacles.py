@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from agent.core.actions import StopVm
 from agent.core.desired import Apply, Desired, DiskSpec, Restart, VmSpec
-from agent.core.model import apply
+from agent.core.edits.pending import pending_of
+from agent.core.model.host import apply
 from agent.core.observed import DiskState, HostMemory, HostState, Observed
-from agent.core.pending import pending_of
+from agent.core.planner.room import MIB
 from agent.core.planning import plan
-from agent.core.room import MIB
 
 FIRST = VmSpec("web", "u", 1, kernel="/boot/0", disks=(DiskSpec("root", "/srv/0", "raw", 0),), restart=Restart.ALWAYS)
 FILES = ("1", "2")

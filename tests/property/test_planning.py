@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from agent.core.actions import StopVm
 from agent.core.desired import Desired, NicSpec, Restart
-from agent.core.dnsmasq import dnsmasq_services
-from agent.core.ipv6 import conf, proxy_delay
 from agent.core.marks import bridge_mark, derived_ifb, tap_mark
 from agent.core.observed import (
     HostMemory,
@@ -19,10 +17,12 @@ from agent.core.observed import (
     LinkState,
     Observed,
 )
+from agent.core.planner.room import need_bytes
 from agent.core.planning import plan
 from agent.core.rates import is_shape, shape_of
-from agent.core.room import need_bytes
-from agent.core.ruleset import Element
+from agent.core.routing.ipv6 import conf, proxy_delay
+from agent.core.routing.ruleset import Element
+from agent.core.services.dnsmasq import dnsmasq_services
 from tests.property.faults import faults, inflict
 from tests.property.worlds import GUESTS, PORTS, dices, hosts, settle, wishes
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from agent.core.actions import Action
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DiskSpec, DnsSpec, Limits, NicSpec, Restart, VmSpec
 from agent.core.device_actions import ArmTap
-from agent.core.filters import Filters, FilterState
-from agent.core.ipv6 import Ipv6State, conf, proxy_delay
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import AddressState, DiskState, HostState, LinkState, Observed
 from agent.core.planning import plan
+from agent.core.routing.filters import Filters, FilterState
+from agent.core.routing.ipv6 import Ipv6State, conf, proxy_delay
 
 BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, VmSpec
-from agent.core.draft import Plan
 from agent.core.marks import bridge_mark, tap_mark
 from agent.core.observed import (
     AddressState,
@@ -16,6 +15,7 @@ from agent.core.observed import (
     Observed,
     VmState,
 )
+from agent.core.planner.draft import Plan
 
 BRIDGE = BridgeSpec("br0", "02:00:00:00:00:01", "net.toml", addresses=("10.0.0.1/24",))
 NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from agent.core.desired import DiskSpec, NicSpec, Restart, SerialSpec, VmSpec
-from agent.core.digest import PendingChange, digest, pending_changes
+from agent.core.edits.digest import PendingChange, digest, pending_changes
 
 LAN = NicSpec(id="lan", bridge="br-lan", mac="02:00:00:00:00:01", tap="web-lan", slot=0)
 ROOT = DiskSpec(id="root", path="/srv/web.qcow2", format="qcow2", slot=1, size_bytes=1 << 30)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DnsSpec, NicSpec, VmSpec
-from agent.core.dnsmasq import (
+from agent.core.observed import Observed, VmState
+from agent.core.services.dnsmasq import (
     LeaseHost,
     addresses_taken_twice,
     dnsmasq_services,
@@ -13,9 +14,8 @@ from agent.core.dnsmasq import (
     pool_size,
     served_bridges,
 )
-from agent.core.leases import Lease, parse_leases, unexpired
-from agent.core.observed import Observed, VmState
-from agent.core.services import needs_reload, needs_restart
+from agent.core.services.leases import Lease, parse_leases, unexpired
+from agent.core.services.spec import needs_reload, needs_restart
 
 DHCP = DhcpSpec("10.0.0.100", "10.0.0.150", 259200)
 BRIDGE = BridgeSpec(

@@ -7,16 +7,16 @@ from dataclasses import fields, replace
 import pytest
 
 from agent.core.actions import LimitVm, kind_of
-from agent.core.describe import describe
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, SerialSpec, VmSpec
 from agent.core.device_actions import TakeOver
-from agent.core.digest import pending_changes
-from agent.core.edits import Edit, live_edit
-from agent.core.effects import EFFECTS, PLUGGING, Effect, is_live, key_of_field
+from agent.core.edits.digest import pending_changes
+from agent.core.edits.effects import EFFECTS, PLUGGING, Effect, is_live, key_of_field
+from agent.core.edits.live import Edit, live_edit
 from agent.core.limits import limit_values
 from agent.core.observed import DiskState, Observed, VmState
 from agent.core.planning import plan
-from agent.core.qemu_argv import devices_at_launch
+from agent.core.qemu.argv import devices_at_launch
+from agent.core.tell.describe import describe
 from agent.unitfile import schema
 
 NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)

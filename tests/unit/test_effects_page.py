@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.core.effects import EFFECTS, PLUGGING
+from agent.core.edits.effects import EFFECTS, PLUGGING
 from agent.unitfile import schema
 from docs import effects, manual
 

@@ -10,10 +10,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from agent.core.desired import DiskSpec, VmSpec
-from agent.core.digest import PendingChange, pending_changes
-from agent.core.qemu_argv import DiskSet, LaunchFiles, qemu_argv
-from agent.core.qemu_cdrom import medium_node
-from agent.core.qemu_display import vnc_port
+from agent.core.edits.digest import PendingChange, pending_changes
+from agent.core.qemu.argv import DiskSet, LaunchFiles, qemu_argv
+from agent.core.qemu.cdrom import medium_node
+from agent.core.qemu.display import vnc_port
 from agent.unitfile.parse import parse_unit
 from agent.unitfile.specs import vm_spec
 from tests.unit.planning_world import WEB

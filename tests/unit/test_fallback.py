@@ -8,13 +8,13 @@ import pytest
 
 from agent.core.actions import LaunchVm
 from agent.core.desired import Apply, Desired, DiskSpec, NicSpec, Restart, VmSpec
-from agent.core.digest import digest
-from agent.core.draft import Plan
-from agent.core.fallback import refusal_of, start_of, starts_of
+from agent.core.edits.digest import digest
 from agent.core.memory import Memory, with_refusal, without_guests, without_refusal
 from agent.core.observed import DiskState, HostState, Observed, Refusal, VmState
+from agent.core.planner.draft import Plan
+from agent.core.planner.fallback import refusal_of, start_of, starts_of
 from agent.core.planning import plan
-from agent.core.qemu_argv import devices_at_launch
+from agent.core.qemu.argv import devices_at_launch
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, TAP, types
 
 RAN = VmSpec("web", "u", 1_900_000_000, "web.toml")

@@ -8,19 +8,19 @@ import pytest
 
 from agent.core.actions import LaunchVm, key_of
 from agent.core.attempts import after_failure
-from agent.core.describe import describe
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, NicSpec, VmSpec
 from agent.core.device_actions import ArmTap
-from agent.core.draft import Plan
 from agent.core.errors import PermanentError
-from agent.core.filter_entries import Entry, entry, list_elements
-from agent.core.filters import FILTERING, FILTERS, ChangeFilters, Filters, FilterState
-from agent.core.filters_wanted import filter_wish, link_local
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import LinkState, NicBackend, NicState, Observed
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-from agent.core.ruleset import Element
+from agent.core.routing.filter_entries import Entry, entry, list_elements
+from agent.core.routing.filters import FILTERING, FILTERS, ChangeFilters, Filters, FilterState
+from agent.core.routing.filters_wanted import filter_wish, link_local
+from agent.core.routing.ruleset import Element
+from agent.core.tell.describe import describe
 from agent.unitfile.filters import parse_entry
 from agent.unitfile.values import BadValueError
 from tests.unit.planning_world import ABSENT, BRIDGE, BRIDGE_LINK, NIC, RUNNING, SETTLED, TAP, WEB, types

@@ -7,8 +7,6 @@ from typing import Any
 
 from agent.core.actions import StopVm, key_of, kind_of
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, VmSpec
-from agent.core.draft import fingerprint
-from agent.core.forecast import Forecast, forecast, forecast_json
 from agent.core.marks import bridge_mark
 from agent.core.observed import (
     Attempt,
@@ -20,6 +18,8 @@ from agent.core.observed import (
     Observed,
     VmState,
 )
+from agent.core.planner.draft import fingerprint
+from agent.core.tell.forecast import Forecast, forecast, forecast_json
 
 BRIDGE = BridgeSpec("br0", "02:00:00:00:00:01", "net.toml")
 NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)

@@ -17,7 +17,7 @@ from agent.core.guest_unit import (
     unit_name,
     unit_properties,
 )
-from agent.core.room import memory_max_bytes
+from agent.core.planner.room import memory_max_bytes
 from agent.host.processes import ExitStatus
 from agent.host.systemd import UnitStatus, runs_as_service
 from agent.runtime.starts import exit_status

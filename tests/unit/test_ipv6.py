@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.describe import describe
 from agent.core.desired import BridgeSpec, Desired, DnsSpec, NicSpec, VmSpec
-from agent.core.dnsmasq import LeaseHost, dnsmasq_spec
-from agent.core.firewall import FirewallState, ForwardingState, Routing
-from agent.core.firewall_wanted import wanted_openings, wish_of
-from agent.core.ipv6 import GATEWAY, PROTOCOL, Ipv6State, Place, conf, derived_ula, proxy_delay
-from agent.core.ipv6_actions import ChangeIpv6
 from agent.core.marks import ADDRESS_PROTOCOL, bridge_mark
 from agent.core.observed import AddressState, HostState, LinkState, Observed
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-from agent.core.ruleset import Element
+from agent.core.routing.firewall import FirewallState, ForwardingState, Routing
+from agent.core.routing.firewall_wanted import wanted_openings, wish_of
+from agent.core.routing.ipv6 import GATEWAY, PROTOCOL, Ipv6State, Place, conf, derived_ula, proxy_delay
+from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.ruleset import Element
+from agent.core.services.dnsmasq import LeaseHost, dnsmasq_spec
+from agent.core.tell.describe import describe
 from agent.unitfile.parse import parse_unit
 from agent.unitfile.specs import bridge_spec
 

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.core.desired import Desired
 from agent.core.observed import Observed
-from agent.core.status import AgentFacts, StatusInputs
+from agent.core.tell.status import AgentFacts, StatusInputs
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.snapshot import NetlinkTotals, Readings, Snapshot, snapshot_of, with_traffic
 from tests.unit.test_status import BRIDGE, LINKS, RUNNING, WEB, Change, File

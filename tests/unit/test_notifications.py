@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import _notifying, parser
-from agent.core.approval import Approval
 from agent.core.conditions import Condition
 from agent.core.errors import AgentError, UnitError
 from agent.core.memory import Memory, with_boot
-from agent.core.notification_text import ENVIRONMENT, FIELDS, MAX_MORE, document, environment
-from agent.core.notifications import (
+from agent.core.planner.approval import Approval
+from agent.core.tell.notification_text import ENVIRONMENT, FIELDS, MAX_MORE, document, environment
+from agent.core.tell.notifications import (
     COOLDOWN_S,
     WATCHED,
     Limits,

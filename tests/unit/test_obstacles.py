@@ -9,18 +9,18 @@ import pytest
 
 from agent.core.actions import ChangeReboot, EndVm, LaunchVm, StopVm
 from agent.core.desired import Apply, Desired, DiskSpec, VmSpec
-from agent.core.digest import digest
-from agent.core.draft import Plan
-from agent.core.fallback import with_lack
+from agent.core.edits.digest import digest
+from agent.core.edits.pending import pending_of
 from agent.core.memory import Memory, with_refusal, without_lacks
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import DiskState, Hold, HostMemory, HostState, Intent, Observed, Refusal, VmState
-from agent.core.obstacles import Obstacle, edited, obstacle, refused_message
-from agent.core.pending import pending_of
+from agent.core.planner.draft import Plan
+from agent.core.planner.fallback import with_lack
+from agent.core.planner.obstacles import Obstacle, edited, obstacle, refused_message
+from agent.core.planner.room import MIB, Room, need_bytes
 from agent.core.planning import plan
-from agent.core.qemu_argv import devices_at_launch
+from agent.core.qemu.argv import devices_at_launch
 from agent.core.reasons import Reason
-from agent.core.room import MIB, Room, need_bytes
 
 ROOT = DiskSpec("root", "/srv/a.raw", "raw", 0)
 CD = DiskSpec("cd", "/iso/a.iso", "raw", 1, media="cdrom", bus="sata", read_only=True)

@@ -8,14 +8,14 @@ import pytest
 
 from agent.core.actions import ChangeReboot, EndVm, LaunchVm, StopVm
 from agent.core.desired import Apply, Desired, NicSpec, Restart, VmSpec
-from agent.core.digest import PendingChange
-from agent.core.draft import Plan
-from agent.core.edits import Edit
-from agent.core.model import apply
+from agent.core.edits.digest import PendingChange
+from agent.core.edits.live import Edit
+from agent.core.edits.pending import outage, pending_json, pending_of, told_mtus, waits_for_start
+from agent.core.model.host import apply
 from agent.core.observed import End, Hold, HostState, Intent, Observed, VmState
-from agent.core.pending import outage, pending_json, pending_of, told_mtus, waits_for_start
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
-from agent.core.qemu_argv import devices_at_launch
+from agent.core.qemu.argv import devices_at_launch
 from agent.core.reasons import Disruption, Reason
 from tests.unit.planning_world import DESIRED, NIC, RUNNING, SETTLED, with_vm
 

@@ -8,10 +8,10 @@ import pytest
 
 from agent.core.actions import LaunchVm, ReleaseVm
 from agent.core.desired import Desired
-from agent.core.draft import Plan
-from agent.core.forecast import forecast
 from agent.core.observed import Hold, Intent, Observed, Reach
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
+from agent.core.tell.forecast import forecast
 from tests.unit.planning_world import DB, DB_RUNS, HOST, said, types
 
 PORT = "tcp:10.0.0.5:5432"

@@ -10,7 +10,7 @@ from agent.core.actions import kind_of
 from agent.core.desired import Desired, DiskSpec, VmSpec
 from agent.core.observed import DiskState, Observed, VmState
 from agent.core.planning import plan
-from agent.core.qemu_argv import devices_at_launch
+from agent.core.qemu.argv import devices_at_launch
 from tests.unit.planning_world import DB, HOST, said
 
 DATA = DiskSpec("data", "/srv/data.raw", "raw", 0, size_bytes=1 << 20)

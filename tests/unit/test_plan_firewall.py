@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.desired import Desired, DnsSpec
-from agent.core.draft import Plan
-from agent.core.firewall import FirewallState, ForwardingState, Routing
 from agent.core.observed import AddressState
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
+from agent.core.routing.firewall import FirewallState, ForwardingState, Routing
 from tests.unit.planning_world import BRIDGE, CARD, NIC, SETTLED, WEB, said, with_links
 
 SERVING = replace(BRIDGE, addresses=("10.0.0.1/24", "fd00::1/64"), dns=DnsSpec((), "lan"))

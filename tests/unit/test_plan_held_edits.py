@@ -8,12 +8,12 @@ import pytest
 
 from agent.core.actions import kind_of
 from agent.core.desired import Desired, DiskSpec, Limits, NicSpec, VmSpec
-from agent.core.draft import Plan
 from agent.core.marks import GROUP
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import DiskState, Hold, Intent, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
-from agent.core.qemu_argv import devices_at_launch, disk_node, nic_id
+from agent.core.qemu.argv import devices_at_launch, disk_node, nic_id
 from tests.unit.planning_world import ATTACHED, BRIDGE, HOST, NIC, SETTLED, WEB, types
 
 HELD = Intent(hold=Hold(1000, "2026-01-01T00:00:00+00:00"))

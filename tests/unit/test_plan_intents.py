@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 
 from agent.core.actions import EndVm, LaunchVm, PauseVm, ReleaseVm, ResumeVm
-from agent.core.describe import describe
 from agent.core.desired import Desired
-from agent.core.draft import Plan
 from agent.core.memory import Memory, with_hold, with_intent, with_new_names, without_guests
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import Hold, Intent, NicBackend, NicState, Observed
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.preconditions import PreconditionError
 from agent.core.reasons import Reason
-from agent.core.status import AgentFacts, StatusInputs
-from agent.core.vm_display import DisplayState, is_paused_as_asked, is_running_as_asked, vm_display_state
-from agent.core.why import WhyInputs, why
+from agent.core.tell.describe import describe
+from agent.core.tell.status import AgentFacts, StatusInputs
+from agent.core.tell.vm_display import DisplayState, is_paused_as_asked, is_running_as_asked, vm_display_state
+from agent.core.tell.why import WhyInputs, why
 from tests.unit.planning_world import (
     ABSENT,
     BRIDGE,

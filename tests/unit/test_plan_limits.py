@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 
 from agent.core.actions import LimitVm, StopVm
-from agent.core.describe import describe
 from agent.core.desired import Desired, Limits, VmSpec
 from agent.core.device_actions import TakeOver
-from agent.core.digest import digest, pending_changes
-from agent.core.draft import Plan
+from agent.core.edits.digest import digest, pending_changes
 from agent.core.limits import next_in_turn, tasks_needed
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import HostState, Observed, VmState
+from agent.core.planner.draft import Plan
+from agent.core.planner.repairs import Ledger, look
 from agent.core.planning import plan
 from agent.core.preconditions import PreconditionError
 from agent.core.reasons import Reason
-from agent.core.repairs import Ledger, look
-from agent.core.show import Setting, settings_of_vm
+from agent.core.tell.describe import describe
+from agent.core.tell.show import Setting, settings_of_vm
 
 GIVEN = Limits(cpu_weight=200, cpu_quota_us=1_500_000, io_weight=50, tasks=90)
 PLAIN = VmSpec("web", "uuid-web", 1_900_000_000, "web.toml")

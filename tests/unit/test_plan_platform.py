@@ -9,10 +9,10 @@ import pytest
 from agent.core.actions import EndVm, StopVm
 from agent.core.desired import Desired, VmSpec
 from agent.core.device_actions import ReplugNic
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import End, Intent, NicBackend, NicState, Observed
+from agent.core.planner.policy import wants_to_run
 from agent.core.planning import plan
-from agent.core.policy import wants_to_run
 from agent.core.reasons import Reason
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, DESIRED, HOST, RUNNING, SETTLED, WEB, types
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 
 from agent.core.desired import Desired, NicSpec
-from agent.core.draft import Plan
-from agent.core.firewall import FirewallState, ForwardingState, Routing
-from agent.core.firewall_wanted import wish_of
 from agent.core.marks import bridge_mark
 from agent.core.observed import AddressState, LinkState, Observed, ServiceState
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-from agent.core.ruleset import Element
-from agent.core.service_actions import ReloadService, StartService, StopService
-from agent.core.services import ServiceSpec, needs_restart
+from agent.core.routing.firewall import FirewallState, ForwardingState, Routing
+from agent.core.routing.firewall_wanted import wish_of
+from agent.core.routing.ruleset import Element
+from agent.core.services.actions import ReloadService, StartService, StopService
+from agent.core.services.spec import ServiceSpec, needs_restart
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, DB, DESIRED, SETTLED, WEB, said
 
 RESOURCE = "service/haproxy"

@@ -8,18 +8,18 @@ import pytest
 
 from agent.core.actions import Action, ChangeLink, ChangeRate, DeleteLink, LaunchVm
 from agent.core.attempts import after_failure
-from agent.core.describe import describe
 from agent.core.desired import Desired, NicSpec
 from agent.core.device_actions import ArmTap, TakeOver
-from agent.core.draft import Plan
 from agent.core.errors import TransientError
 from agent.core.marks import GROUP, derived_ifb, tap_mark
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import IngressState, LinkState, NicBackend, NicState, Observed, QdiscState
+from agent.core.planner.draft import Plan
+from agent.core.planner.repairs import Ledger, look
 from agent.core.planning import plan
 from agent.core.rates import Shape, is_shape, rate_text, shape_of
 from agent.core.reasons import Reason
-from agent.core.repairs import Ledger, look
+from agent.core.tell.describe import describe
 from tests.unit.planning_world import ABSENT, BRIDGE, BRIDGE_LINK, NIC, RUNNING, SETTLED, TAP, WEB, said
 
 IN_BPS, OUT_BPS = 10_000_000, 5_000_000

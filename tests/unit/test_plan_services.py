@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.core.attempts import after_failure
-from agent.core.describe import describe
 from agent.core.desired import Desired, DhcpSpec, DnsSpec
-from agent.core.dnsmasq import dnsmasq_services
 from agent.core.errors import PermanentError
 from agent.core.observed import AddressState, End, LinkState, Observed, ServiceState
+from agent.core.planner.repairs import Ledger, look, with_actions
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-from agent.core.repairs import Ledger, look, with_actions
-from agent.core.service_actions import ReloadService, StartService, StopService
-from agent.core.services import ServiceSpec
+from agent.core.services.actions import ReloadService, StartService, StopService
+from agent.core.services.dnsmasq import dnsmasq_services
+from agent.core.services.spec import ServiceSpec
+from agent.core.tell.describe import describe
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, DESIRED, SETTLED, said, with_links
 
 SERVED = replace(BRIDGE, dhcp=DhcpSpec("10.0.0.100", "10.0.0.150", 3600), dns=DnsSpec())

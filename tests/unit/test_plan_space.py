@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 
 from agent.core.actions import ResumeVm
-from agent.core.describe import describe
 from agent.core.desired import Desired, DiskSpec, VmSpec
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import DiskState, HostState, Observed, VmState
-from agent.core.obstacles import LOOK_AGAIN_S
-from agent.core.plan_pauses import RESUME_AGAIN_S, RESUME_FREE_BYTES
+from agent.core.planner.obstacles import LOOK_AGAIN_S
+from agent.core.planner.pauses import RESUME_AGAIN_S, RESUME_FREE_BYTES
 from agent.core.planning import plan
 from agent.core.preconditions import PreconditionError
 from agent.core.reasons import Reason
+from agent.core.tell.describe import describe
 
 DATA = DiskSpec("data", "/srv/data.raw", "raw", 0)
 CD = DiskSpec("cd", "/srv/cd.raw", "raw", 1, read_only=True)

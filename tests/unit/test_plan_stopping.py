@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from agent.core.actions import EndVm, StopVm
-from agent.core.approval import approval_key, still_asked
 from agent.core.desired import Desired
 from agent.core.observed import Intent, Observed
+from agent.core.planner.approval import approval_key, still_asked
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 from tests.unit.planning_world import DB, DB_RUNS, DESIRED, RUNNING, SETTLED, WEB, types, with_vm

@@ -8,7 +8,6 @@ from agent.core.actions import ChangeLink, EndVm, LaunchVm, RenameVm, StopVm, ki
 from agent.core.attempts import after_failure
 from agent.core.desired import Desired, DiskSpec, Restart, VmSpec
 from agent.core.device_actions import CreateDisk, ReplugNic
-from agent.core.draft import Plan
 from agent.core.errors import PermanentError, TransientError
 from agent.core.marks import GROUP, tap_mark
 from agent.core.observed import (
@@ -22,6 +21,7 @@ from agent.core.observed import (
     Observed,
     VmState,
 )
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, DESIRED, HOST, NIC, RUNNING, SETTLED, TAP, WEB, with_vm

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from agent.core.actions import ChangeAddresses, ChangeLink, LinkChange, ReleasePort, RenameVm, StopVm, kind_of
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
-from agent.core.draft import Plan
 from agent.core.marks import bridge_mark, tap_mark
 from agent.core.observed import AddressState, End, HostState, Intent, LinkState, NicBackend, NicState, Observed, VmState
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 

@@ -18,7 +18,6 @@ from agent.core.actions import (
 )
 from agent.core.desired import Desired
 from agent.core.device_actions import ArmTap, CreateDisk, GrowDisk, ReplugNic
-from agent.core.draft import Plan
 from agent.core.marks import GROUP, bridge_mark
 from agent.core.observed import (
     AddressState,
@@ -29,6 +28,7 @@ from agent.core.observed import (
     NicState,
     Observed,
 )
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 from tests.unit.planning_world import (

@@ -21,7 +21,6 @@ from agent.core.actions import (
 )
 from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.device_actions import ArmTap, ReplugNic
-from agent.core.draft import Plan
 from agent.core.marks import GROUP, bridge_mark, tap_mark
 from agent.core.observed import (
     DiskState,
@@ -34,6 +33,7 @@ from agent.core.observed import (
     Observed,
     VmState,
 )
+from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 from tests.unit.planning_world import (

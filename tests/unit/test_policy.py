@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.core.desired import Restart, VmSpec
 from agent.core.observed import End, Intent
-from agent.core.policy import in_crash_loop, next_start_s, streak, wants_to_run
+from agent.core.planner.policy import in_crash_loop, next_start_s, streak, wants_to_run
 
 
 def ends(*at_s: float, ran_s: float = 1.0, boot_id: str = "now", reason: str = "crash") -> tuple[End, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.core.desired import BridgeSpec, DhcpSpec, DnsSpec, NicSpec, VmSpec
-from agent.core.firewall_wanted import Wish, wish_of
+from agent.core.routing.firewall_wanted import Wish, wish_of
 from agent.unitfile.publish import parse_publish
 from agent.unitfile.values import BadValueError
 

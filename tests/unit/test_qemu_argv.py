@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from agent.core.desired import DiskSpec, NicSpec, SerialSpec, VmSpec
-from agent.core.qemu_argv import (
+from agent.core.qemu.argv import (
     DiskSet,
     FirmwareSets,
     LaunchFiles,
@@ -19,7 +19,7 @@ from agent.core.qemu_argv import (
     nic_netdev,
     qemu_argv,
 )
-from agent.core.qemu_platform import number_of_root_ports, root_port
+from agent.core.qemu.platform import number_of_root_ports, root_port
 
 UUID = "5f2f2b9c-7f0c-4e35-9a56-0d7b6a3f0f11"
 LAN = NicSpec(id="lan", bridge="br-lan", mac="02:00:00:00:00:01", tap="web-lan", slot=0, mtu=1400)

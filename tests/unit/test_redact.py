@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.redact import MARK, redacted, redacted_json
+from agent.core.tell.redact import MARK, redacted, redacted_json
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 
 from agent.core.actions import LaunchVm
 from agent.core.desired import Desired, DiskSpec, NicSpec, SerialSpec, VmSpec
-from agent.core.digest import digest
-from agent.core.forecast import forecast
-from agent.core.model import apply
+from agent.core.edits.digest import digest
+from agent.core.model.host import apply
 from agent.core.observed import HostMemory, HostState, Observed, VmState
+from agent.core.planner.room import MIB, Room, memory_max_bytes, need_bytes, overhead_bytes
 from agent.core.planning import plan
 from agent.core.preconditions import PreconditionError
-from agent.core.room import MIB, Room, memory_max_bytes, need_bytes, overhead_bytes
+from agent.core.tell.forecast import forecast
 from tests.unit.planning_world import said
 
 GIB = 1 << 30

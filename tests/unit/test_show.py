@@ -7,7 +7,7 @@ from dataclasses import replace
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, VmSpec
 from agent.core.marks import bridge_mark
 from agent.core.observed import AddressState, LinkState, Observed, VmState
-from agent.core.show import (
+from agent.core.tell.show import (
     Setting,
     UnitText,
     differences,

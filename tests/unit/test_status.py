@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from agent.core.approval import Approval
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, Restart, VmSpec
-from agent.core.digest import digest
-from agent.core.draft import Plan
+from agent.core.edits.digest import digest
 from agent.core.errors import UnitError
 from agent.core.observed import (
     Attempt,
@@ -25,9 +23,11 @@ from agent.core.observed import (
     QdiscState,
     VmState,
 )
+from agent.core.planner.approval import Approval
+from agent.core.planner.draft import Plan
 from agent.core.rates import shape_of
-from agent.core.status import AgentFacts, StatusInputs, status
-from agent.core.vm_display import is_running_as_asked, nic_attached, rates_in_force, vm_display_state
+from agent.core.tell.status import AgentFacts, StatusInputs, status
+from agent.core.tell.vm_display import is_running_as_asked, nic_attached, rates_in_force, vm_display_state
 
 NIC = NicSpec("lan", "br-lan", "02:00:00:00:00:01", "web-lan", 0)
 WEB = VmSpec(

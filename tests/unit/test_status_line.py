@@ -8,8 +8,8 @@ from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.errors import UnitError
 from agent.core.observed import Observed, VmState
-from agent.core.status import AgentFacts, StatusInputs
-from agent.core.status_line import status_line
+from agent.core.tell.status import AgentFacts, StatusInputs
+from agent.core.tell.status_line import status_line
 
 WEB, DB = VmSpec("web", "u-web", 1900000000), VmSpec("db", "u-db", 1900000001)
 BRIDGES = {"br-lan": BridgeSpec("br-lan", "02:00:00:00:00:02")}

@@ -9,21 +9,21 @@ from itertools import pairwise
 import pytest
 
 from agent.core.actions import Action, kind_of
-from agent.core.describe import describe
 from agent.core.desired import Desired, DiskSpec, NicSpec, VmSpec
-from agent.core.digest import pending_changes
-from agent.core.draft import Draft, Plan
-from agent.core.edits import live_edit
+from agent.core.edits.digest import pending_changes
+from agent.core.edits.live import live_edit
+from agent.core.edits.tuning import Setting, command_of, in_words, tuned_at_launch, untold
 from agent.core.limits import most_cpus, tasks_needed, wanted_limits
-from agent.core.model import apply
+from agent.core.model.host import apply
 from agent.core.observed import DiskState, Observed, VmState
-from agent.core.plan_vms import plan_kept
+from agent.core.planner.draft import Draft, Plan
+from agent.core.planner.room import Room, overhead_bytes
+from agent.core.planner.vms import plan_kept
 from agent.core.planning import plan
 from agent.core.preconditions import PreconditionError
-from agent.core.qemu_argv import LaunchFiles, devices_at_launch, drive_node, qemu_argv
-from agent.core.qemu_cdrom import is_medium_of, medium_node
-from agent.core.room import Room, overhead_bytes
-from agent.core.tuning import Setting, command_of, in_words, tuned_at_launch, untold
+from agent.core.qemu.argv import LaunchFiles, devices_at_launch, drive_node, qemu_argv
+from agent.core.qemu.cdrom import is_medium_of, medium_node
+from agent.core.tell.describe import describe
 from agent.unitfile.parse import parse_unit
 
 NIC = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)

@@ -9,7 +9,7 @@ from agent.core.actions import StopVm
 from agent.core.attempts import after_failure
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, Restart, VmSpec
-from agent.core.digest import PendingChange
+from agent.core.edits.digest import PendingChange
 from agent.core.errors import TransientError
 from agent.core.marks import bridge_mark, tap_mark
 from agent.core.observed import (
@@ -24,9 +24,9 @@ from agent.core.observed import (
 )
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-from agent.core.show import UnitText
-from agent.core.status import AgentFacts, StatusInputs
-from agent.core.why import WhyInputs, why
+from agent.core.tell.show import UnitText
+from agent.core.tell.status import AgentFacts, StatusInputs
+from agent.core.tell.why import WhyInputs, why
 
 NOW_S = 1000.0
 BRIDGE = BridgeSpec("br0", "02:00:00:00:00:01", "/u/net.toml", addresses=("10.0.0.1/24",))

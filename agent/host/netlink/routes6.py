@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
-from agent.core.ipv6 import PROTOCOL, Ipv6State, Place
-from agent.core.ipv6_actions import ChangeIpv6
+from agent.core.routing.ipv6 import PROTOCOL, Ipv6State, Place
+from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.host.netlink.wire import (
     NLM_F_ACK,
     NLM_F_CREATE,

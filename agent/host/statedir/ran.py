@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from agent.core.desired import VmSpec
-from agent.core.digest import digest
+from agent.core.edits.digest import digest
 from agent.host.statedir.durable import write_durably
 
 _SPEC = TypeAdapter(VmSpec)

@@ -1,0 +1,1 @@
+"""What editing a key does, and what of an edit a running guest can take over."""

@@ -1,0 +1,1 @@
+"""The model host: what each action makes of the world, with its preconditions."""

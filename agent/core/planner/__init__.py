@@ -1,0 +1,1 @@
+"""The frontier, thing by thing: what `agent.core.planning` puts together."""

@@ -1,0 +1,1 @@
+"""The firewall, NAT, published ports and what the kernel forwards."""

@@ -1,0 +1,1 @@
+"""Supervised programs beside the guests."""
