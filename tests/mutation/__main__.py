@@ -28,7 +28,9 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.mutation.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("planning", "plan_vms", "plan_taps", "plan_rates", "plan_bridges", "approval", "policy")
+MODULES = tuple(
+    "planning planner.vms planner.taps planner.rates planner.bridges planner.approval planner.policy".split()
+)
 TABLES = tuple(
     f"tests.unit.test_{name}"
     for name in (
@@ -155,7 +157,7 @@ def main() -> int:
     mutants = [
         mutant
         for name in arguments.modules or MODULES
-        for mutant in mutants_of(f"agent.core.{name}", (ROOT / f"agent/core/{name}.py").read_text())
+        for mutant in mutants_of(f"agent.core.{name}", (ROOT / f"agent/core/{name.replace('.', '/')}.py").read_text())
     ]
     survivors = survivors_of(mutants, arguments.at_once)
     _tell(mutants, survivors, time.monotonic() - began)
