@@ -28,8 +28,9 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.mutation.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = tuple(
-    "planning planner.vms planner.taps planner.rates planner.bridges planner.approval planner.policy".split()
+MODULES = (
+    "planning",
+    *(f"planner.{name}" for name in ("vms", "taps", "rates", "bridges", "approval", "policy")),
 )
 TABLES = tuple(
     f"tests.unit.test_{name}"

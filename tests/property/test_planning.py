@@ -71,7 +71,7 @@ def assert_filtered(nic: NicSpec, desired: Desired, observed: Observed) -> None:
         {f"{tap} . {one}" for one in nic.address if ":" not in one} if nic.held else set()
     )
     bridge = desired.bridges.get(nic.bridge)
-    guarded = nic.held or (bridge is not None and bridge.dhcp is not None)
+    guarded = nic.held or (bridge is not None and bool(bridge.dhcp or bridge.ipv6))
     assert (Element("ra", tap) in state.elements) == (guarded and "ra" not in nic.serves)
     assert (Element("listed", tap) in state.elements) == bool(nic.allow or nic.deny)
 
