@@ -11,7 +11,7 @@ GUEST_SOURCES = tests/guest/build.sh tests/guest/init tests/guest/inittab $(wild
 PYTEST_ARGS ?=
 
 # command:package, or /path:package; a package is installed only where that is missing.
-TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables dnsmasq:dnsmasq-base haproxy:haproxy cpio:cpio \
+TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables dnsmasq:dnsmasq-base haproxy:haproxy iptables-nft:iptables cpio:cpio \
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
 	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian
 

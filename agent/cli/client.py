@@ -20,6 +20,9 @@ Json = dict[str, Any]
 ANSWER_S = 10.0
 """An agent that has not answered a plain question after this long is taken for hung."""
 
+DOCTOR_S = 60.0
+"""Other DHCP servers are waited for, and a thing that was found is looked at twice."""
+
 PLAN_S = 120.0
 """A forecast goes through every action; a long row of guests that start one after another takes its time."""
 
@@ -102,6 +105,10 @@ class AgentClient:
     def show(self, name: str) -> Json:
         """What a name stands for in its unit, last good, and as it runs."""
         return self._ask("GET", f"/v1/show?{urlencode({'name': name})}", None, ANSWER_S)
+
+    def doctor(self) -> Json:
+        """What the agent finds that will break guests, looked at now."""
+        return self._ask("GET", "/v1/doctor", None, DOCTOR_S)
 
     def wait(self, what: str, name: str | None, timeout_s: float | None) -> tuple[bool, str]:
         """Wait until it is true, for the agent as well; whether it came true, and the agent's words.

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from agent.cli import commands, explain, tools
+from agent.cli import commands, doctor, explain, tools
 from agent.cli.client import NoAgentError, RefusedError
 from agent.core.defaults import RUN_DIR, STATE_DIR, UNITS_DIR
 
@@ -83,6 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     show = add("show", "show a guest or bridge in its unit, last good, and as it runs, with the differences")
     show.add_argument("name", metavar="NAME")
     show.set_defaults(run=explain.show)
+    add(
+        "doctor", "find what will break guests though all is as the units say, and the command that mends it"
+    ).set_defaults(run=doctor.doctor)
     tools.add_commands(add)
     return parser
 

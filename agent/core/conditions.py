@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NOTICES = frozenset({"Unsupported", "FellBack", "EditUnstartable"})
+FINDINGS = frozenset(
+    {
+        "ForeignDrop",
+        "BridgeFiltered",
+        "ForwardingOff",
+        "RpFilter",
+        "SecondDhcpServer",
+        "MtuPath",
+        "PortAddressed",
+    }
+)
+"""What the doctor finds outside of our state (`doctor_findings.KINDS`)."""
+
+NOTICES = frozenset({"Unsupported", "FellBack", "EditUnstartable"}) | FINDINGS
 """Types that tell what is worth knowing and stand in nothing's way."""
 
 

@@ -36,11 +36,12 @@ _RECEIVE_BYTES = 64 * 1024
 class NftEvents:
     """A socket that hears of every transaction from its making on. Use as a context manager.
 
-    `overruns` counts the times that events were lost.
+    `overruns` counts the times that events were lost. `others`: it hears of all tables but these instead.
     """
 
-    def __init__(self, ruleset: Ruleset) -> None:
+    def __init__(self, ruleset: Ruleset, *, others: bool = False) -> None:
         self.overruns = 0
+        self._others = others
         self._names = {(FAMILIES[one.family], one.name.encode() + b"\0") for one in ruleset.tables}
         self._touched = False
         self._socket: socket.socket | None = None
@@ -122,7 +123,8 @@ class NftEvents:
                 continue
             if kind & 0xFF != NFT_MSG_NEWGEN:
                 # Attribute 1 is the table's name in the messages of tables, chains, rules, sets and elements alike.
-                self._touched |= (body[0], _attribute(body, 1)) in self._names
+                named = (body[0], _attribute(body, 1)) in self._names
+                self._touched |= named is not self._others
             elif self._touched:
                 self._touched = False
                 yield int.from_bytes(_attribute(body, 2), "big")

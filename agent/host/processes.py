@@ -144,17 +144,19 @@ async def spawn(
     cwd: str | Path = "/",
     groups: Sequence[int] = (),
     stdin: int | None = None,
+    errors: int | None = None,
     capabilities: Sequence[str] = (),
 ) -> Process:
     """Start a program as `uid` (and the group of the same number), with these capabilities and no way to get others.
 
     It has a session and process group of its own, no standard input but `stdin`, and writes what it says to the
-    descriptor `log`.
+    descriptor `log`, its standard error to `errors` if that is given.
     It inherits `pass_fds` under their numbers and nothing else.
     PermanentError if it cannot be started at all; if `argv[0]` cannot be executed, the process ends with code 126 or
     127 and the log says why. The caller keeps its own copies of all descriptors.
     """
-    child = _popen(unprivileged(argv, uid=uid, groups=groups, capabilities=capabilities), pass_fds, log, cwd, stdin)
+    command = unprivileged(argv, uid=uid, groups=groups, capabilities=capabilities)
+    child = _popen(command, pass_fds, log, log if errors is None else errors, cwd, stdin)
     with contextlib.suppress(OSError):  # it is gone already
         os.setpriority(os.PRIO_PROCESS, child.pid, 0)  # the agent's own priority is not the guest's
     pidfd = os.pidfd_open(child.pid)
@@ -189,14 +191,14 @@ def refuse_long(argv: Sequence[str]) -> None:
 
 
 def _popen(
-    command: Sequence[str], pass_fds: Sequence[int], log: int, cwd: str | Path, stdin: int | None
+    command: Sequence[str], pass_fds: Sequence[int], log: int, errors: int, cwd: str | Path, stdin: int | None
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=log,
-            stderr=log,
+            stderr=errors,
             pass_fds=tuple(pass_fds),
             cwd=cwd,
             env=ENVIRONMENT,

@@ -64,6 +64,19 @@ def _read(name: str) -> int | None:
         return None
 
 
+def read_parameters(names: Iterable[str]) -> dict[str, int]:
+    """The parameters of these names below `net`, in 0.02 ms each; what is not there, or no number, is left out."""
+    found: dict[str, int] = {}
+    for name in names:
+        try:
+            value = _read(name)
+        except OSError:
+            continue
+        if value is not None:
+            found[name] = value
+    return found
+
+
 def change_sysctls(settings: Iterable[tuple[str, str]]) -> None:
     """Set parameters in their order, each as a name below `net` and its value.
 

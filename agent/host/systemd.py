@@ -105,11 +105,11 @@ class ServiceManager:
         deny, allow = ([f"{ip_address(bytes(one))}/{bits}" for _, one, bits in found or ()] for found in lists)
         return AddressFilter(deny, allow)
 
-    async def wait_end(self, unit: str) -> UnitStatus | None:
+    async def wait_end(self, unit: str, timeout_s: float = END_TIMEOUT_S) -> UnitStatus | None:
         """How a service whose main process is gone ended: the manager notices a moment after its parting. None if it
-        knows nothing of it, or has not noticed within some seconds."""
+        knows nothing of it, or has not noticed within `timeout_s`."""
         with contextlib.suppress(PermanentError, TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S), self._hearing("PropertiesChanged") as signals:
+            async with asyncio.timeout(timeout_s), self._hearing("PropertiesChanged") as signals:
                 path = await self._call("GetUnit", "s", [unit])
                 while not (status := await self._status(path)).has_ended:
                     while (await signals.get()).path != path:
@@ -155,6 +155,12 @@ class ServiceManager:
                 with contextlib.suppress(TransientError):
                     await _job_result(signals, job, CLEAR_TIMEOUT_S)
             await self._call("ResetFailedUnit", "s", [unit])
+
+    async def let_go(self, unit: str) -> None:
+        """Have the manager forget a service of `AddRef` once it has ended; never fails. Without this it does so when
+        the connection closes."""
+        with contextlib.suppress(PermanentError, TransientError):
+            await self._call("UnrefUnit", "s", [unit])
 
     def close(self) -> None:
         """Close the connection; units run on."""

@@ -34,6 +34,7 @@ from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import boot_id, machine_id, now_s
 from agent.runtime.descriptors import Descriptors
+from agent.runtime.doctor import Doctor
 from agent.runtime.doorbell import Doorbell
 from agent.runtime.execute import Executor
 from agent.runtime.execute_devices import DeviceExecutor
@@ -164,6 +165,13 @@ class Agent:
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
+        self._doctor = Doctor(
+            self._reconciler,
+            chronicle.journal,
+            self._doorbell.ring,
+            lambda: self._routing.switched_off,
+            starts.beside(),
+        )
         self.operator = Operator(
             facts,
             self._reconciler,
@@ -172,6 +180,7 @@ class Agent:
             chronicle,
             look_at_all=self._look_at_all,
             hurry=self._guests.hurry,
+            doctor=self._doctor,
         )
 
     async def run(self) -> None:
@@ -204,6 +213,7 @@ class Agent:
                 )
                 group.create_task(watch_lag(self._chronicle.metrics), name="lag")
                 group.create_task(self._reconciler.run(), name="reconciler")
+                self._doctor.look_in(group)
         finally:
             await self._guests.close()
             self._leases.close()

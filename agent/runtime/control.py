@@ -11,6 +11,7 @@
 | POST /v1/down {"down": true or false, "budget_s": all guests' time, or nothing} | {"message"} |
 | POST /v1/plan {"files": {NAME: text or null}} | what would be done with these, or without (`core.tell.forecast`) |
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.tell.why`) |
+| GET /v1/doctor | {"findings": […], "unexamined": […]} (`agent.core.doctor.diagnosis`), looked at now |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.tell.show`) |
 
 A refusal is {"error": "one line"} with 400 (not understood), 403 (not for this user, `agent.core.rights`), 404 (nothing
@@ -50,7 +51,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_SOCKET_PATH = 107
 """sizeof(sun_path) less the terminating NUL (unix(7))."""
 
-READING = frozenset({"/v1/status", "/v1/events", "/v1/wait", "/v1/plan", "/v1/why", "/v1/show"})
+READING = frozenset({"/v1/status", "/v1/events", "/v1/wait", "/v1/plan", "/v1/why", "/v1/show", "/v1/doctor"})
 """What changes nothing; whatever is not named here counts as a change."""
 
 MAKING = ".new"
@@ -133,6 +134,9 @@ class AgentApi(Protocol):
 
     async def show(self, name: str) -> Mapping[str, object]:
         """What a name stands for in its unit, in its last good version, and as it runs."""
+
+    async def doctor(self) -> Mapping[str, object]:
+        """What will break guests though our state is right; changes nothing, and may take some seconds."""
 
 
 @asynccontextmanager
@@ -222,6 +226,7 @@ def _application(api: AgentApi, rights: Rights) -> web.Application:
             web.post("/v1/plan", control.plan),
             web.get("/v1/why", control.why),
             web.get("/v1/show", control.show),
+            web.get("/v1/doctor", control.doctor),
         ]
     )
     return app
@@ -323,6 +328,9 @@ class _Control:
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(await self._api.show(_text(request.query, "name")))
+
+    async def doctor(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._api.doctor())
 
 
 async def _read_object(request: web.Request) -> Mapping[str, object]:

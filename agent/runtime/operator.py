@@ -22,6 +22,7 @@ from agent.core.text import printable
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult
+from agent.runtime.doctor import Doctor
 from agent.runtime.explain import Explainer
 from agent.runtime.keeper import Keeper
 from agent.runtime.reconcile import Pass, Reconciler
@@ -48,6 +49,7 @@ class Operator:
         chronicle: Chronicle,
         look_at_all: Callable[[], Awaitable[None]],
         hurry: Callable[[float], None],
+        doctor: Doctor,
     ) -> None:
         self._facts = facts
         self._reconciler = reconciler
@@ -56,6 +58,7 @@ class Operator:
         self._chronicle = chronicle
         self._look_at_all = look_at_all
         self._hurry = hurry
+        self._doctor = doctor
         self._problems: dict[str, str] = {}
         self._explainer = Explainer(self.inputs, reconciler, units, keeper, chronicle.journal)
 
@@ -72,7 +75,11 @@ class Operator:
             desired=seen.desired,
             observed=replace(seen.observed, in_flight=dict(self._reconciler.in_flight)),
             plan=seen.plan,
-            conditions=[*self._own_conditions(), *((c, self._since(c)) for c in seen.plan.conditions)],
+            conditions=[
+                *self._own_conditions(),
+                *((c, self._since(c)) for c in seen.plan.conditions),
+                *self._doctor.conditions(),
+            ],
             pending=pending(seen),
             restarts=self._keeper.memory.restarts,
         )
@@ -266,6 +273,10 @@ class Operator:
     async def show(self, name: str) -> Mapping[str, object]:
         """What a name stands for in its unit, last good and as it runs."""
         return await self._explainer.show(name)
+
+    async def doctor(self) -> Mapping[str, object]:
+        """What will break guests though our state is right."""
+        return await self._doctor.examine()
 
 
 def patience_s(budget_s: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from agent.core.services.spec import SERVICE_UIDS
 from agent.host.connections import Strays, end_forwarded, end_strays
 from agent.host.listeners import find_holders
 from agent.host.sysctls import change_sysctls, look_at_forwarding, watch_forwarding
+from agent.runtime.clock import now_s
 from agent.runtime.keeper import Keeper
 from agent.runtime.tables import Tables
 from agent.runtime.threads import run_to_end
@@ -35,6 +37,7 @@ PORTS_EVERY_S = 2.0
 """How often it is looked whether a port that somebody has is free by now."""
 
 PORTS_AT_LEAST_EVERY_S = 30.0
+LATELY_S = 600.0
 CARRIERS = frozenset({SERVICE_UIDS["haproxy"]})
 """Who listens on published ports for guests: in nobody's way."""
 
@@ -53,6 +56,12 @@ class RoutingLooks:
         self._texts: frozenset[str] = frozenset()
         self._ports_asked = asyncio.Event()
         self._links: Mapping[str, LinkState] = {}
+        self._switched_off: deque[tuple[float, str]] = deque(maxlen=1000)
+
+    @property
+    def switched_off(self) -> Mapping[str, int]:
+        """How often somebody switched IPv4 forwarding off that we had switched on, by link, in the last ten minutes."""
+        return Counter(link for at_s, link in self._switched_off if now_s() - at_s < LATELY_S)
 
     def look_in(self, group: asyncio.TaskGroup) -> None:
         """Look, and hear of changes, in tasks of this group from now on."""
@@ -121,6 +130,8 @@ class RoutingLooks:
 
     async def _change_forwarding(self, action: ChangeForwarding) -> None:
         """Written down first: whoever comes after us must know that it was us, to undo it."""
+        again = self._opened_by_us() & action.opens
+        self._switched_off.extend((now_s(), one.link) for one in again if one.version == 4)
         if not action.opens <= self._opened_by_us():
             await self._remember(self._opened_by_us() | action.opens)
         try:

@@ -119,7 +119,7 @@ class UnitServices:
         except ActionError as error:
             log.warning("how a service ended is not known", service=record.spec.name, why=str(error))
             return None
-        return _exit_status(status) if status is not None and status.pid == record.pid else None
+        return exit_status(status) if status is not None and status.pid == record.pid else None
 
     async def signal(self, record: ServiceRecord, process: Process, number: signal.Signals) -> None:
         """As `ServiceStarts.signal`."""
@@ -137,7 +137,8 @@ class UnitServices:
                 log.warning("a service's unit is left", unit=record.unit, why=str(error))
 
 
-def _exit_status(status: UnitStatus) -> ExitStatus:
+def exit_status(status: UnitStatus) -> ExitStatus:
+    """How a unit's process ended, in our words; systemd tells an OOM kill from others (systemd.service(5), Result=)."""
     return ExitStatus(status.code, status.signal, oom=status.result == "oom-kill")
 
 

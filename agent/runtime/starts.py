@@ -35,8 +35,9 @@ from agent.host.processes import (
     spawn,
     unprivileged,
 )
-from agent.host.systemd import ServiceManager, UnitExistsError, UnitStatus, runs_as_service
-from agent.runtime.service_starts import ChildServices, ServiceStarts, UnitServices
+from agent.host.systemd import ServiceManager, UnitExistsError, runs_as_service
+from agent.runtime.beside import Beside, ChildBeside, UnitBeside
+from agent.runtime.service_starts import ChildServices, ServiceStarts, UnitServices, exit_status
 
 log = structlog.get_logger("vmhost.starts")
 
@@ -92,6 +93,9 @@ class Starts(Protocol):
     def services(self) -> ServiceStarts:
         """The way to run other programs than QEMU."""
 
+    def beside(self) -> Beside:
+        """The way to run short commands with rights that the agent has not."""
+
     def close(self) -> None:
         """Let go; what was started runs on."""
 
@@ -132,6 +136,10 @@ class ChildStarts:
     def services(self) -> ServiceStarts:
         """As `Starts.services`."""
         return ChildServices()
+
+    def beside(self) -> Beside:
+        """As `Starts.beside`."""
+        return ChildBeside()
 
     def close(self) -> None:
         """As `Starts.close`."""
@@ -241,6 +249,10 @@ class UnitStarts:
         """As `Starts.services`."""
         return UnitServices(self._manager, self._run_dir)
 
+    def beside(self) -> Beside:
+        """As `Starts.beside`."""
+        return UnitBeside(self._manager, self._run_dir)
+
     def close(self) -> None:
         """As `Starts.close`."""
         self._manager.close()
@@ -249,11 +261,6 @@ class UnitStarts:
 def starts_here(environment: Mapping[str, str], run_dir: Path) -> Starts:
     """The way of this host and this process."""
     return UnitStarts(ServiceManager(), run_dir) if runs_as_service(environment) else ChildStarts()
-
-
-def exit_status(status: UnitStatus) -> ExitStatus:
-    """How a unit's process ended, in our words; systemd tells an OOM kill from others (systemd.service(5), Result=)."""
-    return ExitStatus(status.code, status.signal, oom=status.result == "oom-kill")
 
 
 def unit_of(process: Process) -> str:

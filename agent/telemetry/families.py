@@ -32,6 +32,7 @@ def world_families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _bridge_families(snapshot)
     yield from _service_families(snapshot)
     yield _forward_family(snapshot)
+    yield from _finding_families(snapshot)
     yield from _netlink_families(snapshot.netlink)
 
 
@@ -136,6 +137,13 @@ def _forward_family(snapshot: Snapshot) -> Metric:
     for one in snapshot.forwards:
         up.add_metric([one.vm, one.port, one.proto], int(one.up))
     return up
+
+
+def _finding_families(snapshot: Snapshot) -> Iterator[Metric]:
+    found = _gauge("findings", "What was found to break guests though our state is right.", "finding", "resource")
+    for (finding, resource), count in sorted(snapshot.findings.items()):
+        found.add_metric([finding, resource], count)
+    yield found
 
 
 def _netlink_families(totals: NetlinkTotals) -> Iterator[Metric]:

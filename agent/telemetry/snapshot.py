@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from agent.core.conditions import FINDINGS
 from agent.core.desired import VmSpec
 from agent.core.marks import bridge_resource, tap_resource, vm_resource
 from agent.core.observed import Intent, ServiceState
@@ -138,6 +139,7 @@ class Snapshot:
     actions_in_flight: int = 0
     netlink: NetlinkTotals = NetlinkTotals()
     filtered: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    findings: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
@@ -160,6 +162,7 @@ def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
         actions_in_flight=len(inputs.observed.in_flight),
         netlink=readings.netlink,
         filtered=readings.filtered,
+        findings=Counter((c.type, c.resource) for c, _ in inputs.conditions if c.type in FINDINGS),
     )
 
 

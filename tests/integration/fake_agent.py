@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
+from agent.core.doctor.diagnosis import Diagnosis
 from agent.core.observed import LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.rights import Rights
 from agent.core.tell.forecast import forecast, forecast_json
@@ -106,6 +107,9 @@ class FakeAgent:
 
     async def show(self, name: str) -> Mapping[str, object]:
         return {"found": [show_json("vm", name, (), Desired({}, {"web": WEB}), Observed())]}
+
+    async def doctor(self) -> Mapping[str, object]:
+        return Diagnosis().as_json()
 
 
 async def main(run_dir: Path) -> None:

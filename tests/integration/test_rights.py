@@ -29,7 +29,15 @@ GUEST = 1_900_000_007
 NAMELESS = 54_322
 
 Words = tuple[str, ...]
-READING: tuple[Words, ...] = (("status",), ("events",), ("plan",), ("why", "web"), ("show", "web"), ("wait", "settled"))
+READING: tuple[Words, ...] = (
+    ("status",),
+    ("events",),
+    ("plan",),
+    ("why", "web"),
+    ("show", "web"),
+    ("doctor",),
+    ("wait", "settled"),
+)
 CHANGING: tuple[Words, ...] = (("stop", "web", "--no-wait"), ("start", "web", "--no-wait"), ("approve", "ab12"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -115,6 +116,23 @@ def test_it_outlives_the_agent_which_reloads_what_it_took_over(served: Installed
     served.lab.wait_until(lambda: resolves(served, "lee.lan"), "the new name to be known")
     served.wait_settled()
     assert service(served)["pid"] == pid
+
+
+def test_the_doctor_finds_another_server_within_its_confinement(served: Installed) -> None:
+    lab = served.lab
+    healthy = json.loads(lab.output("vmhost doctor --json"))
+    assert healthy == {"findings": [], "unexamined": []}
+    lab.output("ip -n client addr add 10.55.0.2/24 dev c1")
+    rival = "--conf-file=/dev/null --port=0 --interface=c1 --bind-interfaces --no-ping --dhcp-leasefile=/root/rival"
+    lab.output(f"ip netns exec client dnsmasq {rival} --pid-file=/root/rival.pid --dhcp-range=10.55.0.50,10.55.0.60")
+    try:
+        lab.wait_until(lambda: "10.55.0.2" in lab.output("vmhost doctor", check=False), "the other server to be found")
+        (one,) = json.loads(lab.output("vmhost doctor --json", check=False))["findings"]
+        assert (one["finding"], one["resource"]) == ("SecondDhcpServer", "bridge/br-dhcp")
+        assert "behind c0" in one["what"]
+        assert "vmhost-dhcp-probe" not in lab.output("journalctl --no-pager")
+    finally:
+        lab.output("kill $(cat /root/rival.pid)", check=False)
 
 
 def test_it_ends_with_its_bridge_and_leaves_no_unit(served: Installed) -> None:

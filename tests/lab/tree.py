@@ -18,7 +18,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "init-system-helpers"),
     *("python3", "qemu-system-x86", "qemu-utils", "procps"),  # what the package depends on
     *("iproute2", "nftables", "dnsmasq-base", "haproxy"),  # what it recommends, as far as tests want it
-    *("busybox", "kmod", "man-db"),  # for tests to look and to break things
+    *("iptables", "busybox", "kmod", "man-db"),  # for tests to look and to break things
 )
 BUILD_TIMEOUT_S = 600
 

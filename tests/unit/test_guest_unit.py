@@ -20,7 +20,7 @@ from agent.core.guest_unit import (
 from agent.core.planner.room import memory_max_bytes
 from agent.host.processes import ExitStatus
 from agent.host.systemd import UnitStatus, runs_as_service
-from agent.runtime.starts import exit_status
+from agent.runtime.service_starts import exit_status
 
 RIGHTS = UnitRights("/run/vmhost", "/run/vmhost/vms/web", ("/srv/vmlinuz",), kvm=False, max_descriptors=4096)
 

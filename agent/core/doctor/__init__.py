@@ -1,0 +1,1 @@
+"""What breaks guests though our own state is right."""
