@@ -108,7 +108,8 @@ def settle(desired: Desired, observed: Observed, dice: Random | None = None) -> 
         for action in frontier if dice is None else dice.sample(frontier, dice.randint(1, len(frontier))):
             observed = apply(observed, action)
             done.append(action)
-            assert_guarded(observed)
+            if action.resource in RESOURCES:  # what somebody flushed is not guarded before the table is back
+                assert_guarded(observed)
     raise AssertionError(f"never settles: {frontier}")
 
 

@@ -296,6 +296,16 @@ def test_forwarding() -> None:
     assert commands[0] == "sed -i '3s/^/# /' '/etc/sysctl.d/a b.conf'"
 
 
+def test_forwarding_of_a_bridge_with_ipv6() -> None:
+    off = {**SYSCTLS, "ipv6/conf/all/forwarding": 0, "ipv6/conf/br-a/force_forwarding": 0}
+    assert kernel(sysctls=off) == []
+    ((_, what, commands),) = kernel(sysctls=off, bridges={"br-a": replace(BRIDGE, ipv6="routed")})
+    assert (what, commands) == (
+        "net.ipv6.conf.br-a.force_forwarding is 0",
+        ("sysctl -w net.ipv6.conf.br-a.force_forwarding=1",),
+    )
+
+
 def test_reverse_paths() -> None:
     asked, back = RouteQuestion("192.168.0.1", "192.168.0.100", "br-a"), RouteQuestion("192.168.0.100")
     strict = {**SYSCTLS, "ipv4/conf/all/rp_filter": 1}

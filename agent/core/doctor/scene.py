@@ -91,7 +91,8 @@ class Scene:
     def versions(self, bridge: BridgeSpec) -> tuple[int, ...]:
         """The IP versions in which packets are forwarded for a bridge."""
         forwarded = {one.version for one in self.wish.forwards if one.bridge == bridge.name}
-        return tuple(version for version in (4, 6) if version in forwarded or (version == 4 and bridge.nat))
+        own = {4: bridge.nat, 6: bool(bridge.ipv6)}
+        return tuple(version for version in (4, 6) if version in forwarded or own[version])
 
 
 def networks_of(bridge: BridgeSpec, version: int) -> tuple[str, ...]:
