@@ -7,11 +7,12 @@ PYTHON ?= python3
 DEMO_DIR = /var/cache/vmhost/demo
 BIN = .venv/bin
 GUEST = build/guest
-GUEST_SOURCES = tests/guest/build.sh tests/guest/init tests/guest/inittab $(wildcard tests/guest/bin/*)
+GUEST_SOURCES = $(addprefix tests/guest/,build.sh init inittab send-frames.c) $(wildcard tests/guest/bin/*)
 PYTEST_ARGS ?=
 
 # command:package, or /path:package; a package is installed only where that is missing.
 TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables dnsmasq:dnsmasq-base haproxy:haproxy iptables-nft:iptables cpio:cpio \
+	gcc:gcc /usr/include/stdio.h:libc6-dev \
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
 	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian
 

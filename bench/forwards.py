@@ -91,7 +91,7 @@ async def _changes(agent: AgentProcess, rounds: int) -> tuple[list[float], list[
 
 def _element(number: int) -> str:
     """A forward that never was, whose connections are to be ended: the agent forgets it again."""
-    return f"{{ tcp . {20_000 + number} . 10.77.0.99 . 80 }}"
+    return f"{{ tcp . {20_000 + number} . {20_000 + number} . 10.77.0.99 . 80 }}"
 
 
 def _by_hand_ms(command: str) -> float:

@@ -118,7 +118,8 @@ def end_strays(strays: Strays) -> int:
         return _leaves(there, inside)
 
     with _Conntrack() as kernel:
-        found = [one for family in FAMILIES.values() for one in kernel.dump(family, _unanswered()) if is_stray(one)]
+        # The kernel goes through its whole table for each dump: one for both families.
+        found = [one for one in kernel.dump(socket.AF_UNSPEC, _unanswered()) if is_stray(one)]
         return kernel.delete(found)
 
 

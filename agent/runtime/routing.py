@@ -191,10 +191,11 @@ class RoutingLooks:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ports_asked.wait(), timeout_s if self._texts else None)
             self._ports_asked.clear()
-            texts = self._texts
-            found = dict(await run_to_end(find_holders, texts, CARRIERS)) if texts else {}
-            if found != self._holders and texts == self._texts:
-                self._holders = found
+            new = self._texts - self._holders.keys()  # an edit waits for these; the others have their time
+            found = dict(await run_to_end(find_holders, new or self._texts, CARRIERS))
+            known = {text: holder for text, holder in {**self._holders, **found}.items() if text in self._texts}
+            if known != self._holders:
+                self._holders = known
                 self._ring("ports")
 
 

@@ -2,7 +2,7 @@
 # Builds the guest that tests and the demo boot: Debian's cloud kernel and an initramfs of busybox and a few drivers.
 # usage: build.sh DIRECTORY      leaves DIRECTORY/vmlinuz and DIRECTORY/initramfs.img, readable by everyone
 #
-# Needs apt (as root or not), dpkg-deb, cpio and busybox-static. Nothing is installed on this host. The kernel package is
+# Needs apt (as root or not), dpkg-deb, cpio, busybox-static, and gcc with libc6-dev. Nothing is installed on this host. The kernel package is
 # unpacked once into DIRECTORY/kernel, and again when the list of drivers changes; remove that to take a newer one.
 set -eu
 umask 022
@@ -72,6 +72,7 @@ chmod 755 "$root"
 mkdir -p "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/mnt" "$root/etc/acpi/PWRF" "$root/modules"
 cp "$(command -v busybox)" "$root/bin/busybox"
 cp "$here"/bin/* "$root/bin/"
+gcc -static -Os -s -Wall -Wextra -Werror -o "$root/bin/send-frames" "$here/send-frames.c"
 mkdir -p "$root/www/cgi-bin"
 mv "$root/bin/page" "$root/www/cgi-bin/index.cgi"
 mv "$root/bin/power-button" "$root/etc/acpi/PWRF/00000080" # the name that busybox acpid gives the power key

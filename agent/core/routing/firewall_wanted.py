@@ -339,6 +339,7 @@ def name_of(key: str) -> str:
     return key.split('"')[1] if key.startswith('"') else key.split(" . ", maxsplit=1)[0]
 
 
+@lru_cache(16_384)  # asked for all of hundreds in each pass until it is ended
 def ended_element(element: Element) -> Element | None:
     """What remembers that connections of a forward are to be ended, None for an element that is no forward."""
     if not element.set.startswith(("ports", "ranges")):
