@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec
 from agent.host.netlink import Links
+from tests.contract.watching import watched
 from tests.internet import Box
 from tests.netns import ip, network_namespace
 
@@ -23,20 +24,6 @@ SOON_S = 5.0
 def own_network() -> Iterator[None]:
     with network_namespace():
         yield
-
-
-@contextlib.asynccontextmanager
-async def watched() -> AsyncIterator[tuple[Links, asyncio.Event]]:
-    async with Links() as links:
-        rung = asyncio.Event()
-        watching = asyncio.create_task(links.watch(lambda _: rung.set()))
-        await asyncio.sleep(0)
-        try:
-            yield links, rung
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
 
 
 async def until_free(links: Links, rung: asyncio.Event, port: str) -> None:
@@ -53,7 +40,7 @@ def let_loose(port: str) -> None:
 
 
 async def test_isolated_ports_reach_others_but_not_each_other_and_a_foreign_change_rings() -> None:
-    async with watched() as (links, rung):
+    async with watched(Links()) as (links, rung):
         await links.create_bridge(SPEC)
         bridge = links.snapshot["br0"].ifindex
         with contextlib.ExitStack() as opened:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,6 +18,7 @@ from agent.core.reasons import Reason
 from agent.host.netlink import RatedLinks, traffic
 from agent.host.netlink.rates import _needing
 from agent.host.netlink.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL
+from tests.contract.watching import watched
 from tests.netns import ip, ip_output, network_namespace
 from tests.throughput import Peer, received_share, share_within
 
@@ -73,20 +73,6 @@ def assert_bare(links: RatedLinks) -> None:
     assert "tbf" not in tc("qdisc show")
     assert "ingress" not in tc("qdisc show")
     assert IFB not in ip_output("link show")
-
-
-@contextlib.asynccontextmanager
-async def watched() -> AsyncIterator[tuple[RatedLinks, asyncio.Event]]:
-    async with RatedLinks() as links:
-        rung = asyncio.Event()
-        watching = asyncio.create_task(links.watch(lambda _: rung.set()))
-        await asyncio.sleep(0)
-        try:
-            yield links, rung
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
 
 
 async def test_limits_are_set_changed_in_place_and_taken_away() -> None:
@@ -165,7 +151,7 @@ async def test_what_was_interrupted_is_finished_or_taken_away(steps: tuple[str, 
 
 
 async def test_what_happens_to_limits_rings_and_is_seen() -> None:
-    async with watched() as (links, rung):
+    async with watched(RatedLinks()) as (links, rung):
         await limit(links, 10 * MBIT, 5 * MBIT)
         await asyncio.sleep(0)
         other = f"tc qdisc change dev {TAP} root handle 766d: tbf rate 1mbit burst 9000 limit 9000"
