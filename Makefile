@@ -1,4 +1,4 @@
-# make setup | check | test | demo | bench | mutants | wheel | deb | lab | lock | clean
+# make setup | check | test | demo | screenshots | bench | libvirt | mutants | dashboards | wheel | deb | lab | lock | clean
 # On Debian 12 with git, make, python3 >= 3.11 and root.
 # What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
 
@@ -14,10 +14,11 @@ PYTEST_ARGS ?=
 TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables dnsmasq:dnsmasq-base haproxy:haproxy iptables-nft:iptables cpio:cpio \
 	gcc:gcc /usr/include/stdio.h:libc6-dev \
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
-	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian
+	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian chromium:chromium \
+	prometheus:prometheus promtool:prometheus
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools venv guest demo-files check test demo bench mutants wheel deb lab lock clean
+.PHONY: setup tools venv guest demo-files check test demo screenshots bench libvirt mutants dashboards wheel deb lab lock clean
 
 setup: tools venv guest
 
@@ -75,7 +76,7 @@ build/lock.stamp: pyproject.toml requirements.lock .ci/check_lock.py | .venv/sta
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 WHEEL = build/dist/vmhost-$(VERSION)-py3-none-any.whl
 DEB = build/vmhost_$(VERSION)_$(shell dpkg --print-architecture).deb
-PACKAGED = pyproject.toml LICENSE $(shell find agent -name '*.py')
+PACKAGED = pyproject.toml LICENSE $(shell find agent -name '*.py' -o -name '*.css' -o -name '*.js')
 
 # The same checkout gives the same bytes: files have the time of its last commit.
 $(WHEEL) $(DEB): export SOURCE_DATE_EPOCH = $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
@@ -90,7 +91,7 @@ $(WHEEL): $(PACKAGED) | .venv/stamp
 	@rm -rf build/wheel
 	@echo "$@"
 
-$(DEB): $(WHEEL) requirements.lock CHANGELOG.md $(shell find debian systemd units docs -type f -not -name '*.pyc') | .venv/stamp
+$(DEB): $(WHEEL) requirements.lock CHANGELOG.md $(shell find debian systemd units docs dashboards -type f -not -name '*.pyc') | .venv/stamp
 	@$(BIN)/python -m debian.build $(WHEEL) $(VERSION) $(DEB)
 	@echo "$@"
 
@@ -105,13 +106,34 @@ test: setup deb lab
 demo: setup demo-files
 	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
 
+# Of the status page, in Chromium: docs/images.
+screenshots: setup
+	@$(BIN)/python -m tests.screenshots
+
 # Some minutes on a machine that does nothing else; BENCH="plan tap-out" runs only these. The table as JSON: build/bench.json.
 bench: setup
 	@$(BIN)/python -m bench $(BENCH)
 
+# What `make bench` compares a scrape with: libvirt's packages and what they need that is not installed here. They are only
+# downloaded, and unpacked by the bench into a root in memory (bench/libvirt_root.sh): nothing is installed, no service starts.
+LIBVIRT = libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients prometheus-libvirt-exporter
+libvirt: build/libvirt.stamp
+build/libvirt.stamp: | build/tools.stamp
+	@rm -rf build/libvirt && mkdir -p build/libvirt/partial
+	@download() { \
+		apt-get -q -y install --download-only --no-install-recommends -o APT::Sandbox::User=root -o Debug::NoLocking=1 \
+			-o Dir::Cache::archives=$(CURDIR)/build/libvirt $(LIBVIRT); \
+	}; \
+	download || { apt-get -q update && download; }
+	@touch $@
+
 # How many ways to break the planner the tests notice; some minutes. MUTANTS="policy" breaks only that module.
 mutants: venv
 	@$(BIN)/python -m tests.mutation --json build/mutants.json $(MUTANTS)
+
+# What Grafana and Prometheus read, from the code beside it; a test says when it is stale.
+dashboards: venv
+	@$(BIN)/python -m dashboards
 
 # Newest versions of everything, hashes of the official files. Takes about two minutes.
 lock: venv

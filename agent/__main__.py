@@ -22,14 +22,16 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--units", type=Path, default=Path("/etc/vmhost.d"), help="unit directory (%(default)s)")
     flags.add_argument("--run-dir", type=Path, default=Path("/run/vmhost"), help="sockets, logs (%(default)s)")
     flags.add_argument("--state-dir", type=Path, default=Path("/var/lib/vmhost"), help="kept state (%(default)s)")
-    flags.add_argument("--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="metrics (%(default)s)")
+    flags.add_argument(
+        "--listen", default="127.0.0.1:9177", metavar="HOST:PORT", help="metrics, status page (%(default)s)"
+    )
     flags.add_argument("--listen-tls-cert", type=Path, metavar="FILE", help="metrics by HTTPS: certificates, in PEM")
     flags.add_argument("--listen-tls-key", type=Path, metavar="FILE", help="the key of the first of them, in PEM")
     flags.add_argument(
         "--listen-users",
         type=Path,
         metavar="FILE",
-        help="metrics for these users only: lines as `vmhost hash-password` writes them",
+        help="metrics and page for these users only: lines as `vmhost hash-password` writes them",
     )
     flags.add_argument(
         "--max-disruption",

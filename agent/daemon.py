@@ -37,11 +37,13 @@ from agent.runtime.notifications import Notifying
 from agent.runtime.reach import tell_reach
 from agent.runtime.service import Service
 from agent.runtime.starts import Starts, starts_here
+from agent.runtime.status_page import page_sources
 from agent.telemetry.guard import Protection
 from agent.telemetry.httpd import Health, health_of_passes
 from agent.telemetry.journal import Journal, set_up_logging
 from agent.telemetry.listen import Listen
 from agent.telemetry.metrics import Metrics
+from agent.telemetry.page import Page
 
 log = structlog.get_logger("vmhost")
 
@@ -142,7 +144,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier, 
     qemu = await look_for_qemu()
     rights = Rights(os.geteuid(), await asyncio.to_thread(find_group, GROUP), settings.readers)
     async with RatedLinks() as links, asyncio.TaskGroup() as group:
-        metrics = Metrics(version=facts.version, qemu=qemu.version, started_s=time.time())
+        metrics = Metrics(version=facts.version, qemu=qemu.version, started_s=time.time(), clock_s=now_s)
         chronicle = Chronicle(Journal(), metrics)
         if problem:
             chronicle.journal.record("agent", "state-rebuilt", problem, level="warning")
@@ -189,7 +191,8 @@ async def _serve_metrics(settings: Settings, agent: Agent, chronicle: Chronicle)
     def health() -> Health:
         return health_of_passes(chronicle.last_pass_s, now_s(), HEALTHY_PASS_AGE_S)
 
-    sources = Sources(chronicle.metrics.render, health, chronicle.journal, agent.operator.note_problem)
+    page = Page(page_sources(agent, chronicle.journal, lambda: agent.measures.latest))
+    sources = Sources(chronicle.metrics.render, health, chronicle.journal, agent.operator.note_problem, page)
     async with asyncio.TaskGroup() as group:
         group.create_task(keep_listening(settings.listen, settings.protection, sources), name="listener")
         group.create_task(tell_reach(settings.listen, settings.protection, sources, os.environ), name="reach")

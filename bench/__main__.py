@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import forwards, links, planning, starts
+from bench import exposition, forwards, links, planning, scrape, starts
 from bench.figures import Figure, table
 
 BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -24,7 +24,10 @@ BENCHES: dict[str, Callable[[], Iterator[Figure]]] = {
     "one-edit": planning.one_edit,
     "plan": planning.nothing_to_do,
     "one-forward": forwards.one_forward,
+    "transaction": forwards.transaction,
     "flush": forwards.flushed,
+    "scrape": scrape.scrape,
+    "render": exposition.render,
 }
 
 

@@ -29,7 +29,7 @@ def fresh_agent() -> Iterator[AgentProcess]:
         Path(folder).chmod(0o755)
         agent = AgentProcess(Path(folder))
         agent.units.mkdir()
-        (agent.folder / KERNEL).write_bytes(_halting_kernel())
+        (agent.folder / KERNEL).write_bytes(halting_kernel())
         (agent.folder / KERNEL).chmod(0o644)
         try:
             yield agent
@@ -83,7 +83,7 @@ def bare_unit(agent: AgentProcess, name: str, more: str = "") -> str:
     return f'[vm.{name}]\nmemory = "32M"\naccel = "tcg"\n{kernel}\nrestart = "always"\nstop-timeout = "1s"\n{more}\n'
 
 
-def _halting_kernel() -> bytes:
+def halting_kernel() -> bytes:
     """A kernel of two instructions, `cli` and `hlt` (Multiboot Specification 0.6.96, 3.1)."""
     code, start, magic, flags = b"\xfa\xf4\xeb\xfd", 0x100000, 0x1BADB002, 1 << 16
     end = start + 32 + len(code)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from dashboards import written
 from docs import completion, manual
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,9 @@ SHARED = {
     "debian/lintian-overrides": "usr/share/lintian/overrides/vmhost",
     "systemd/notify.conf": "usr/share/doc/vmhost/notify.conf",
     "units/schema.json": "usr/share/vmhost/schema.json",
+    "docs/monitoring.md": "usr/share/doc/vmhost/monitoring.md",
+    "docs/runbooks.md": "usr/share/doc/vmhost/runbooks.md",
+    **{f"dashboards/{name}": f"usr/share/vmhost/dashboards/{name}" for name in written.files()},
 }
 DOC = Path("usr/share/doc/vmhost")
 MAINTAINER = "the vmhost authors <vmhost@example.org>"

@@ -30,13 +30,15 @@ Exit code 0: nothing found; 1: something; 3: no agent answers. `--json` has `fin
 there are more than 8 MiB of rules). Members of the group `vmhost` may ask, as for `status`.
 
 The agent looks by itself each minute, and within seconds after links, units or somebody's nftables change, at most
-every five seconds, beside its passes. What it found is a condition in `vmhost status` (none that makes anything
-deviate), an event when it comes and goes, and `vmhost_findings{finding,resource}`. A finding is told once two looks, a
-second apart, agree on it: while links are being made, much is wrong for an instant.
+every five seconds, beside its passes; where a look takes long, as with thousands of rules, it rests twenty times as
+long. What it found is a condition in `vmhost status` (none that makes anything deviate), an event when it comes and
+goes, and `vmhost_findings{finding,resource}`. A finding is told once two looks, a second apart, agree on it: while
+links are being made, much is wrong for an instant. It is over once a look does not find it any more.
 
 A command is a proposal: it is as narrow as what is broken, but only you know why somebody's rule is there. What it does
 lasts until the next boot or reload of whoever made the rule; each section says how it is kept. Opening a foreign chain
-for a bridge opens nothing of ours: the table `inet vmhost` goes on dropping what is not published.
+for a bridge opens nothing of ours: the table `inet vmhost` goes on dropping what is not published. With firewalld the
+bridge comes into its zone `trusted`, so guests then reach the host's own services, too; a zone of your own is narrower.
 """
 
 RULES = """
@@ -45,7 +47,8 @@ Packets that are to pass (what guests of a bridge send to elsewhere, the answers
 own servers are asked, frames between its ports) are led through each chain that somebody else has at their hooks,
 jumps, sets, maps and all. Of such a packet only so much is known as is certain; where it goes, and to which port, is
 not, so a rule about that may match or not. Only what is dropped on every way through is told. So somebody's rule
-against port 25 is no finding, and one against a guest's address is.
+against port 25 is no finding, and one against a guest's address is; nor is one that drops above some rate. What sets
+with more than 20,000 members hold is not known either.
 
 A rule that names the bridge, a tap, or addresses within its subnet is one against guests, and the command deletes it.
 For others, a rule is put before them: by iptables where iptables made the table (in `DOCKER-USER`, if packets come by

@@ -112,7 +112,7 @@ def _agent_page() -> str:
         _text(
             "The agent makes the host what the unit files say, and keeps it so: bridges, taps and QEMU guests. It "
             "watches the unit directory, the kernel's links and every QEMU, and puts back what is lost. Its service is "
-            "vmhost-agent.service; what it does is told by vmhost(1) and, as JSON lines, by the journal."
+            "vmhost-agent.service; what it does is told by vmhost(1) and by the journal."
         ),
         ".PP",
         _text(

@@ -59,10 +59,10 @@ class AgentProcess:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         for directory in self.run_dir.glob("services/*"):
-            for command in Path("/proc").glob("[0-9]*/cmdline"):
+            for name in os.listdir("/proc"):  # Path.glob would look at each, and some are gone by then
                 with contextlib.suppress(OSError):
-                    if f"{directory}/".encode() in command.read_bytes():
-                        os.kill(int(command.parent.name), signal.SIGKILL)
+                    if name.isdecimal() and f"{directory}/".encode() in Path("/proc", name, "cmdline").read_bytes():
+                        os.kill(int(name), signal.SIGKILL)
 
     def command(
         self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S, stdin: str | None = None
@@ -96,6 +96,11 @@ class AgentProcess:
         with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=10) as answer:
             text: str = answer.read().decode()
         return text
+
+    def metric(self, series: str) -> float:
+        """The value of a series, as it is written with its labels; KeyError if there is none."""
+        found = dict(line.rsplit(" ", 1) for line in self.metrics().splitlines() if line[0] != "#")
+        return float(found[series])
 
     def drop(self, name: str, text: str) -> None:
         """Put a unit file into the directory, as a careful editor does: whole or not at all."""

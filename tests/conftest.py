@@ -6,8 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 GUEST_DIR = Path(__file__).resolve().parent.parent / "build" / "guest"
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile("vmhost", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vmhost")
 
 # A shell ignores it for what it runs in the background; whatever a test starts would inherit that and hear no Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -54,6 +54,11 @@ def udp(from_port: int, to_port: int, text: bytes) -> bytes:
     return struct.pack("!HHHH", from_port, to_port, 8 + len(text), 0) + text
 
 
+def dhcp(client: str) -> bytes:
+    """A client's question without options: whose it is goes by `chaddr`, not by the frame (RFC 2131)."""
+    return struct.pack("!BBBB24x", 1, 1, 6, 0) + mac(client) + bytes(202)
+
+
 def icmpv6(sender: str, target: str, kind: int, body: bytes) -> bytes:
     pseudo = packed(sender) + packed(target) + struct.pack("!II", 4 + len(body), ICMPV6)
     plain = struct.pack("!BBH", kind, 0, 0) + body

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.core.routing.filters_wanted import link_local
-from tests.frames import ICMPV6, TCP, UDP, arp, icmpv6, ipv4, ipv6, neighbour, router, udp
+from tests.frames import ICMPV6, TCP, UDP, arp, dhcp, icmpv6, ipv4, ipv6, neighbour, router, udp
 
 BRIDGE_MAC = "de:ad:be:ef:00:0a"
 MAC, OTHER = "de:ad:be:ef:01:00", "de:ad:be:ef:01:01"
@@ -17,10 +17,12 @@ LIES = {
         "frame": ipv4(OTHER, WEB, DB, UDP, udp(9, 9, b"lie")),
         "arp": arp(MAC, OTHER, WEB, DB),
         "ipv6": ipv6(OTHER, WEB6, DB6, UDP, udp(9, 9, b"lie")),
+        "dhcp": ipv4(MAC, "0.0.0.0", "255.255.255.255", UDP, udp(68, 67, dhcp(OTHER))),
     },
     "ipv4": {
         "arp": arp(MAC, MAC, HOST, DB),
         "gratuitous arp": arp(MAC, MAC, DB, DB, 2),
+        "arp probe": arp(MAC, MAC, "0.0.0.0", DB),
         "packet": ipv4(MAC, DB, HOST, UDP, udp(9, 9, b"lie")),
         "no address": ipv4(MAC, "0.0.0.0", DB, UDP, udp(9, 9, b"lie")),
         "no address, tcp": ipv4(MAC, "0.0.0.0", DB, TCP, bytes(20)),
@@ -51,7 +53,7 @@ TRUTHS = {
     "packet": ipv4(MAC, WEB, DB, UDP, udp(9, 9, b"truth")),
     "arp": arp(MAC, MAC, WEB, DB),
     "probe": arp(MAC, MAC, "0.0.0.0", WEB),
-    "discover": ipv4(MAC, "0.0.0.0", "255.255.255.255", UDP, udp(68, 67, b"truth")),
+    "discover": ipv4(MAC, "0.0.0.0", "255.255.255.255", UDP, udp(68, 67, dhcp(MAC))),
     "packet6": ipv6(MAC, WEB6, DB6, UDP, udp(9, 9, b"truth")),
     "autoconfigured": ipv6(MAC, "fd00:a::dcad:beff:feef:100", DB6, UDP, udp(9, 9, b"truth")),
     "link-local": ipv6(MAC, LOCAL, DB6, UDP, udp(9, 9, b"truth")),

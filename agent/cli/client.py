@@ -110,6 +110,10 @@ class AgentClient:
         """What the agent finds that will break guests, looked at now."""
         return self._ask("GET", "/v1/doctor", None, DOCTOR_S)
 
+    def measures(self, max_age_s: float) -> Json:
+        """All guests' counters (`agent.core.tell.looks`), none older than this if they can be had so soon."""
+        return self._ask("GET", f"/v1/measures?{urlencode({'max_age_s': f'{max_age_s:g}'})}", None, ANSWER_S)
+
     def wait(self, what: str, name: str | None, timeout_s: float | None) -> tuple[bool, str]:
         """Wait until it is true, for the agent as well; whether it came true, and the agent's words.
 

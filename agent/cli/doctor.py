@@ -36,4 +36,5 @@ def write_doctor(out: TextIO, found: Json) -> None:
     for one in found["unexamined"]:
         write_line(out, f"not looked at: {one['finding']}: {one['why']}")
     number = len(found["findings"])
-    write_line(out, counted(number, "finding") if number else "nothing found that would break guests")
+    looked = " in what could be looked at" if found["unexamined"] else ""
+    write_line(out, counted(number, "finding") if number else f"nothing found{looked} that would break guests")

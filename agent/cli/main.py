@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from agent.cli import commands, doctor, explain, tools
+from agent.cli import commands, doctor, explain, tools, top
 from agent.cli.client import NoAgentError, RefusedError
 from agent.core.defaults import RUN_DIR, STATE_DIR, UNITS_DIR
 
@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "doctor", "find what will break guests though all is as the units say, and the command that mends it"
     ).set_defaults(run=doctor.doctor)
+    top.add_command(add)
     tools.add_commands(add)
     return parser
 

@@ -45,6 +45,7 @@ class LinkChange:
     stp: bool | None = None
     snooping: bool | None = None
     isolated: bool | None = None
+    group_learning: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +320,12 @@ Action = (
 
 def kind_of(action: Action) -> str:
     """The action's kind as it is written in metrics and events: `CreateBridge` is `create-bridge`."""
-    name = type(action).__name__
-    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+    return kind_name(type(action))
+
+
+def kind_name(kind: type) -> str:
+    """How a kind of action is written."""
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in kind.__name__).lstrip("-")
 
 
 def key_of(action: Action) -> str:

@@ -25,7 +25,8 @@ class LinkState:
 
     `root` is the queueing discipline that somebody gave it, None for the kernel's default; `ingress` is what is done
     to frames that come in, None for nothing. It is looked at for own taps only.
-    `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED).
+    `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED). `group_learning`: a bridge
+    that learns who is where also from frames to 802.1's groups, which no filter sees; False before Linux 5.0.
     """
 
     ifindex: int
@@ -43,6 +44,7 @@ class LinkState:
     root: QdiscState | None = None
     ingress: IngressState | None = None
     isolated: bool = False
+    group_learning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ class ServiceState:
     """A service that was started and not yet stopped on purpose; `spec` is what it runs with.
 
     `ends` are those that nobody asked for, the latest ones; `ended` counts all of them, `restarts` the starts that
-    answered one. `unit` is the systemd service that it runs as, empty for a child of the agent.
+    answered one. `unit` is the systemd service that it runs as, empty for a child of the agent. `began_s`: when it was
+    started, None where that is not known.
     """
 
     spec: ServiceSpec
@@ -183,6 +186,7 @@ class ServiceState:
     ends: tuple[End, ...] = ()
     ended: int = 0
     restarts: int = 0
+    began_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

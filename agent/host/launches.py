@@ -47,6 +47,8 @@ class LaunchRecord:
     `told_mtus`: what the guest was told of a NIC's MTU where that is another one by now. `reboot_ends`: QEMU was, or is
     about to be, told to end when its guest reboots; `rebooted`: it has, and the guest is to be started again.
     `instead_of`: the digest of the spec that QEMU refused, where it was launched as it last ran.
+    `counted_from`: of disks whose latencies are not counted from the beginning, the time that all operations had taken
+    by then, in nanoseconds by operation.
     """
 
     spec: VmSpec
@@ -67,6 +69,7 @@ class LaunchRecord:
     reboot_ends: bool = False
     rebooted: bool = False
     instead_of: str = ""
+    counted_from: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.core.doctor.rules import Ruleset, parse_legacy, parse_ruleset
+from agent.core.doctor.states import has_untold_states, parse_states, with_states
 from agent.core.errors import ObservationError
 
 LIST_S = 5.0
@@ -53,22 +57,34 @@ def list_rules(saved: Mapping[str, str]) -> Listing:
     """
     rules = _nftables()
     for family, text in saved.items():
-        rules = Ruleset((*rules.chains, *parse_legacy(text, family).chains), rules.sets)
+        try:
+            rules = Ruleset((*rules.chains, *parse_legacy(text, family).chains), rules.sets)
+        except (ValueError, IndexError) as e:
+            raise ObservationError("iptables", f"what its save tool wrote cannot be read: {e}") from e
     return Listing(rules, frozenset(tool for tool in TOOLS if shutil.which(tool)))
 
 
+_LAST: list[tuple[str, bool, Ruleset]] = [("", False, Ruleset())]
+"""The last listing and what it says: without counters (`-s`) it is mostly the same, and reading it takes long."""
+
+
 def _nftables() -> Ruleset:
-    text = _nft("-j", "list", "ruleset")
-    terse = len(text) > MAX_BYTES
-    if terse:  # what is in sets is most of it as a rule; without it, what they decide is not certain
-        text = _nft("-j", "-t", "list", "ruleset")
-    if len(text) > MAX_BYTES:
-        raise ObservationError("nft", f"the rules are {len(text) >> 20} MiB, more than it looks at")
     try:
-        found = parse_ruleset(json.loads(text))
+        text, terse = _words("-j", "-s"), False
+    except _TooMuchError:  # what is in sets is most of it as a rule; without it, what they decide is not certain
+        text, terse = _words("-j", "-s", "-t"), True
+    if (text, terse) != _LAST[0][:2]:
+        rules = _parsed(text)
+        _LAST[0] = text, terse, Ruleset(rules.chains) if terse else rules
+    found = _LAST[0][2]
+    return with_states(found, parse_states(_words("-a", "-s", "-t"))) if has_untold_states(found) else found
+
+
+def _parsed(text: str) -> Ruleset:
+    try:
+        return parse_ruleset(json.loads(text))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
         raise ObservationError("nft", f"its listing cannot be read: {e!r}") from e
-    return Ruleset(found.chains) if terse else found
 
 
 def _find(tool: str, package: str) -> str:
@@ -78,14 +94,45 @@ def _find(tool: str, package: str) -> str:
     return path
 
 
-def _nft(*arguments: str) -> str:
+class _TooMuchError(ObservationError):
+    """There is more than is read, or it takes longer than it may."""
+
+
+def _words(*options: str) -> str:
+    """The rules as nft writes them; no more of it than `MAX_BYTES` is ever held."""
     path = _find("nft", "nftables")
+    until_s = time.monotonic() + LIST_S
     try:
-        done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=LIST_S, env=_ENVIRONMENT)  # noqa: PLW1510 - it is looked at
-    except subprocess.TimeoutExpired as e:
-        raise ObservationError("nft", f"did not end within {LIST_S:g} s") from e
+        with (
+            open(os.memfd_create("vmhost-nft-errors"), "w+b", buffering=0) as errors,
+            subprocess.Popen(
+                [path, *options, "list", "ruleset"], stdout=subprocess.PIPE, stderr=errors, env=_ENVIRONMENT
+            ) as process,
+        ):
+            try:
+                output = _read(process, until_s)
+            except BaseException:
+                process.kill()
+                raise
+            code = process.wait()
+            errors.seek(0)
+            said = errors.read(300).decode(errors="replace").strip()
     except OSError as e:
         raise ObservationError("nft", f"{path}: {e.strerror}") from e
-    if done.returncode != 0:
-        raise ObservationError("nft", done.stderr.strip()[:300] or f"exit {done.returncode}")
-    return done.stdout
+    if code != 0:
+        raise ObservationError("nft", said or f"exit {code}")
+    return output.decode(errors="replace")
+
+
+def _read(process: subprocess.Popen[bytes], until_s: float) -> bytes:
+    assert process.stdout is not None, "it is a pipe"
+    found = bytearray()
+    (poll := select.poll()).register(number := process.stdout.fileno(), select.POLLIN)
+    while poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
+        part = os.read(number, 1 << 18)
+        if not part:
+            return bytes(found)
+        found += part
+        if len(found) > MAX_BYTES:
+            raise _TooMuchError("nft", f"the rules are more than the {MAX_BYTES >> 20} MiB that it looks at")
+    raise _TooMuchError("nft", f"did not end within {LIST_S:g} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def _files(folders: Iterable[str], last: str) -> Iterator[Path]:
             continue
         for path in entries:
             by_name.setdefault(path.name, path)
-    files = [path.resolve() for _, path in sorted(by_name.items())]
-    yield from dict.fromkeys([*files, Path(last)])
+    files = [Path(os.path.realpath(path)) for _, path in sorted(by_name.items())]
+    # Opening a pipe would wait for somebody who writes; and a file is hidden by a link to /dev/null.
+    yield from (path for path in dict.fromkeys([*files, Path(last)]) if path.is_file())
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,13 +40,14 @@ from agent.runtime.execute import Executor
 from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
-from agent.runtime.execute_vms import VmExecutor
+from agent.runtime.execute_vms import VmExecutor, ran_s
 from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
 from agent.runtime.ipv6 import Ipv6Looks
 from agent.runtime.keeper import Keeper
 from agent.runtime.leases import Leases
 from agent.runtime.limits import LimitLooks, controllers_here
+from agent.runtime.measures import Measures
 from agent.runtime.notifications import Notifications, Notifying
 from agent.runtime.observe import (
     DiskLooks,
@@ -59,13 +60,14 @@ from agent.runtime.observe import (
 )
 from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
-from agent.runtime.publisher import publish, watch_lag
+from agent.runtime.publisher import Published, publish, watch_lag
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
+from agent.runtime.watching import Watching
 
 log = structlog.get_logger("vmhost.agent")
 
@@ -150,6 +152,7 @@ class Agent:
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
         self._leases = Leases(state.path / "leases", self._doorbell.ring)
+        self.measures = Measures(self._guests, links, self._leases.states)
         link_executor = LinkExecutor(links, self._descriptors, self._keeper)
         executor = Executor(
             VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts),
@@ -181,7 +184,12 @@ class Agent:
             look_at_all=self._look_at_all,
             hurry=self._guests.hurry,
             doctor=self._doctor,
+            watching=Watching(self.measures, links.statistics),
         )
+
+    def started_s(self) -> Mapping[str, float]:
+        """When each guest that runs was started, Unix time."""
+        return {guest.name: time.time() - ran_s(guest) for guest in self._guests if guest.alive}
 
     async def run(self) -> None:
         """Adopt what runs, then watch, plan and heal. Raises what a bug outside one resource's work raises."""
@@ -208,9 +216,8 @@ class Agent:
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
                 group.create_task(self._cap_serial_logs(), name="serial logs")
-                group.create_task(
-                    publish(self.operator, self._links, self._guests, self._filters, self._chronicle, self._doorbell)
-                )
+                self.measures.poll_in(group)
+                group.create_task(publish(self._published(), self._chronicle), name="publisher")
                 group.create_task(watch_lag(self._chronicle.metrics), name="lag")
                 group.create_task(self._reconciler.run(), name="reconciler")
                 self._doctor.look_in(group)
@@ -220,6 +227,21 @@ class Agent:
             self._ipv6.close()
             self._starts.close()
             self._descriptors.close()
+
+    def _published(self) -> Published:
+        return Published(
+            self.operator,
+            self._links,
+            self._guests,
+            self._filters,
+            self._doorbell,
+            measures=lambda: self.measures.latest,
+            looked_s=self._looks,
+        )
+
+    def _looks(self) -> Mapping[str, float]:
+        units_s = self._directory.looked_s
+        return {"links": self._looked_s} | ({} if units_s is None else {"units": units_s})
 
     async def next_pass(self) -> float:
         """Ask for a pass and return when it is over: how old the last full look is then, in seconds.

@@ -68,10 +68,11 @@ class Chronicle:
         for key, condition in present.items():
             if key not in self.since:
                 self.since[key] = datetime.now(UTC).isoformat(timespec="milliseconds")
-                self.journal.record(condition.resource, "condition", f"{condition.type}: {condition.message}")
+                message = f"{condition.type}: {condition.message}"
+                self.journal.record(condition.resource, "condition", message, condition=condition.type)
         for key in self.since.keys() - present.keys():
             del self.since[key]
-            self.journal.record(key[0], "condition-cleared", f"{key[1]} is over")
+            self.journal.record(key[0], "condition-cleared", f"{key[1]} is over", condition=key[1])
 
     def started(self, action: Action) -> None:
         """Note when a guest's launch begins."""
@@ -138,6 +139,5 @@ class Chronicle:
     def rang(self, rings: Mapping[str, int]) -> None:
         """Bring the metrics up to the doorbell's own count."""
         for source, count in rings.items():
-            for _ in range(count - self._rings_told.get(source, 0)):
-                self.metrics.rung(source)
+            self.metrics.rung(source, count - self._rings_told.get(source, 0))
             self._rings_told[source] = count

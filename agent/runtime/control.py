@@ -12,6 +12,7 @@
 | POST /v1/plan {"files": {NAME: text or null}} | what would be done with these, or without (`core.tell.forecast`) |
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.tell.why`) |
 | GET /v1/doctor | {"findings": […], "unexamined": […]} (`agent.core.doctor.diagnosis`), looked at now |
+| GET /v1/measures?max_age_s=S | {"guests": [one look each]} (`agent.core.tell.looks`), not older than S if possible |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.tell.show`) |
 
 A refusal is {"error": "one line"} with 400 (not understood), 403 (not for this user, `agent.core.rights`), 404 (nothing
@@ -51,7 +52,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_SOCKET_PATH = 107
 """sizeof(sun_path) less the terminating NUL (unix(7))."""
 
-READING = frozenset({"/v1/status", "/v1/events", "/v1/wait", "/v1/plan", "/v1/why", "/v1/show", "/v1/doctor"})
+READING = frozenset(f"/v1/{what}" for what in ("status", "events", "wait", "plan", "why", "show", "doctor", "measures"))
 """What changes nothing; whatever is not named here counts as a change."""
 
 MAKING = ".new"
@@ -137,6 +138,9 @@ class AgentApi(Protocol):
 
     async def doctor(self) -> Mapping[str, object]:
         """What will break guests though our state is right; changes nothing, and may take some seconds."""
+
+    async def measures(self, max_age_s: float) -> str:
+        """The counters of all guests, not older than this if they can be had at once; as JSON, there are many."""
 
 
 @asynccontextmanager
@@ -227,6 +231,7 @@ def _application(api: AgentApi, rights: Rights) -> web.Application:
             web.get("/v1/why", control.why),
             web.get("/v1/show", control.show),
             web.get("/v1/doctor", control.doctor),
+            web.get("/v1/measures", control.measures),
         ]
     )
     return app
@@ -331,6 +336,14 @@ class _Control:
 
     async def doctor(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(await self._api.doctor())
+
+    async def measures(self, request: web.Request) -> web.StreamResponse:
+        text = request.query.get("max_age_s", "10")
+        try:
+            max_age_s = _seconds({"max_age_s": float(text)}, "max_age_s") or 0.0
+        except ValueError:
+            raise web.HTTPBadRequest(text="max_age_s: want seconds") from None
+        return web.json_response(text=await self._api.measures(max_age_s))
 
 
 async def _read_object(request: web.Request) -> Mapping[str, object]:

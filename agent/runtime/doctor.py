@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 import structlog
 
 from agent.core.conditions import Condition
-from agent.core.doctor.diagnosis import Diagnosis, diagnose
-from agent.core.doctor.findings import Finding
+from agent.core.doctor.diagnosis import UNREAD, Diagnosis, Judged, Told, told_after
 from agent.core.doctor.kernel import OFTEN, route_questions
 from agent.core.doctor.scene import Offer, Scene, wanted_sysctls
 from agent.core.errors import ObservationError
+from agent.core.planner.proxy import carried_now
 from agent.core.routing.filters import FILTERING
-from agent.core.routing.firewall import NAT
+from agent.core.routing.firewall import NAT, Routing
 from agent.core.routing.firewall_wanted import wish_of
 from agent.core.routing.ruleset import Ruleset
 from agent.core.tell.status import present_bridges
@@ -54,12 +54,17 @@ FIRST_PROBE_S = 5.0
 """After the start, when bridges are up."""
 
 
+REST_PER_LOOK = 4.0
+"""Between two looks it rests so many times as long as the former took, whoever asks: a member of the group may ask all
+the time, and a host with 20,000 rules is slow to list them."""
+
+REST_UNASKED = 20.0
+"""The same where nobody asks: some hosts have many rules, and change them all the time."""
+
 OF_RULES = ("ForeignDrop", "BridgeFiltered")
 """The findings that need all rules."""
 
 OWN_TABLES = Ruleset((*NAT.tables, *FILTERING.tables))
-
-FindingKey = tuple[str, str, str]
 
 
 @dataclass(slots=True)
@@ -69,6 +74,16 @@ class _Offers:
     by_bridge: dict[str, tuple[Offer, ...]] = field(default_factory=dict)
     problem: str = ""
     at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look found, when it began, how long one took, and until when there is no other one."""
+
+    found: Diagnosis
+    began_s: float
+    took_s: float
+    rest_until_s: float
 
 
 class Doctor:
@@ -91,7 +106,9 @@ class Doctor:
         self._probing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._offers = _Offers()
-        self._told: dict[FindingKey, tuple[Finding, str]] = {}
+        self._judged = Judged()
+        self._latest: _Look | None = None
+        self._told: Told = {}
         self._unexamined: Mapping[str, str] = {}
 
     def look_in(self, group: asyncio.TaskGroup) -> None:
@@ -116,24 +133,37 @@ class Doctor:
                 await asyncio.wait_for(self._changed.wait(), LOOK_EVERY_S)
             self._changed.clear()
             await self._look()
-            await asyncio.sleep(LOOK_AT_MOST_EVERY_S)
+            took_s = self._latest.took_s if self._latest is not None else 0.0
+            await asyncio.sleep(max(LOOK_AT_MOST_EVERY_S, REST_UNASKED * took_s))
 
     async def _look(self) -> Diagnosis:
-        """Look, and once more if anything is found that was not told; what both looks found is told."""
+        """Look, and once more if anything is found that was not told; what both looks found is told.
+
+        Who asks while others wait for a look gets theirs.
+        """
+        asked_s = now_s()
         async with self._looking:
+            if self._latest is not None and self._latest.began_s >= asked_s:
+                return self._latest.found
+            if self._latest is not None:
+                await asyncio.sleep(self._latest.rest_until_s - now_s())
+            began_s = now_s()
             found = await self._diagnose()
+            took_s = now_s() - began_s
+            rest_until_s = now_s() + min(REST_PER_LOOK * took_s, LOOK_AT_MOST_EVERY_S)
             first = {one.key for one in found.findings}
             if not first <= self._told.keys():
                 await asyncio.sleep(AGAIN_S)
                 again = await self._diagnose()
                 found = replace(again, findings=tuple(one for one in again.findings if one.key in first))
             self._tell(found)
+            self._latest = _Look(found, began_s, took_s, rest_until_s)
             return found
 
     async def _diagnose(self) -> Diagnosis:
         seen = self._reconciler.last
         if not seen.desired.complete:
-            return Diagnosis()
+            return UNREAD
         bridges = present_bridges(seen.desired, seen.observed)
         vms = {**seen.desired.vms, **{name: state.spec for name, state in seen.observed.vms.items() if state.alive}}
         scene = Scene(
@@ -143,7 +173,8 @@ class Doctor:
             wish=wish_of(bridges, vms),
             offers=dict(self._offers.by_bridge),
             switched_off=self._switched_off(),
-            unexamined=self._unprobed(),
+            carried=carried_now(seen.observed),
+            unexamined={**self._unprobed(), **_unguarded(seen.observed.routing)},
         )
         if not bridges:
             return Diagnosis()
@@ -152,7 +183,7 @@ class Doctor:
             saved = await save_legacy(self._beside)
         except ObservationError as error:
             scene = replace(scene, unexamined={**scene.unexamined, **dict.fromkeys(OF_RULES, str(error))})
-        return await run_to_end(_diagnose, scene, saved)
+        return await run_to_end(_diagnose, scene, saved, self._judged)
 
     def _unprobed(self) -> Mapping[str, str]:
         return {"SecondDhcpServer": self._offers.problem} if self._offers.problem else {}
@@ -160,7 +191,7 @@ class Doctor:
     def _tell(self, found: Diagnosis) -> None:
         before = self._told
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._told = {one.key: (one, before.get(one.key, (one, now))[1]) for one in found.findings}
+        self._told = told_after(before, found, now)
         for one in found.findings:
             if one.key not in before:
                 message = f"{one.name}: {one.condition.message}"
@@ -206,6 +237,7 @@ class Doctor:
             links = seen.observed.links
             served = [n for n, b in seen.desired.bridges.items() if b.dhcp is not None and n in links and links[n].up]
             late = self._offers.at_s is None or now_s() - self._offers.at_s >= at_most_every_s
+            late |= bool(self._offers.problem)  # then nobody was asked: its bridge had just gone, for one
             if not served or not (late or set(served) - self._offers.by_bridge.keys()):
                 return
             offers = _Offers(dict.fromkeys(served, ()), at_s=now_s())
@@ -221,7 +253,12 @@ class Doctor:
             self._offers = offers
 
 
-def _diagnose(scene: Scene, saved: Mapping[str, str] | None) -> Diagnosis:
+def _unguarded(routing: Routing) -> Mapping[str, str]:
+    """Without its own table the agent switches no forwarding on, and nobody should: the host would route for all."""
+    return {"ForwardingOff": routing.problem} if routing.firewall is None and routing.problem else {}
+
+
+def _diagnose(scene: Scene, saved: Mapping[str, str] | None, judged: Judged) -> Diagnosis:
     """Look at the host, and draw the conclusions; both take their time. `saved`: by iptables-legacy, None
     if not all rules can be known."""
     unexamined = dict(scene.unexamined)
@@ -244,9 +281,9 @@ def _diagnose(scene: Scene, saved: Mapping[str, str] | None) -> Diagnosis:
     except ObservationError as error:
         unexamined["RpFilter"] = str(error)
     scene = replace(scene, unexamined=unexamined)
-    found = diagnose(scene)
+    found = judged.diagnose(scene)
     known = any(one.name in {"ForwardingOff", "RpFilter"} for one in found.findings)
     if known or any(number >= OFTEN for number in scene.switched_off.values()):
         names = (*names, "ipv4/conf/default/rp_filter")
-        found = diagnose(replace(scene, setters=find_setters(names)))
+        found = judged.diagnose(replace(scene, setters=find_setters(names)))
     return found

@@ -42,6 +42,7 @@ from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import with_tuned, without_tuned
 from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
+from agent.runtime.latency import count_latencies
 from agent.runtime.negotiated import negotiated_settings
 
 DETACH_WITHIN_S = 20.0
@@ -158,6 +159,7 @@ class DeviceExecutor:
         except CommandRefusedError:
             await clear_nodes(guest, disk)
             raise
+        await count_latencies(self._guests, guest)
         await guest.look_at_devices()
         if is_limited(disk):
             await guest.execute(*command_of(disk_setting(disk)))

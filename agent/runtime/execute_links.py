@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -16,10 +17,12 @@ from agent.core.actions import (
     ReleasePort,
 )
 from agent.core.device_actions import ArmTap
-from agent.core.errors import TransientError
+from agent.core.errors import ActionError, TransientError
 from agent.core.marks import tap_mark
 from agent.core.memory import Memory
+from agent.core.routing.ipv6 import conf
 from agent.host.netlink import RatedLinks
+from agent.host.sysctls import change_sysctls
 from agent.host.tap import TapSettings, keep, open_tap, rearm
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.keeper import Keeper
@@ -73,6 +76,7 @@ class LinkExecutor:
         else:
             fd = open_tap(action.nic.tap, action.uid)
             self._descriptors.put(action.vm, action.nic.id, fd)
+        _bar_ipv6(action.nic.tap)
         await self.set_up_tap(action)
         keep(fd)
 
@@ -97,6 +101,13 @@ class LinkExecutor:
             isolated=True if action.nic.isolated and action.bridge_ifindex is not None else None,
         )
         await self._links.change(link.name, link.ifindex, link.alias, change)
+
+
+def _bar_ipv6(tap: str) -> None:
+    """A tap is a port and no more. What a guest sends to 802.1's own groups comes to the host by the tap itself, past
+    the bridge: with IPv6 there the host would heed its router advertisements. Best effort: there may be no IPv6."""
+    with contextlib.suppress(ActionError):
+        change_sysctls([(conf(tap, "disable_ipv6"), "1")])
 
 
 def _with_port(memory: Memory, port: str, bridge: str) -> Memory:

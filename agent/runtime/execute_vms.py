@@ -51,6 +51,7 @@ from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
 from agent.runtime.keeper import Keeper
+from agent.runtime.latency import count_latencies
 from agent.runtime.starts import Start, Starts
 from agent.runtime.threads import run_to_end
 
@@ -210,6 +211,7 @@ class VmExecutor:
     async def release(self, name: str) -> None:
         """Let a guest run that QEMU holds."""
         guest = self._guests.get(name)
+        await count_latencies(self._guests, guest)  # from its first read on
         await guest.release()
         if guest.has_run:
             await self._note_run(guest)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from agent.core.desired import VmSpec
 from agent.core.errors import ObservationError
-from agent.core.routing.filters import FILTERING, ChangeFilters, Dropped, Filters, FilterState
+from agent.core.routing.filters import FILTERING, ChangeFilters, Filters, FilterState
+from agent.core.routing.filters_ingress import Dropped
 from agent.core.routing.ruleset import Element
 from agent.host.nft import NftMissingError, read_counts
+from agent.runtime.clock import now_s
 from agent.runtime.tables import Tables
 from agent.runtime.threads import run_to_end
 
@@ -25,6 +27,8 @@ class FilterLooks:
         self._tables = Tables(FILTERING, FilterState, lambda: ring("filters"))
         self._last: Mapping[Element, int] = {}
         self._dropped: Counter[Key] = Counter()
+        self.counted_s: float | None = None
+        """When what was dropped was last counted, or there was nothing to count; None before."""
 
     def look_in(self, group: asyncio.TaskGroup) -> None:
         """Look, and hear of changes, in tasks of this group from now on."""
@@ -51,6 +55,7 @@ class FilterLooks:
         if self._tables.state is not None and self._tables.state.exists:
             try:
                 now = await run_to_end(read_counts, FILTERING)
+                self.counted_s = now_s()
             except (ObservationError, NftMissingError):
                 now = self._last
             owners = _owners(specs.items())
@@ -60,6 +65,8 @@ class FilterLooks:
                     before = self._last.get(element, 0)
                     self._dropped[*owner, _reason(element)] += packets - before if packets >= before else packets
             self._last = now
+        elif self._tables.state is not None:
+            self.counted_s = now_s()
         nics = {(name, nic.id) for name, spec in specs.items() for nic in spec.nics}
         for key in [key for key in self._dropped if key[:2] not in nics]:
             del self._dropped[key]

@@ -7,13 +7,14 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from agent.core.desired import Limits
 from agent.core.errors import ActionError, OutcomeUnknownError, TransientError
 from agent.core.observed import VmState
+from agent.core.qemu.answers import NOT_AN_ANSWER
 from agent.core.qemu.argv import devices_at_launch, disk_node, drive_node
 from agent.host.launches import LOG, LaunchRecord
 from agent.host.processes import ExitStatus, Process, is_stuck
@@ -22,6 +23,7 @@ from agent.runtime.clock import now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.reboots import has_rebooted
 from agent.runtime.starts import Starts
+from agent.runtime.witness import GuestWitness
 
 log = structlog.get_logger("vmhost.guest")
 
@@ -29,6 +31,7 @@ SILENT_AFTER_S = 5.0
 """A query that is not answered for this long makes the run state unknown; it is not sent again meanwhile."""
 
 CONNECT_EVERY_S = 0.002
+ODD_EVERY_S = 1.0
 QUIT_ANSWER_S = 1.0
 LOOK_EVERY_S = 22.0
 """With `SILENT_AFTER_S`: a QEMU that is stopped, or stuck in the kernel, is found within half a minute."""
@@ -45,25 +48,6 @@ STATE_EVENTS = frozenset(
 )
 SHUTDOWN_CAUSES = {"host-signal": "killed", "host-qmp-quit": "host", "guest-panic": "panic"}
 """QMP SHUTDOWN reasons that tell more than the run state does (QEMU, ShutdownCause)."""
-
-
-class GuestWitness(Protocol):
-    """Whoever wants to hear of guests: events and metrics."""
-
-    def heard(self, vm: str, event: str, data: Mapping[str, Any]) -> None:
-        """QEMU sent an event."""
-
-    def killed(self, vm: str, how: str) -> None:
-        """A QEMU that had been running was killed; `how` in words."""
-
-    def answered(self, command: str, seconds: float) -> None:
-        """QEMU answered a command."""
-
-    def refused(self, command: str, error_class: str) -> None:
-        """A command did not succeed."""
-
-    def reconnected(self, vm: str) -> None:
-        """A monitor connection that was lost is there again."""
 
 
 class Guest:
@@ -190,13 +174,19 @@ class Guest:
             self._devices_old = self._devices_old or connections > 1 or self.devices is None
             if connections > 1:
                 self._witness.reconnected(self.name)
-            with contextlib.suppress(ActionError):
+            pause_s = CONNECT_EVERY_S
+            try:
                 await self._ask_until_closed(self.monitor)
+            except ActionError:
+                pass
+            except NOT_AN_ANSWER as error:  # of a QEMU that is not itself any more: its trouble alone
+                log.warning("QEMU's answer is none; it is asked again", vm=self.name, why=repr(error))
+                pause_s = ODD_EVERY_S
             await self.monitor.close()  # it may be open yet, and a QEMU's monitor serves one client
             self.monitor = None
             self._asked_s = now_s()
             self._set_run_state(None)
-            await asyncio.sleep(CONNECT_EVERY_S)
+            await asyncio.sleep(pause_s)
 
     async def _ask_until_closed(self, monitor: Monitor) -> None:
         """Query the run state when an event makes it stale, and from time to time: thousands of times a day."""

@@ -16,9 +16,10 @@ from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, find_process, find_process_with
 from agent.host.tap import fetch_descriptor, find_descriptor_number
 from agent.runtime.descriptors import Descriptors
-from agent.runtime.guest import Guest, GuestWitness
+from agent.runtime.guest import Guest
 from agent.runtime.starts import Starts, unit_of
 from agent.runtime.threads import run_to_end
+from agent.runtime.witness import GuestWitness
 
 LAST_WORD_S = 0.5
 """How long an agent that ends waits for a QEMU's answer."""

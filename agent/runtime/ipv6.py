@@ -23,6 +23,7 @@ from agent.core.routing.ipv6_wanted import guests_by_proxy, uplinks6
 from agent.host.netlink import Routes6
 from agent.host.netlink.routes6 import watch_routes6
 from agent.host.sysctls import change_sysctls, look_at_settings
+from agent.runtime.clock import now_s
 from agent.runtime.keeper import Keeper
 from agent.runtime.threads import run_to_end
 
@@ -78,7 +79,9 @@ class Ipv6Looks:
             seen = self._routes.look(addresses, {link.ifindex: name for name, link in links.items()})
             concerned = {*modes, *uplinks6(modes.values(), seen)} & links.keys()
             self._names = frozenset({*_settings(concerned), *before, *_heeding(links)})
-            self._state = replace(seen, settings=look_at_settings(sorted(self._names)), before=before)
+            settings = look_at_settings(sorted(self._names))
+            since_s = _forwards_since_s(known, settings, concerned)
+            self._state = replace(seen, settings=settings, before=before, forwards_since_s=since_s)
             self._links, self._of, self._told = links, of, ""
         except ObservationError as error:
             if str(error) != self._told:
@@ -128,7 +131,7 @@ class Ipv6Looks:
     def _heard(self) -> None:
         self._of = ()
         if self._wanted:
-            self._ring("IPv6 routes")
+            self._ring("ipv6-routes")
 
     async def _follow_silent(self) -> None:
         while True:
@@ -144,12 +147,21 @@ class Ipv6Looks:
                 continue
             if (own, foreign, settings) != (state.proxies, state.foreign_proxies, state.settings):
                 self._of = ()
-                self._ring("IPv6 neighbours")
+                self._ring("ipv6-neighbours")
 
 
 def _settings(links: Iterable[str]) -> Iterable[str]:
     for link in links:
         yield from (conf(link, "forwarding"), conf(link, "proxy_ndp"), proxy_delay(link))
+
+
+def _forwards_since_s(known: Ipv6State | None, settings: Mapping[str, int], links: Iterable[str]) -> dict[str, float]:
+    """Since when those links forward again that did not when they were looked at before."""
+    if known is None:
+        return {}
+    names = {link: conf(link, "forwarding") for link in links}
+    again = {link: now_s() for link, name in names.items() if not known.settings.get(name, 1) and settings.get(name)}
+    return {link: at_s for link, at_s in {**known.forwards_since_s, **again}.items() if link in names}
 
 
 def _heeding(links: Mapping[str, LinkState]) -> Iterable[str]:

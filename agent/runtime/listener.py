@@ -6,23 +6,28 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.telemetry.exposition import Form
 from agent.telemetry.guard import Guard, Protection
 from agent.telemetry.httpd import Health, serve_metrics
 from agent.telemetry.journal import Journal
 from agent.telemetry.listen import Listen, ListenError
-from agent.telemetry.metrics import CONTENT_TYPE
+from agent.telemetry.page import Page
 
 LOOK_EVERY_S = 5.0
 
 
 @dataclass(slots=True)
 class Sources:
-    """What is served, and who is told of problems: `note_problem` takes a condition's type, and a message or none."""
+    """What is served, and who is told of problems: `note_problem` takes a condition's type, and a message or none.
 
-    render: Callable[[], bytes]
+    `page`: the status page, if there is to be one.
+    """
+
+    render: Callable[[Form], bytes]
     health: Callable[[], Health]
     journal: Journal
     note_problem: Callable[[str, str], None]
+    page: Page | None = None
     told: str = ""
 
     def tell(self, type_: str, problem: str) -> None:
@@ -50,7 +55,7 @@ async def keep_listening(
 
 async def _listen(listen: Listen, protection: Protection, sources: Sources, every_s: float) -> None:
     guard = await asyncio.to_thread(Guard, protection)
-    serving = serve_metrics(listen, guard, render=sources.render, content_type=CONTENT_TYPE, health=sources.health)
+    serving = serve_metrics(listen, guard, render=sources.render, health=sources.health, page=sources.page)
     async with serving as bound:
         scheme = "http" if guard.tls is None else "https"
         sources.journal.record("agent", "metrics", f"metrics on {scheme}://{bound}/metrics")

@@ -27,6 +27,7 @@ from agent.runtime.explain import Explainer
 from agent.runtime.keeper import Keeper
 from agent.runtime.reconcile import Pass, Reconciler
 from agent.runtime.units import Units
+from agent.runtime.watching import Watching
 from agent.telemetry.journal import Event
 
 LOOK_S = 5.0
@@ -50,6 +51,7 @@ class Operator:
         look_at_all: Callable[[], Awaitable[None]],
         hurry: Callable[[float], None],
         doctor: Doctor,
+        watching: Watching,
     ) -> None:
         self._facts = facts
         self._reconciler = reconciler
@@ -59,6 +61,7 @@ class Operator:
         self._look_at_all = look_at_all
         self._hurry = hurry
         self._doctor = doctor
+        self._watching = watching
         self._problems: dict[str, str] = {}
         self._explainer = Explainer(self.inputs, reconciler, units, keeper, chronicle.journal)
 
@@ -277,6 +280,10 @@ class Operator:
     async def doctor(self) -> Mapping[str, object]:
         """What will break guests though our state is right."""
         return await self._doctor.examine()
+
+    async def measures(self, max_age_s: float) -> str:
+        """The counters of all guests, as JSON."""
+        return await self._watching.measures(self.inputs, max_age_s)
 
 
 def patience_s(budget_s: float) -> float:

@@ -61,4 +61,5 @@ def _way_in(service: str) -> str:
 def _exposed(listen: Listen, protection: Protection) -> str:
     if not protection.missing:
         return ""
-    return f"metrics on {listen} can be reached from the network, and are not {' and not '.join(protection.missing)}"
+    lacking = " and not ".join(protection.missing)
+    return f"metrics and status page on {listen} can be reached from the network, and are not {lacking}"

@@ -24,6 +24,7 @@ from agent.core.planner.repairs import Ledger, Repair, look, with_actions
 from agent.core.planning import plan
 from agent.runtime.clock import now_s
 from agent.runtime.doorbell import Doorbell
+from agent.telemetry.scope import scope
 
 log = structlog.get_logger("vmhost.reconcile")
 
@@ -104,26 +105,33 @@ class Reconciler:
         return not (self.last.plan.actions or self.last.plan.awaited or self.in_flight)
 
     def _pass(self, group: asyncio.TaskGroup) -> float | None:
-        began = time.perf_counter()
-        desired, observed = self._observe()
-        at_s = now_s()
-        decided = plan(desired, observed, at_s)
-        self._ledger, repairs = look(self._ledger, decided, desired, observed, at_s)
-        self._ledger = with_actions(self._ledger, decided.actions)
-        for action in decided.actions:
-            self.in_flight[action.resource] = key_of(action)
-            group.create_task(self._carry_out(action), name=key_of(action))
-        self.last = Pass(self.last.number + 1, desired, observed, decided, at_s)
-        for repair in repairs:
-            self._witness.repaired(repair)
-        self._witness.passed(self.last, time.perf_counter() - began)
+        number = self.last.number + 1
+        with scope(number):
+            began = time.perf_counter()
+            desired, observed = self._observe()
+            at_s = now_s()
+            decided = plan(desired, observed, at_s)
+            self._ledger, repairs = look(self._ledger, decided, desired, observed, at_s)
+            self._ledger = with_actions(self._ledger, decided.actions)
+            for action in decided.actions:
+                self.in_flight[action.resource] = key_of(action)
+                group.create_task(self._carry_out(action, number), name=key_of(action))
+            self.last = Pass(number, desired, observed, decided, at_s)
+            for repair in repairs:
+                self._witness.repaired(repair)
+            self._witness.passed(self.last, time.perf_counter() - began)
         awaiting, self._awaiting = self._awaiting, []
         for future in awaiting:
             if not future.done():
                 future.set_result(self.last)
         return decided.wake_at_s
 
-    async def _carry_out(self, action: Action) -> None:
+    async def _carry_out(self, action: Action, pass_id: int) -> None:
+        with scope(pass_id, action.resource):
+            await self._try(action)
+        self._doorbell.ring("outcome")
+
+    async def _try(self, action: Action) -> None:
         key = key_of(action)
         began = time.perf_counter()
         self._witness.started(action)
@@ -147,7 +155,6 @@ class Reconciler:
         finally:
             self.in_flight.pop(action.resource, None)
         self._witness.ended(action, outcome, time.perf_counter() - began, message)
-        self._doorbell.ring("outcome")
 
     def _note_failure(self, action: Action, error: ActionError) -> str:
         key = key_of(action)

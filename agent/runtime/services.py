@@ -61,7 +61,9 @@ class Service:
         record, process = self.record, self.process
         pid = process.pid if process is not None else None
         alive = process is not None
-        return ServiceState(record.spec, alive, pid, record.unit, record.ends, record.ended, record.restarts)
+        return ServiceState(
+            record.spec, alive, pid, record.unit, record.ends, record.ended, record.restarts, _began_s(record)
+        )
 
 
 class Services:
@@ -295,9 +297,13 @@ def _complaint(spec: ServiceSpec, text: str) -> str:
 
 
 def _with_end(record: ServiceRecord, reason: str) -> ServiceRecord:
-    began_s = record.start_time / CLOCK_TICKS_PER_S if record.start_time is not None else now_s()
-    end = End(now_s(), now_s() - began_s, boot_id(), reason)
+    began_s = _began_s(record)
+    end = End(now_s(), now_s() - began_s if began_s is not None else 0.0, boot_id(), reason)
     return replace(record, ends=(*record.ends, end)[-ENDS_KEPT:], ended=record.ended + 1, pid=None, start_time=None)
+
+
+def _began_s(record: ServiceRecord) -> float | None:
+    return record.start_time / CLOCK_TICKS_PER_S if record.start_time is not None else None
 
 
 def _find_program(spec: ServiceSpec) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.core.planner.firewall import publishing_guests
-from agent.core.planner.proxy import carried_now
+from agent.core.planner.proxy import carried_now, is_there
 from agent.core.routing.firewall_wanted import Forward, wish_of
 from agent.core.routing.publications import publication
 from agent.core.services.haproxy import carries
@@ -43,7 +43,8 @@ def forward_samples(inputs: StatusInputs) -> tuple[ForwardSample, ...]:
             leads = bool(wanted) and (vm, text) not in lost
             for one in wanted:
                 # What is not asked for in so many words is carried where the host has IPv6.
-                leads &= one.element in elements or (one.carried and (not what.listen or carries(one) in carried))
+                by_proxy = carries(one) in carried and is_there(inputs.observed, one)
+                leads &= one.element in elements or (one.carried and (not what.listen or by_proxy))
             key = vm, port, what.proto
             up[key] = up.get(key, True) and leads
     return tuple(ForwardSample(*key, leads) for key, leads in sorted(up.items()))

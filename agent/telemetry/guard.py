@@ -20,6 +20,8 @@ from pathlib import Path
 from agent.telemetry.listen import ListenError
 from agent.telemetry.passwords import PasswordHash, UsersError, hash_password, parse_users
 
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="vmhost", charset="UTF-8"'}
+
 Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -63,6 +65,11 @@ class Guard:
         if self.tls is not None:
             self.tls.sni_callback = self._take_latest
 
+    @property
+    def wants_users(self) -> bool:
+        """Whether only users who are named may read."""
+        return self._protection.users is not None
+
     def look(self) -> None:
         """Read the files again if any has changed. Never raises: what is wrong is `problem`, and nothing changes."""
         stamps = _stamps(self._protection.files)
@@ -88,6 +95,8 @@ class Guard:
         if credentials is None:
             return False
         seen = hmac.digest(self._key, b"\0".join(credentials), "sha256")
+        if seen in self._admitted:
+            return True  # at once: whoever guesses passwords would else have every scrape wait in his queue
         async with self._one_at_a_time:
             users, admitted = self._users, self._admitted
             if seen in admitted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -14,9 +15,14 @@ from typing import Literal, TextIO
 import structlog
 
 from agent.core.text import printable
+from agent.telemetry.journald import JournaldHandler, is_journal
+from agent.telemetry.scope import add_scope
 
 RING_SIZE = 10_000
 """Events kept for `vmhost events`: hours of a busy host, about 5 MB at most."""
+
+_OWN_LINES = {"exception", "stack"}
+"""Fields of several lines, which are this program's own words."""
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -93,10 +99,13 @@ class Journal:
 
 
 def set_up_logging(stream: TextIO | None = None, *, level: Level = "info") -> None:
-    """Log to `stream` (stderr): lines for people on a terminal, else a JSON object each; libraries log there too."""
+    """Log to `stream` (stderr): entries of systemd's journal where that is what it leads to, lines for people on a
+    terminal, else a JSON object each; libraries log there too. docs/logs.md has the fields.
+    """
     out = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_scope,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -105,7 +114,7 @@ def set_up_logging(stream: TextIO | None = None, *, level: Level = "info") -> No
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(out)],
     )
-    handler = logging.StreamHandler(out)
+    handler = JournaldHandler(out) if is_journal(out, os.environ) else logging.StreamHandler(out)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -121,13 +130,16 @@ def set_up_logging(stream: TextIO | None = None, *, level: Level = "info") -> No
 
 def _rendering(out: TextIO) -> Iterator[structlog.typing.Processor]:
     if out.isatty():
-        yield _printable_event
+        yield _printable_values
         yield structlog.dev.ConsoleRenderer()
     else:
         yield structlog.processors.format_exc_info
         yield structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
 
 
-def _printable_event(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    event["event"] = printable(str(event["event"]))
-    return event
+def _printable_values(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What a QEMU says is a field as a rule, and a terminal does what it is told by escapes."""
+    return {
+        key: printable(value) if isinstance(value, str) and key not in _OWN_LINES else value
+        for key, value in event.items()
+    } | {"event": printable(str(event["event"]))}

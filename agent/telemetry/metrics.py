@@ -1,195 +1,201 @@
-"""The metrics of the agent; with `families`, which it draws on, the only module that knows the Prometheus client.
+"""The metrics of the agent: what happened is counted by the methods here, the rest is drawn from the latest snapshot.
 
-Gauges about the world come from the latest snapshot, so that a guest's series vanish with it. What happened is counted
-by the methods here, which are named after it. All times are in seconds.
+A guest's series vanish with it. Methods are called by the event loop and wait for nothing; `render` is for a thread.
+All times are in seconds.
 """
 
 from __future__ import annotations
 
 import platform
+import threading
+import time
 from collections.abc import Callable, Iterable
-from typing import cast
+from dataclasses import replace
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
-
-from agent.telemetry.families import world_families
+from agent.telemetry.catalogue import METRICS
+from agent.telemetry.catalogue_agent import EVENTS
+from agent.telemetry.counting import Counted
+from agent.telemetry.exposition import TEXT, Form, exposition, line
+from agent.telemetry.families import world_lines
+from agent.telemetry.guest_series import NO_COUNTS, GuestCounts, GuestSeries
 from agent.telemetry.snapshot import Snapshot
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-"""The content type of what `Metrics.render` gives."""
+COUNTED = (
+    "build_info",
+    "start_time_seconds",
+    "notifications_total",
+    "units_last_reload_successful",
+    "units_last_reload_success_timestamp_seconds",
+    "unit_reloads_total",
+    "passes_total",
+    "pass_last_success_timestamp_seconds",
+    "doorbell_rings_total",
+    "actions_total",
+    "repairs_total",
+    "qmp_command_errors_total",
+    "qmp_events_total",
+    "event_loop_lag_seconds",
+    "pass_duration_seconds",
+    "convergence_seconds",
+    "action_duration_seconds",
+    "repair_duration_seconds",
+    "qmp_command_duration_seconds",
+    "vm_boot_duration_seconds",
+)
+"""What is counted here, other than by guest."""
 
-FAST = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""From 1 ms, what healing a tap takes, to a minute, what a guest's graceful end takes."""
-
-INSTANT = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-BOOT = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0, 120.0)
+AHEAD_S = 60.0
+"""Who scraped within this time will scrape again."""
 
 
-class _World(Collector):
-    """Renders the snapshot that is present when it is scraped."""
+MOST_UNFORESEEN = 16
+"""Words of QEMUs that get series of their own beside those that the catalogue knows. A QEMU that is not itself any
+more may invent words without end, and a series is there for as long as the agent is."""
 
-    def __init__(self) -> None:
-        self.snapshot = Snapshot()
+MOST_LETTERS = 64
+OTHER = "other"
 
-    def collect(self) -> Iterable[Metric]:
-        return world_families(self.snapshot)
+
+class _Words:
+    """Words of a label that QEMUs choose."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._words = set(known)
+        self._most = len(self._words) + MOST_UNFORESEEN
+
+    def bounded(self, word: str) -> str:
+        """The word as it is counted: itself, `OTHER` if it is too long, or one too many."""
+        if word not in self._words:
+            if len(self._words) >= self._most or len(word) > MOST_LETTERS:
+                return OTHER
+            self._words.add(word)
+        return word
 
 
 class Metrics:
-    """All metrics, in a registry of their own. Methods never raise and may be called at any rate."""
+    """All metrics of the catalogue. Methods never raise and may be called at any rate."""
 
-    def __init__(self, *, version: str, qemu: str, started_s: float) -> None:
-        """`qemu` is its version, empty when there is none; `started_s` is Unix time."""
-        cast(Callable[[], None], disable_created_metrics)()
-        self._registry = CollectorRegistry()
-        self._world = _World()
-        self._vms: set[str] = set()
-        build = self._gauge("build_info", "What runs: always 1.", "version", "python", "qemu")
-        build.labels(version, platform.python_version(), qemu).set(1)
-        self._gauge("start_time_seconds", "When the agent started, Unix time.").set(started_s)
-        self._define_passes()
-        self._define_actions()
-        self._define_qmp()
-        self._define_guests()
-        self._registry.register(self._world)
+    def __init__(
+        self, *, version: str, qemu: str, started_s: float, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`qemu` is its version, empty when there is none; `started_s` is Unix time, `clock_s` tells ages."""
+        self._clock_s = clock_s
+        self._counted = Counted(tuple(METRICS[name] for name in COUNTED))
+        self._events = _Words(EVENTS)
+        self._classes = _Words(("GenericError", "QemuSilent"))
+        self._looked_s: dict[str, float] = {}
+        self._guests: dict[str, GuestCounts] = {}
+        self._snapshot = Snapshot()
+        self._series = GuestSeries()
+        self._rendering = threading.Lock()
+        self._rendered_s: float | None = None
+        self._counted.set("build_info", 1, platform.python_version(), qemu, version)
+        self._counted.set("start_time_seconds", started_s)
 
-    def render(self) -> bytes:
-        """The exposition, of content type `CONTENT_TYPE`. Takes milliseconds at 1,000 guests; safe in a thread."""
-        return generate_latest(self._registry)
+    @property
+    def drawn(self) -> int:
+        """How often text was made of a guest's inputs."""
+        return self._series.drawn
+
+    def render(self, form: Form = TEXT) -> bytes:
+        """The exposition in a form. Takes milliseconds at 1,000 guests; for a thread, of which others wait their turn.
+
+        What is published or counted meanwhile waits for nothing, and is in this rendering or in the next one.
+        """
+        self._rendered_s = self._clock_s()
+        with self._rendering:
+            snapshot = self._snapshot
+            blocks = self._series.blocks(snapshot, self._guests.copy())
+            blocks |= world_lines(snapshot)
+            blocks["snapshot_age_seconds"] = self._ages()
+            blocks |= self._counted.blocks()
+        return exposition(blocks, form)
+
+    def draw_ahead(self) -> None:
+        """Make the text of guests that changed, if somebody scrapes, so that the next scrape need not; for a thread."""
+        if self._rendered_s is not None and self._clock_s() - self._rendered_s < AHEAD_S:
+            with self._rendering:
+                self._series.draw(self._snapshot, self._guests.copy())
+
+    def _ages(self) -> list[str]:
+        now_s, metric = self._clock_s(), METRICS["snapshot_age_seconds"]
+        return [line(metric, (name,), max(0.0, now_s - at_s)) for name, at_s in sorted(self._looked_s.copy().items())]
 
     def publish(self, snapshot: Snapshot) -> None:
         """Show another snapshot from now on; series of guests that it has no more are dropped, counters too."""
         present = {vm.name for vm in snapshot.vms}
-        for gone in self._vms - present:
-            for counter in (self._vm_exits, self._qmp_reconnects):
-                counter.remove_by_labels({"vm": gone})
-        self._vms &= present
-        self._world.snapshot = snapshot
+        for gone in self._guests.keys() - present:
+            del self._guests[gone]
+        self._snapshot = snapshot
+
+    def looked(self, source: str, at_s: float) -> None:
+        """What a source is known of is as of then, by the clock that was given."""
+        self._looked_s[source] = at_s
 
     def units_reloaded(self, *, success: bool, at_s: float) -> None:
         """The unit directory was read and resolved; `success`: every file of it is valid. `at_s` is Unix time."""
-        self._reloads.labels("success" if success else "failure").inc()
-        self._last_reload.set(1 if success else 0)
+        self._counted.add("unit_reloads_total", "success" if success else "failure")
+        self._counted.set("units_last_reload_successful", success)
         if success:
-            self._last_reload_success.set(at_s)
+            self._counted.set("units_last_reload_success_timestamp_seconds", at_s)
 
     def pass_finished(self, seconds: float, result: str, at_s: float) -> None:
         """A pass ended as `success` or `failure` after `seconds`; `at_s` is Unix time."""
-        self._passes.labels(result).inc()
-        self._pass_duration.observe(seconds)
+        self._counted.add("passes_total", result)
+        self._counted.observe("pass_duration_seconds", seconds)
         if result == "success":
-            self._last_pass.set(at_s)
+            self._counted.set("pass_last_success_timestamp_seconds", at_s)
 
-    def rung(self, source: str) -> None:
+    def rung(self, source: str, times: int = 1) -> None:
         """The doorbell was rung by a source: `netlink`, `units`, `qmp`, `timer`, …."""
-        self._rings.labels(source).inc()
+        self._counted.add("doorbell_rings_total", source, amount=times)
 
     def converged(self, cause: str, seconds: float) -> None:
         """All is settled again, so long after an `edit` or a `fault` was seen."""
-        self._convergence.labels(cause).observe(seconds)
+        self._counted.observe("convergence_seconds", seconds, cause)
 
     def action_finished(self, kind: str, outcome: str, seconds: float) -> None:
         """An action ended as `done`, `failed` or `unknown`."""
-        self._actions.labels(kind, outcome).inc()
-        self._action_duration.labels(kind).observe(seconds)
+        self._counted.add("actions_total", kind, outcome)
+        self._counted.observe("action_duration_seconds", seconds, kind)
 
     def repaired(self, kind: str, reason: str, seconds: float) -> None:
         """A resource of a kind (`tap`, `bridge`, `vm`, `port`) is well again, so long after its hurt was seen."""
-        self._repairs.labels(kind, reason).inc()
-        self._repair_duration.labels(kind, reason).observe(seconds)
+        self._counted.add("repairs_total", kind, reason)
+        self._counted.observe("repair_duration_seconds", seconds, kind, reason)
 
     def qmp_answered(self, command: str, seconds: float) -> None:
-        """QEMU answered a command, be it with an error."""
-        self._qmp_duration.labels(command).observe(seconds)
+        """QEMU answered a command."""
+        self._counted.observe("qmp_command_duration_seconds", seconds, command)
 
     def qmp_refused(self, command: str, error_class: str) -> None:
-        """QEMU refused a command; `error_class` is its own (`GenericError`, …), or `timeout`."""
-        self._qmp_errors.labels(command, error_class).inc()
+        """A command did not succeed; `error_class` is QEMU's own (`GenericError`, …), or a reason of ours."""
+        self._counted.add("qmp_command_errors_total", self._classes.bounded(error_class), command)
 
     def qmp_event_seen(self, event: str) -> None:
         """QEMU sent an event."""
-        self._qmp_events.labels(event).inc()
+        self._counted.add("qmp_events_total", self._events.bounded(event))
 
     def qmp_reconnected(self, vm: str) -> None:
         """The agent's monitor connection of a guest was lost and is there again."""
-        self._vms.add(vm)
-        self._qmp_reconnects.labels(vm).inc()
+        counts = self._guests.get(vm, NO_COUNTS)
+        self._guests[vm] = replace(counts, reconnects=counts.reconnects + 1)
 
     def vm_exited(self, vm: str, reason: str) -> None:
-        """A guest ended: guest_shutdown, guest_reset, host, panic, crash, oom or killed."""
-        self._vms.add(vm)
-        self._vm_exits.labels(vm, reason).inc()
+        """A guest ended, or reset itself, for one of `EXIT_REASONS`."""
+        counts = self._guests.get(vm, NO_COUNTS)
+        exits = dict(counts.exits or {})
+        exits[reason] = exits.get(reason, 0) + 1
+        self._guests[vm] = replace(counts, exits=exits)
 
     def vm_booted(self, seconds: float) -> None:
         """A guest runs, so long after its launch began."""
-        self._boot_duration.observe(seconds)
+        self._counted.observe("vm_boot_duration_seconds", seconds)
 
     def notified(self, result: str) -> None:
         """A hook was told of a notification (`delivered`, `failed`), or one was summed up in another (`held_back`)."""
-        self._notifications.labels(result).inc()
+        self._counted.add("notifications_total", result)
 
     def loop_lagged(self, seconds: float) -> None:
         """The event loop was late by so much."""
-        self._loop_lag.observe(seconds)
-
-    def _define_passes(self) -> None:
-        self._reloads = self._counter("unit_reloads", "Readings of the unit directory.", "result")
-        self._last_reload = self._gauge("units_last_reload_successful", "Whether every unit was valid at the last one.")
-        self._last_reload_success = self._gauge(
-            "units_last_reload_success_timestamp_seconds", "When every unit was valid last, Unix time."
-        )
-        self._passes = self._counter("passes", "Passes of the reconciler.", "result")
-        self._pass_duration = self._histogram("pass_duration_seconds", "How long a pass took.", INSTANT)
-        self._last_pass = self._gauge("pass_last_success_timestamp_seconds", "When a pass last succeeded, Unix time.")
-        self._rings = self._counter("doorbell_rings", "What rang for a pass.", "source")
-        self._convergence = self._histogram(
-            "convergence_seconds", "From an edit or fault seen until all is settled.", FAST, "cause"
-        )
-        self._loop_lag = self._histogram("event_loop_lag_seconds", "How late the event loop was.", INSTANT)
-        self._notifications = self._counter(
-            "notifications", "Notifications of people, by what became of them.", "result"
-        )
-        for result in ("delivered", "failed", "held_back"):
-            self._notifications.labels(result)
-        for result in ("success", "failure"):
-            self._reloads.labels(result)
-            self._passes.labels(result)
-
-    def _define_actions(self) -> None:
-        self._actions = self._counter("actions", "Actions carried out.", "kind", "outcome")
-        self._action_duration = self._histogram("action_duration_seconds", "How long an action took.", FAST, "kind")
-        self._repairs = self._counter("repairs", "Hurt resources that are well again.", "kind", "reason")
-        self._repair_duration = self._histogram(
-            "repair_duration_seconds", "From a hurt seen until it is mended.", FAST, "kind", "reason"
-        )
-
-    def _define_qmp(self) -> None:
-        self._qmp_reconnects = self._counter("qmp_reconnects", "Monitor connections made anew.", "vm")
-        self._qmp_duration = self._histogram(
-            "qmp_command_duration_seconds", "How long QEMU took to answer.", INSTANT, "command"
-        )
-        self._qmp_errors = self._counter("qmp_command_errors", "Commands that QEMU refused.", "command", "class")
-        self._qmp_events = self._counter("qmp_events", "Events that QEMU sent.", "event")
-
-    def _define_guests(self) -> None:
-        self._vm_exits = self._counter("vm_exits", "Ends of a guest.", "vm", "reason")
-        self._boot_duration = self._histogram("vm_boot_duration_seconds", "From launch to running.", BOOT)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"vmhost_{name}", text, labels, registry=self._registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"vmhost_{name}", text, labels, registry=self._registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"vmhost_{name}", text, labels, registry=self._registry, buckets=buckets)
+        self._counted.observe("event_loop_lag_seconds", seconds)

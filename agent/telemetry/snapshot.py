@@ -10,6 +10,7 @@ from typing import Protocol
 from agent.core.conditions import FINDINGS
 from agent.core.desired import VmSpec
 from agent.core.marks import bridge_resource, tap_resource, vm_resource
+from agent.core.measures import GuestMeasure
 from agent.core.observed import Intent, ServiceState
 from agent.core.planner.policy import wants_to_run
 from agent.core.services.dnsmasq import is_served, pool_size, served_bridges, service_name
@@ -44,7 +45,7 @@ class Traffic(Protocol):
 class VmSample:
     """A guest. `started_s` is Unix time, None while it does not run; `accel` is what it runs or would run with.
 
-    `held`: the reason of its condition `Held`, empty without one.
+    `held`: the reason of its condition `Held`, empty without one. `disks`: its disks, CD-ROM drives not among them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class VmSample:
     started_s: float | None
     qmp_connected: bool
     held: str = ""
+    disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class NetlinkTotals:
 class Readings:
     """What a pass does not look at: traffic by tap name, start times (Unix, s) and live monitors by guest, netlink.
 
-    `filtered`: packets that were dropped, by guest, NIC and reason.
+    `filtered`: packets that were dropped, by guest, NIC and reason. `measures`: the last good look at each guest that
+    runs and answers.
     """
 
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
@@ -121,11 +124,15 @@ class Readings:
     netlink: NetlinkTotals = NetlinkTotals()
     kvm: bool = False
     filtered: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    measures: Mapping[str, GuestMeasure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that gauges show. Keys: `units` by state, `resources` by kind and state, `in_sync` by kind and name."""
+    """All that gauges show. Keys: `units` by state, `resources` by kind and state, `in_sync` by kind and name.
+
+    `conditions`: how many there are, by kind, name and type.
+    """
 
     units: Mapping[str, int] = field(default_factory=dict)
     resources: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -140,6 +147,8 @@ class Snapshot:
     netlink: NetlinkTotals = NetlinkTotals()
     filtered: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     findings: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    conditions: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    measures: Mapping[str, GuestMeasure] = field(default_factory=dict)
 
 
 def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
@@ -163,18 +172,17 @@ def snapshot_of(inputs: StatusInputs, readings: Readings) -> Snapshot:
         netlink=readings.netlink,
         filtered=readings.filtered,
         findings=Counter((c.type, c.resource) for c, _ in inputs.conditions if c.type in FINDINGS),
+        conditions=_conditions(inputs, vms),
+        measures=readings.measures,
     )
 
 
-def with_traffic(
-    snapshot: Snapshot,
-    traffic: Mapping[str, Traffic],
-    filtered: Mapping[tuple[str, str, str], int],
-    netlink: NetlinkTotals,
-) -> Snapshot:
-    """A snapshot with newer readings of what needs no pass to change: traffic, what was dropped, netlink's totals."""
-    nics = tuple(replace(nic, traffic=traffic.get(nic.tap)) for nic in snapshot.nics)
-    return replace(snapshot, nics=nics, filtered=filtered, netlink=netlink)
+def with_readings(snapshot: Snapshot, readings: Readings) -> Snapshot:
+    """A snapshot with newer readings of what needs no pass to change: traffic, what was dropped, netlink, measures."""
+    nics = tuple(replace(nic, traffic=readings.traffic.get(nic.tap)) for nic in snapshot.nics)
+    return replace(
+        snapshot, nics=nics, filtered=readings.filtered, netlink=readings.netlink, measures=readings.measures
+    )
 
 
 def specs_of(inputs: StatusInputs) -> Mapping[str, VmSpec]:
@@ -202,9 +210,20 @@ def _vm_samples(inputs: StatusInputs, readings: Readings) -> tuple[VmSample, ...
             started_s=readings.started_s.get(name),
             qmp_connected=name in readings.qmp_connected,
             held=held.get(vm_resource(name), ""),
+            disks=tuple(disk.id for disk in spec.disks if disk.media == "disk"),
         )
         for name, spec in sorted(specs_of(inputs).items())
     )
+
+
+def _conditions(inputs: StatusInputs, vms: tuple[VmSample, ...]) -> Mapping[tuple[str, str, str], int]:
+    found: Counter[tuple[str, str, str]] = Counter()
+    for vm in vms:  # there at zero: an alert is drawn from it
+        found["vm", vm.name, "PausedOnIoError"] = 0
+    for condition, _ in inputs.conditions:
+        kind, _, name = condition.resource.partition("/")
+        found[kind, name, condition.type] += 1
+    return found
 
 
 def _wanted(inputs: StatusInputs, name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agent.core.doctor.rules import TRANSLATED, Ruleset
 from agent.core.doctor.scene import RouteAnswer, RouteQuestion, Setter
 from agent.core.errors import ObservationError
 from agent.host.dhcp_probe import Answer, find_offers, read_answers
@@ -97,3 +100,64 @@ async def test_the_probe_as_a_command_of_its_own() -> None:
     assert asked == Answer("br-b")
     with pytest.raises(ObservationError, match="cannot be read"):
         read_answers("{}\n")
+
+
+def iptables(*lines: str) -> None:
+    for line in lines:
+        subprocess.run(["iptables-nft", *line.split()], check=True, timeout=10)
+
+
+def test_connection_states_of_iptables_are_read() -> None:
+    iptables(
+        "-A FORWARD -s 192.168.0.0/24 -m conntrack --ctstate NEW -j ACCEPT",
+        "-A FORWARD -m state ! --state NEW,INVALID -m comment --comment ct -j ACCEPT",
+        "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT",
+        "-A FORWARD -m conntrack --ctstate NEW --ctdir ORIGINAL -j ACCEPT",
+    )
+    (chain,) = list_rules({}).rules.chains
+    first, second, third, fourth = (rule.expressions for rule in chain.rules)
+    assert {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["new"]}} in first
+    negated = next(one["match"] for one in second if "match" in one)
+    assert (negated["op"], set(negated["right"])) == ("!=", {"new", "invalid"})
+    assert {"xt": {"type": "match", "name": TRANSLATED}} in third
+    assert {"xt": {"type": "match", "name": "conntrack"}} in fourth
+    assert chain.rules[0].text == "ip saddr 192.168.0.0/24 ct state new accept"
+
+
+def test_sets_larger_than_what_is_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    elements = ", ".join(f"10.{one >> 8}.{one & 255}.1" for one in range(2000))
+    made = f"table inet f {{\n set s {{\n type ipv4_addr\n elements = {{ {elements} }}\n}}\n chain c {{\n}}\n}}\n"
+    subprocess.run(["nft", "-f", "-"], input=made, text=True, check=True, timeout=10)
+    rules = list_rules({}).rules
+    assert len(rules.sets["inet", "f", "s"]) == 2000
+    monkeypatch.setattr("agent.host.ruleset.MAX_BYTES", 10_000)
+    assert list_rules({}).rules == Ruleset(rules.chains)
+    monkeypatch.setattr("agent.host.ruleset.MAX_BYTES", 100)
+    with pytest.raises(ObservationError, match="more than the"):
+        list_rules({})
+
+
+def test_what_iptables_legacy_saved_may_be_odd() -> None:
+    with pytest.raises(ObservationError, match=r"iptables: .* cannot be read"):
+        list_rules({"ip": '*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m comment --comment "a\nb" -j DROP\n'})
+
+
+def test_a_file_of_parameters_may_be_anything(tmp_path: Path) -> None:
+    (tmp_path / "10-loop.conf").symlink_to("10-loop.conf")
+    os.mkfifo(tmp_path / "20-fifo.conf")
+    (tmp_path / "30-folder.conf").mkdir()
+    (tmp_path / "40-gone.conf").symlink_to("nowhere")
+    (tmp_path / "50-good.conf").write_text("net.ipv4.ip_forward=0\n")
+    found = find_setters(["ipv4/ip_forward"], (str(tmp_path),), str(tmp_path / "none"))
+    assert found == {"ipv4/ip_forward": Setter(str(tmp_path / "50-good.conf"), 1, "0")}
+
+
+def test_counted_packets_change_no_rules() -> None:
+    made = "table inet f {\n chain c {\n type filter hook output priority 0\n counter\n}\n}\n"
+    subprocess.run(["nft", "-f", "-"], input=made, text=True, check=True, timeout=10)
+    first = list_rules({}).rules
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        sending.sendto(b"x", ("127.0.0.1", 9))
+    assert list_rules({}).rules is first
+    subprocess.run(["nft", "add", "rule", "inet", "f", "c", "drop"], check=True, timeout=10)
+    assert len(list_rules({}).rules.chains[0].rules) == 2

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from agent.core.desired import BridgeSpec, Desired
-from agent.core.errors import TransientError
+from agent.core.errors import PermanentError, TransientError
 from agent.core.marks import bridge_mark
 from agent.core.observed import HostState, Observed
 from agent.core.planning import plan
@@ -76,6 +76,23 @@ def test_what_is_ours_is_told_from_what_is_not_and_only_that_is_touched(routes: 
     after = routes.look([], names())
     assert (after.routes, after.proxies, after.foreign_proxies) == (frozenset(), frozenset(), foreign)
     assert TWO in ip_output("-6 route")
+
+
+def test_a_guest_that_moves_to_another_bridge_is_led_there_at_once(routes: Routes6) -> None:
+    """The kernel takes no second route to an address with the same metric (net/ipv6/ip6_fib.c)."""
+    routes.change(change(add_routes=(Place(ONE, "br0"), Place(TWO, "br0"))))
+    routes.change(change(add_routes=(Place(ONE, "up0"),), remove_routes=(Place(ONE, "br0"),)))
+    assert routes.look([], names()).routes == {Place(ONE, "up0"), Place(TWO, "br0")}
+    with pytest.raises(TransientError, match="there is no link gone0"):
+        routes.change(change(add_routes=(Place(TWO, "gone0"),), remove_routes=(Place(TWO, "br0"),)))
+    assert routes.look([], names()).routes == {Place(ONE, "up0")}
+
+
+def test_a_link_whose_ipv6_is_switched_off_is_told_as_that(routes: Routes6) -> None:
+    change_sysctls([("ipv6/conf/br0/disable_ipv6", "1")])
+    with pytest.raises(PermanentError, match="IPv6 is switched off on br0; sysctl -w net") as refused:
+        routes.change(change(add_routes=(Place(ONE, "br0"),)))
+    assert refused.value.reason == "Ipv6Off"
 
 
 def test_the_way_out_is_found_also_among_several(routes: Routes6) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from agent.core.desired import BridgeSpec
 from agent.core.errors import PermanentError, TransientError
 from agent.core.observed import AddressState
 from agent.host.netlink import Links
+from agent.host.sysctls import change_sysctls
 from tests.netns import ip, ip_output, network_namespace
 
 SPEC = BridgeSpec("br0", "02:00:00:00:00:01", addresses=("192.0.2.1/24", "fd00::1/64"))
@@ -78,8 +80,22 @@ async def test_a_new_bridge_is_complete_marked_and_in_the_cache_at_once() -> Non
     shown = ip_output("-d addr show br0")
     assert "forward_delay 0 " in shown
     assert "mcast_snooping 0" in shown
+    assert "no_linklocal_learn 1" in shown
     assert "fd00::1/64 scope global nodad" in shown
     assert "brd 192.0.2.255" in shown
+
+
+async def test_where_ipv6_is_switched_off_ipv4_addresses_are_there_and_the_reason_is_told() -> None:
+    change_sysctls([("ipv6/conf/default/disable_ipv6", "1")])
+    spec = replace(SPEC, addresses=("fd00::1/64", "192.0.2.1/24"))
+    async with Links() as links:
+        with pytest.raises(PermanentError, match="IPv6 is switched off on br0; sysctl -w net") as refused:
+            await links.create_bridge(spec)
+        assert refused.value.reason == "Ipv6Off"
+        bridge = index(links, "br0")
+        with pytest.raises(PermanentError, match="IPv6 is switched off on br0; sysctl -w net"):
+            await links.change_addresses(bridge, spec.addresses, [])
+        assert [one.address for one in links.snapshot["br0"].addresses] == ["192.0.2.1/24"]
 
 
 async def test_a_bridge_keeps_its_mtu_whatever_its_ports_have() -> None:
@@ -117,8 +133,13 @@ async def test_every_field_of_a_link_can_be_changed_and_is_read_back() -> None:
         await links.change("port", port.ifindex, "mark", LinkChange(up=False, master=0, alias=""))
         port = links.snapshot["port"]
         assert (port.up, port.master, port.alias) == (False, None, "")
-        await links.change("br1", index(links, "br1"), "", LinkChange(stp=True, snooping=False))
-        assert (links.snapshot["br1"].stp, links.snapshot["br1"].snooping) == (True, False)
+        assert links.snapshot["br1"].group_learning
+        wanted = LinkChange(stp=True, snooping=False, group_learning=False)
+        await links.change("br1", index(links, "br1"), "", wanted)
+        bridge = links.snapshot["br1"]
+        assert (bridge.stp, bridge.snooping, bridge.group_learning) == (True, False, False)
+        await links.change("br1", bridge.ifindex, "", LinkChange(group_learning=True))
+        assert links.snapshot["br1"].group_learning
 
 
 async def test_the_mark_of_a_link_that_is_down_is_read_back() -> None:

@@ -74,7 +74,7 @@ FAULTS = (
     Fault("tap's MTU changed", lambda _: ip("link set web-lan mtu 600")),
     Fault("bridge deleted", lambda _: ip("link del br-demo")),
     Fault("bridge set down", lambda _: ip("link set br-demo down")),
-    Fault("bridge's address flushed", lambda _: ip("addr flush dev br-demo")),
+    Fault("bridge's address deleted", lambda _: ip("addr del 192.168.77.1/24 dev br-demo")),
     Fault("bridge's MAC changed", lambda _: ip("link set br-demo address 02:00:00:00:00:77")),
     Fault("agent killed and started again", restart_agent),
     Fault("tap deleted while no agent ran", kill_agent_and_delete_tap),

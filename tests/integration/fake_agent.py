@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 from agent.core.conditions import Condition
 from agent.core.desired import BridgeSpec, Desired, NicSpec, VmSpec
 from agent.core.doctor.diagnosis import Diagnosis
+from agent.core.measures import GuestMeasure
 from agent.core.observed import LinkState, NicBackend, NicState, Observed, VmState
 from agent.core.rights import Rights
 from agent.core.tell.forecast import forecast, forecast_json
+from agent.core.tell.looks import GuestLook, NicCount
 from agent.core.tell.show import show_json
 from agent.core.tell.status import AgentFacts, StatusInputs, status
 from agent.runtime.control import RefusedError, UnknownNameError, Verb, WaitFor, WaitResult, serve_control
@@ -110,6 +113,11 @@ class FakeAgent:
 
     async def doctor(self) -> Mapping[str, object]:
         return Diagnosis().as_json()
+
+    async def measures(self, max_age_s: float) -> str:
+        measure = GuestMeasure("web", max_age_s, {"user": 1.0, "system": 0.5})
+        look = GuestLook("web", "running", 42, measure, (NicCount("lan", 7, 9),), 1.0)
+        return json.dumps({"guests": [look.as_json()]})
 
 
 async def main(run_dir: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from agent.cli.client import AgentClient, NoAgentError, RefusedError
 from agent.core.rights import Rights
+from agent.core.tell.looks import NicCount, parse_look
 from agent.runtime.control import ControlError, serve_control
 from tests.integration.fake_agent import FakeAgent
 
@@ -136,6 +137,8 @@ async def test_a_missing_folder_is_one_clear_line(tmp_path: Path) -> None:
             (404, {"error": 'no guest and no bridge is named "wbe"; did you mean "web"?'}),
         ),
         ("GET", "/v1/show", None, (400, {"error": "name: want a text"})),
+        ("GET", "/v1/measures?max_age_s=x", None, (400, {"error": "max_age_s: want seconds"})),
+        ("GET", "/v1/measures?max_age_s=nan", None, (400, {"error": "max_age_s: want seconds"})),
         ("GET", "/v1/events?since=x", None, (400, {"error": "since: want a number of an event"})),
         ("GET", "/nothing", None, (404, {"error": "404: Not Found"})),
     ],
@@ -212,3 +215,12 @@ async def test_a_hung_agent_is_no_agent(tmp_path: Path) -> None:
 async def test_the_agent_s_refusal_is_passed_on_word_for_word(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match='no guest is named "wbe"; did you mean "web"\\?'):
         await asyncio.to_thread(AgentClient(tmp_path).intent, "stop", "wbe")
+
+
+async def test_looks_at_guests(fake: FakeAgent, tmp_path: Path) -> None:
+    assert fake.asked == []
+    (look,) = (await asyncio.to_thread(AgentClient(tmp_path).measures, 2.5))["guests"]
+    found = parse_look(look)
+    assert (found.name, found.pid, found.nics) == ("web", 42, (NicCount("lan", 7, 9),))
+    assert found.measure is not None
+    assert found.measure.at_s == 2.5

@@ -197,7 +197,7 @@ def test_names_are_told_on_an_address_that_comes_later(served: AgentProcess, cli
 
 def test_it_follows_its_bridge(served: AgentProcess, client: Client) -> None:
     lease = client.lease()["ip"]
-    for fault in ("link del br-test", "addr flush dev br-test", "link set br-test down", "link del br-test"):
+    for fault in ("link del br-test", "addr del 10.77.0.1/24 dev br-test", "link set br-test down", "link del br-test"):
         ip(fault)
         began = time.monotonic()
         settled(served)

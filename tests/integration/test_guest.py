@@ -43,7 +43,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "bridge deleted": lambda: ip("link del br-test"),
     "bridge and tap deleted": lambda: ip("link del br-test", "link del web-lan"),
     "bridge down": lambda: ip("link set br-test down"),
-    "bridge's addresses flushed": lambda: ip("addr flush dev br-test"),
+    "bridge's address deleted": lambda: ip("addr del 10.77.0.1/24 dev br-test"),
     "bridge's MAC changed": lambda: ip("link set br-test address 02:00:00:00:00:99"),
 }
 

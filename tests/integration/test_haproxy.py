@@ -182,6 +182,23 @@ def test_an_address_that_comes_later_is_waited_for_and_keeps_no_other_port_waiti
     assert world.hears6(80) == WEB_SAYS
 
 
+def test_a_link_that_was_down_and_lost_its_addresses_cuts_nobody(world: World) -> None:
+    world.publish(f'["[{HOST6}]:80"]', '["0.0.0.0:8081:80"]')
+    wait_for(lambda: world.service()["pid"] and world.hears6(8080) is None)
+    world.settled()
+    pid, up = world.service()["pid"], 'vmhost_forward_up{port="80",proto="tcp",vm="web"}'
+    assert world.stranger.ask("open_stream", HOST6, 80).startswith("web")
+    ip("link set up0 down")
+    wait_for(lambda: "AddressMissing" in conditions(world.agent))
+    wait_for(lambda: f"{up} 0.0" in world.agent.metrics())
+    ip("link set up0 up", f"addr add {HOST6}/64 dev up0 nodad")
+    wait_for(lambda: "AddressMissing" not in conditions(world.agent))
+    wait_for(lambda: world.stranger.ask("stream_lives", 80))
+    assert world.hears6(80) == WEB_SAYS
+    assert world.service()["pid"] == pid
+    wait_for(lambda: f"{up} 1.0" in world.agent.metrics())
+
+
 def test_one_address_goes_before_what_a_guest_with_ipv6_publishes_on_all(world: World) -> None:
     ip(f"addr add {SECOND6}/64 dev up0 nodad")
     world.publish(f'["[{SECOND6}]:81:80"]')

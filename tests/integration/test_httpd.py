@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import socket
+from pathlib import Path
+
 import aiohttp
 import pytest
 
 from agent.telemetry.guard import Guard, Protection
 from agent.telemetry.httpd import Health, health_of_passes, serve_metrics
 from agent.telemetry.listen import Listen, ListenError, parse_listen
-from agent.telemetry.metrics import CONTENT_TYPE, Metrics
+from agent.telemetry.metrics import Metrics
+from agent.telemetry.passwords import hash_password
 
 
 async def test_metrics_and_health_are_served() -> None:
@@ -18,14 +25,13 @@ async def test_metrics_and_health_are_served() -> None:
         Listen("127.0.0.1", 0),
         Guard(Protection()),
         render=metrics.render,
-        content_type=CONTENT_TYPE,
         health=lambda: health,
     )
     async with server as bound, aiohttp.ClientSession(f"http://{bound}") as session:
         assert bound.port != 0
         async with session.get("/metrics") as answer:
             assert answer.status == 200
-            assert answer.headers["Content-Type"] == CONTENT_TYPE
+            assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
             assert "vmhost_start_time_seconds 1.0" in await answer.text()
         async with session.get("/healthz") as answer:
             assert (answer.status, await answer.text()) == (200, "ok\n")
@@ -34,15 +40,54 @@ async def test_metrics_and_health_are_served() -> None:
             assert (answer.status, await answer.text()) == (503, "no pass has succeeded yet\n")
 
 
+async def test_whom_the_guard_knows_waits_for_no_guess_of_others(tmp_path: Path) -> None:
+    def header(password: bytes) -> str:
+        return f"Basic {base64.b64encode(b'kim:' + password).decode()}"
+
+    users = tmp_path / "users"
+    users.write_text(f"kim:{hash_password(b'1')}\n")
+    guard = Guard(Protection(users=users))
+    assert await guard.admits(header(b"1"))
+    guesses = [asyncio.create_task(guard.admits(header(b"guess"))) for _ in range(8)]
+    await asyncio.sleep(0)
+    assert await guard.admits(header(b"1"))
+    assert not any(guess.done() for guess in guesses), "a scrape waited until guesses were hashed"
+    assert not any(await asyncio.gather(*guesses))
+
+
+async def test_who_asks_and_does_not_read_is_dropped() -> None:
+    whole = b"# EOF\n" * (2 << 20)
+    server = serve_metrics(
+        Listen("127.0.0.1", 0), Guard(Protection()), render=lambda _: whole, health=lambda: Health(True, ""), slow_s=0.5
+    )
+    async with server as bound:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((bound.host, bound.port))
+            slow.sendall(f"GET /metrics HTTP/1.1\r\nHost: {bound}\r\n\r\n".encode())
+            slow.setblocking(False)
+            await asyncio.sleep(1.5)  # it is the time in which nothing is read
+            got = 0
+            with contextlib.suppress(ConnectionResetError):
+                async with asyncio.timeout(10):
+                    while part := await asyncio.get_running_loop().sock_recv(slow, 1 << 20):
+                        got += len(part)
+        assert got < len(whole)
+        plain = {"Accept-Encoding": "identity"}
+        async with aiohttp.ClientSession(f"http://{bound}", headers=plain) as session:
+            async with session.get("/metrics") as answer:
+                assert await answer.read() == whole
+                assert answer.headers["Content-Length"] == str(len(whole))
+            async with session.head("/metrics") as answer:
+                assert (answer.status, await answer.read()) == (200, b"")
+
+
 async def test_a_taken_port_is_one_clear_line() -> None:
     metrics = Metrics(version="0.1.0", qemu="7.2.0", started_s=1.0)
-    common = {"content_type": CONTENT_TYPE}
     async with serve_metrics(
-        Listen("127.0.0.1", 0), Guard(Protection()), render=metrics.render, health=lambda: Health(True, ""), **common
+        Listen("127.0.0.1", 0), Guard(Protection()), render=metrics.render, health=lambda: Health(True, "")
     ) as bound:
-        second = serve_metrics(
-            bound, Guard(Protection()), render=metrics.render, health=lambda: Health(True, ""), **common
-        )
+        second = serve_metrics(bound, Guard(Protection()), render=metrics.render, health=lambda: Health(True, ""))
         with pytest.raises(ListenError) as caught:
             await second.__aenter__()
     message = str(caught.value)

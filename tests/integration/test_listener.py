@@ -63,7 +63,7 @@ class Served:
 @asynccontextmanager
 async def listening(protection: Protection, *, up: bool = True) -> AsyncIterator[Served]:
     served = Served()
-    sources = Sources(lambda: b"vmhost_up 1\n", lambda: Health(True, "ok"), served.journal, served.note)
+    sources = Sources(lambda _: b"vmhost_up 1\n", lambda: Health(True, "ok"), served.journal, served.note)
     task = asyncio.create_task(keep_listening(Listen("127.0.0.1", 0), protection, sources, EVERY_S))
     try:
         await served.until(lambda: bool(served.messages()))
@@ -199,7 +199,7 @@ def test_the_agent_says_when_strangers_could_read(agent: AgentProcess, flags: tu
     agent.start("--listen", "0.0.0.0:9177", *(flag.format(users=users) for flag in flags))
     conditions = {c["type"]: c["message"] for c in agent.status()["agent"]["conditions"]}
     assert conditions == {
-        "MetricsExposed": f"metrics on 0.0.0.0:9177 can be reached from the network, and are {lacking}"
+        "MetricsExposed": f"metrics and status page on 0.0.0.0:9177 can be reached from the network, and are {lacking}"
     }
     user = ("--user", "prometheus:secret") if flags else ()
     command = ["curl", "--silent", "--noproxy", "*", "--fail", *user, "http://127.0.0.1:9177/metrics"]

@@ -36,6 +36,7 @@ READING: tuple[Words, ...] = (
     ("why", "web"),
     ("show", "web"),
     ("doctor",),
+    ("top", "--interval", "1"),
     ("wait", "settled"),
 )
 CHANGING: tuple[Words, ...] = (("stop", "web", "--no-wait"), ("start", "web", "--no-wait"), ("approve", "ab12"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.unitfile.json_schema import json_schema
+from dashboards import written
 from docs import completion, manual
 from tests.lab.service import UNIT, Installed
 
@@ -97,4 +98,5 @@ def test_what_editors_and_readers_look_for_is_there(installed: Installed) -> Non
     assert lab.output("cmp /usr/share/vmhost/schema.json /usr/share/doc/vmhost/examples/schema.json") == ""
     assert lab.output("vmhost schema") == lab.output("cat /usr/share/vmhost/schema.json")
     assert lab.output("vmhost check /usr/share/doc/vmhost/examples/demo; echo $?").endswith("0\n")
+    assert lab.output("ls /usr/share/vmhost/dashboards").split() == sorted(written.files())
     assert lab.output("ls /usr/share/bash-completion/completions/vmhost /usr/share/doc/vmhost/copyright") != ""

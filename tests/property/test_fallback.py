@@ -84,7 +84,7 @@ class World:
 
 
 @given(edits=st.lists(units(), min_size=1, max_size=4), dice=dices)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_guest_that_ran_once_runs_on_whatever_is_edited(edits: list[VmSpec], dice: Random) -> None:
     world = World()
     first = VmSpec("web", "u", 1, cpu="good", memory_mib=128)
@@ -114,7 +114,7 @@ def test_a_guest_that_ran_once_runs_on_whatever_is_edited(edits: list[VmSpec], d
 
 
 @given(wanted=units(), ran=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_without_fallback_or_a_former_spec_the_wanted_one_is_tried_and_no_other(wanted: VmSpec, ran: bool) -> None:
     world = World()
     if ran:

@@ -167,7 +167,7 @@ def forwards(observed: Observed, link: str, version: int) -> bool:
 
 
 @given(desired=wishes(), host=hosts(), dice=dices)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: Observed, dice: Random) -> None:
     settled, _ = settle(desired, host, dice)
     assert_as_wanted(desired, host, settled)
@@ -175,7 +175,7 @@ def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: 
 
 
 @given(first=wishes(), second=wishes(), host=hosts(), dice=dices, done=st.integers(0, 6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_edit_in_the_middle_leads_to_where_a_fresh_start_leads(
     first: Desired, second: Desired, host: Observed, dice: Random, done: int
 ) -> None:
@@ -235,7 +235,7 @@ FAULTS = ("flush", "rule", "foreign", "element", "surplus", "off4", "off6", "hap
     wrong=st.lists(st.tuples(st.sampled_from(FAULTS), st.integers(0, 20)), min_size=1, max_size=4),
     dice=dices,
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_faults_are_healed(desired: Desired, host: Observed, wrong: list[tuple[str, int]], dice: Random) -> None:
     settled, _ = settle(desired, host)
     observed = settled
@@ -248,7 +248,7 @@ def test_faults_are_healed(desired: Desired, host: Observed, wrong: list[tuple[s
 
 
 @given(desired=wishes(), host=hosts())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nothing_is_done_where_nothing_is_known_or_nothing_was_read(desired: Desired, host: Observed) -> None:
     unknown = replace(host, routing=Routing(problem="nft is not installed"))
     assert not any(one.resource in RESOURCES for one in plan(desired, unknown, 0.0).actions)

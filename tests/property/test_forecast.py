@@ -18,7 +18,7 @@ ends = st.lists(st.sampled_from(["crash", "killed", "guest_shutdown"]), max_size
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(wishes(), wishes(), hosts(), st.fixed_dictionaries(dict.fromkeys(GUESTS, ends)))
 def test_a_forecast_ends_where_nothing_is_left_to_do(
     first: Desired, then: Desired, host: Observed, ended: dict[str, tuple[End, ...]]

@@ -36,7 +36,7 @@ def some_of(observed: Observed, desired: Desired, dice: Random, now_s: float) ->
 
 
 @given(desired=wishes(), host=hosts(), words=asked, dice=dices)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_last_word_holds_wherever_the_earlier_ones_were_interrupted(
     desired: Desired, host: Observed, words: list[tuple[str, int]], dice: Random
 ) -> None:
@@ -64,7 +64,7 @@ def test_the_last_word_holds_wherever_the_earlier_ones_were_interrupted(
 
 
 @given(first=wishes(), second=wishes(), host=hosts(), wrong=faults, dice=dices)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_nothing_of_a_held_guest_is_touched_whatever_breaks_and_whatever_the_units_say(
     first: Desired, second: Desired, host: Observed, wrong: list[tuple[str, int]], dice: Random
 ) -> None:
@@ -104,7 +104,7 @@ def rows(draw: st.DrawFn) -> dict[str, VmState]:
 
 
 @given(vms=rows(), budget_s=st.floats(0.0, 200.0), dice=dices)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_all_are_down_within_the_budget_each_as_late_as_it_may(
     vms: dict[str, VmState], budget_s: float, dice: Random
 ) -> None:
@@ -126,7 +126,7 @@ def test_all_are_down_within_the_budget_each_as_late_as_it_may(
 
 
 @given(desired=wishes(), host=hosts(), ready=st.sets(st.sampled_from(["one", "two", "three"])), dice=dices)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_nobody_starts_before_those_that_it_goes_after_are_ready(
     desired: Desired, host: Observed, ready: set[str], dice: Random
 ) -> None:

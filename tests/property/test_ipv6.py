@@ -131,7 +131,7 @@ def assert_as_wanted(desired: Desired, host: Observed, observed: Observed) -> No
 
 
 @given(desired=wishes(), host=hosts(), dice=dices)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: Observed, dice: Random) -> None:
     settled, _ = settle(desired, host, dice)
     assert_as_wanted(desired, host, settled)
@@ -140,7 +140,7 @@ def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: 
 
 
 @given(first=wishes(), second=wishes(), host=hosts(), dice=dices)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_edit_leads_to_where_a_fresh_start_leads_and_nothing_is_left(
     first: Desired, second: Desired, host: Observed, dice: Random
 ) -> None:
@@ -160,7 +160,7 @@ def test_an_edit_leads_to_where_a_fresh_start_leads_and_nothing_is_left(
     wrong=st.lists(st.tuples(st.sampled_from(OF_IPV6), st.integers(0, 9)), min_size=1, max_size=4),
     dice=dices,
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_faults_are_healed(desired: Desired, host: Observed, wrong: list[tuple[str, int]], dice: Random) -> None:
     settled, _ = settle(desired, host)
     observed = settled
@@ -172,7 +172,7 @@ def test_faults_are_healed(desired: Desired, host: Observed, wrong: list[tuple[s
 
 
 @given(desired=wishes(), host=hosts())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_nothing_is_taken_away_where_the_way_out_or_the_units_are_not_known(desired: Desired, host: Observed) -> None:
     settled, _ = settle(desired, host)
     unread, _ = settle(Desired(complete=False), settled)

@@ -75,7 +75,7 @@ def launches_in(folder: str, record: LaunchRecord) -> Launches:
     return launches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RECORDS)
 def test_round_trip(record: LaunchRecord) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -88,7 +88,7 @@ def test_round_trip(record: LaunchRecord) -> None:
         assert list(launches.read()) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RECORDS, st.data())
 def test_torn_files_are_kept_aside(record: LaunchRecord, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -156,7 +156,7 @@ def test_records_of_others_are_not_believed(tmp_path: Path, foreign: str) -> Non
     os.close(held)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SPECS, SPECS)
 def test_the_digest_says_whether_anything_is_pending(one: VmSpec, other: VmSpec) -> None:
     mixed = replace(one, nics=other.nics, description=other.description)

@@ -97,7 +97,7 @@ def assert_is_told(state: VmState, first: VmSpec, wanted: VmSpec) -> None:
 
 
 @given(first=units(), edits=st.lists(units(), min_size=1, max_size=3), dice=dices)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_live_edits_end_the_same_wherever_they_are_broken_off(
     first: Desired, edits: list[Desired], dice: Random
 ) -> None:

@@ -57,7 +57,7 @@ def settle(wanted: VmSpec, world: Observed, now_s: float, steps: int = 60) -> tu
 
 
 @given(edits=st.lists(units(), min_size=1, max_size=4), dice=dices)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_guest_that_ran_runs_on_whatever_is_not_there(edits: list[VmSpec], dice: Random) -> None:
     world, _, now_s = settle(FIRST, host(set(), large=False), 1000.0)
     for wanted in edits:

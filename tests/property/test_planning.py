@@ -131,7 +131,7 @@ def runnable(desired: Desired, observed: Observed) -> set[str]:
 
 
 @given(desired=wishes(), host=hosts(), dice=dices)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: Observed, dice: Random) -> None:
     settled, _ = settle(desired, host, dice)
     assert_as_wanted(desired, settled)
@@ -141,7 +141,7 @@ def test_settles_whatever_part_of_each_frontier_is_done(desired: Desired, host: 
 
 
 @given(desired=wishes(), host=hosts(), dice=dices, memory=st.sampled_from(MEMORIES))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_nobody_is_promised_what_is_not_there_and_everybody_runs_once_it_is(
     desired: Desired, host: Observed, dice: Random, memory: HostMemory
 ) -> None:
@@ -162,7 +162,7 @@ def with_memory(observed: Observed, memory: HostMemory) -> Observed:
 
 
 @given(desired=wishes(), host=hosts(), dice=dices)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_foreign_links_stay_as_they_were(desired: Desired, host: Observed, dice: Random) -> None:
     settled, _ = settle(desired, host, dice)
     adopted = {name for name, spec in desired.bridges.items() if spec.adopt}
@@ -175,7 +175,7 @@ def test_foreign_links_stay_as_they_were(desired: Desired, host: Observed, dice:
 
 
 @given(first=wishes(), second=wishes(), host=hosts(), dice=dices)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_edit_leads_to_where_a_fresh_start_leads(
     first: Desired, second: Desired, host: Observed, dice: Random
 ) -> None:
@@ -201,7 +201,7 @@ def test_an_edit_leads_to_where_a_fresh_start_leads(
 
 
 @given(desired=wishes(), host=hosts(), wrong=faults, dice=dices)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_faults_are_healed_and_running_guests_stay(
     desired: Desired, host: Observed, wrong: list[tuple[str, int]], dice: Random
 ) -> None:
@@ -229,7 +229,7 @@ def _behind(desired: Desired, off: set[str]) -> set[str]:
 
 
 @given(desired=wishes(), host=hosts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_fixed_point_is_left_alone_and_the_order_of_inputs_is_nothing(desired: Desired, host: Observed) -> None:
     settled, _ = settle(desired, host)
     assert plan(desired, settled, 9000.0).actions == ()
@@ -241,7 +241,7 @@ def test_the_fixed_point_is_left_alone_and_the_order_of_inputs_is_nothing(desire
 
 
 @given(desired=wishes(), host=hosts())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_restart_is_done_once(desired: Desired, host: Observed) -> None:
     settled, _ = settle(desired, host)
     asked = replace(settled, intents={name: Intent(generation=1) for name in settled.vms})

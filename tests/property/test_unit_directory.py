@@ -44,7 +44,7 @@ def check_invariants(result: Resolution, files: Iterable[str]) -> None:
     assert not desired.bridges.keys() & desired.retained.keys()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(SAVES, min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_every_history_resolves_whatever_the_order(history: list[dict[str, str | None]], rng: random.Random) -> None:
     one, other = Directory(), Directory()

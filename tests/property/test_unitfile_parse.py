@@ -18,7 +18,7 @@ def check_positions(unit: ParsedUnit) -> None:
         assert "\n" not in str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_taken(data: bytes) -> None:
     unit = parse_unit("u.toml", data)
@@ -47,7 +47,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_mutated_units_are_taken(data: st.DataObject) -> None:
     mutated = EVERY_KEY
@@ -82,7 +82,7 @@ def as_toml(value: object) -> str:
             return str(value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["bridge.b", "vm.w", "vm.w.disk.d", "vm.w.nic.n"]), st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_values_of_any_type_are_taken(header: str, values: dict[str, object]) -> None:
     text = f"[{header}]\n" + "".join(f"{key} = {as_toml(value)}\n" for key, value in values.items())

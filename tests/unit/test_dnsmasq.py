@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DnsSpec, NicSpec, VmSpec
 from agent.core.observed import Observed, VmState
 from agent.core.services.dnsmasq import (
@@ -157,3 +159,13 @@ duid 00:01:00:01
     assert parse_leases(text) == (web, for_ever)
     assert unexpired((web, for_ever), 1795281800.0) == (for_ever,)
     assert unexpired((web, for_ever), 1795281799.0) == (web, for_ever)
+
+
+@pytest.mark.parametrize("time", ["²", "9" * 5000])
+def test_a_time_that_is_none_is_no_lease(time: str) -> None:
+    assert parse_leases(f"{time} 02:00:00:00:00:01 10.0.0.100 * *\n") == ()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.", "10.0.0.256", "...", "10.0.0.07", "10.0.0.1/24"])
+def test_an_address_that_is_none_is_no_lease(address: str) -> None:
+    assert parse_leases(f"0 02:00:00:00:00:01 {address} * *\n") == ()

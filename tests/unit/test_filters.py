@@ -106,11 +106,18 @@ def test_entries_of_one_set_never_meet() -> None:
 
 
 def wish(nic: NicSpec, bridge: BridgeSpec = BRIDGE) -> set[tuple[str, str]]:
-    found = filter_wish({bridge.name: bridge}, {"web": replace(WEB, nics=(nic,))}, {})
+    found = filter_wish({bridge.name: bridge}, {"web": replace(WEB, nics=(nic,))}, {}, {})
     return {(one.set, one.key.replace('"web-lan"', "T")) for one in found.elements}
 
 
-GUARD = {("mac", "T"), ("macs", f"T . {NIC.mac}"), ("dhcp", "T"), ("ra", "T")}
+GUARD = {
+    ("taps", "T"),
+    ("mac", "T"),
+    ("macs", f"T . {NIC.mac}"),
+    ("own_clients", f"T . {0x020000000002}"),
+    ("dhcp", "T"),
+    ("ra", "T"),
+}
 
 
 def test_a_nic_is_held_to_what_its_unit_says() -> None:
@@ -141,13 +148,21 @@ def test_a_nic_is_held_to_what_its_unit_says() -> None:
 
 def test_a_bridge_with_dhcp_guards_every_nic_and_its_ports() -> None:
     served = replace(BRIDGE, ports=("eth1",), dhcp=DhcpSpec("10.0.0.100", "10.0.0.120", 3600))
-    assert wish(NIC, served) == {("dhcp", "T"), ("ra", "T"), ("ports", '"eth1"')}
+    assert wish(NIC, served) == {("taps", "T"), ("dhcp", "T"), ("ra", "T"), ("ports", '"eth1"')}
     assert served.dhcp is not None
     assert ("ports", '"eth1"') not in wish(NIC, replace(served, dhcp=replace(served.dhcp, ports=True)))
 
 
 def test_a_bridge_with_ipv6_guards_every_nic() -> None:
-    assert wish(NIC, replace(BRIDGE, ipv6="routed")) == {("dhcp", "T"), ("ra", "T")}
+    assert wish(NIC, replace(BRIDGE, ipv6="routed")) == {("taps", "T"), ("dhcp", "T"), ("ra", "T")}
+
+
+def test_an_isolated_guest_is_not_led_to_another_by_the_host() -> None:
+    found = wish(replace(HELD, isolated=True), replace(BRIDGE, addresses=("fd00::1/64",))) - wish(HELD)
+    assert {one for one in found if one[0].startswith("apart")} == {
+        ("apart4", '"br0" . "br0" . 10.0.0.7'),
+        ("apart6", '"br0" . "br0" . fd00::ff:fe00:2'),
+    }
 
 
 def test_lists_know_a_guest_by_its_tap_and_where_it_is_held_by_its_address() -> None:
@@ -172,7 +187,7 @@ def running(nic: NicSpec, *, filters: Filters = EMPTY, tap: LinkState = TAP) -> 
 
 
 def in_place(nic: NicSpec, **specs: VmSpec) -> Filters:
-    wished = filter_wish({"br0": BRIDGE}, {"web": replace(WEB, nics=(nic,)), **specs}, {})
+    wished = filter_wish({"br0": BRIDGE}, {"web": replace(WEB, nics=(nic,)), **specs}, {}, {})
     return Filters(FilterState(FILTERING.skeleton, wished.elements))
 
 
@@ -219,8 +234,40 @@ def test_a_tap_under_another_name_is_filtered_by_that_too() -> None:
     observed = running(HELD, tap=replace(TAP, name="x1"))
     nics = {"lan": NicState(NicBackend.ATTACHED, "x1")}
     observed = replace(observed, vms={"web": replace(observed.vms["web"], nics=nics)})
-    found = filter_wish({"br0": BRIDGE}, {}, observed.vms)
+    found = filter_wish({"br0": BRIDGE}, {}, observed.vms, observed.links)
     assert {Element("mac", '"x1"'), Element("mac", '"web-lan"')} <= found.elements
+
+
+def test_a_tap_is_filtered_for_the_bridge_that_it_is_still_in() -> None:
+    """Its new one may never be there, and the guest is heard where it is."""
+    listed = replace(HELD, deny=("25/tcp to 0.0.0.0/0",))
+    observed = running(replace(listed, bridge="br1"))
+    other = BridgeSpec("br1", "02:00:00:00:00:09")
+    found = filter_wish({"br0": BRIDGE, "br1": other}, {}, observed.vms, observed.links)
+    assert {Element("routed4", f'"{name}" . 10.0.0.7') for name in ("br0", "br1")} <= found.elements
+    moved = {**observed.links, "br1": replace(BRIDGE_LINK, name="br1", ifindex=99), "web-lan": replace(TAP, master=99)}
+    after = filter_wish({"br0": BRIDGE, "br1": other}, {}, observed.vms, moved)
+    assert Element("routed4", '"br0" . 10.0.0.7') not in after.elements
+
+
+def test_a_held_guest_is_none_of_its_neighbours_that_are_not_held_either() -> None:
+    """One of them may be the router of the rest."""
+    router = replace(NIC, mac="02:00:00:00:00:07", tap="fw-lan", anti_spoof=False)
+    for other in (router, replace(router, address=("10.0.0.8",)), replace(router, allow=("22/tcp",))):
+        for where, claimed in (("br0", True), ("br9", False)):
+            specs = {"web": replace(WEB, nics=(HELD,)), "fw": replace(WEB, nics=(replace(other, bridge=where),))}
+            found = filter_wish({"br0": BRIDGE}, specs, {}, {}).elements
+            assert (Element("claimed6", link_local(router.mac)) in found) is claimed
+    assert filter_wish({"br0": BRIDGE}, {"fw": replace(WEB, nics=(router,))}, {}, {}).elements == set()
+
+
+def test_a_guest_with_its_gateway_s_address_is_told() -> None:
+    """It would be let say that it is the gateway."""
+    nic = replace(NIC, address=("10.0.0.7", "10.0.0.1"))
+    told = plan(desired(nic), running(nic, filters=in_place(nic)), 0.0)
+    assert types(told) == [("tap/web/lan", "AddressTaken")]
+    assert told.conditions[0].message.startswith("10.0.0.1 is an address of br0 itself")
+    assert not told.deviating
 
 
 def test_without_nft_guests_run_and_those_that_asked_for_filters_are_told_of() -> None:

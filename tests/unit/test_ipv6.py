@@ -206,11 +206,16 @@ def test_what_stands_in_the_way_is_told_and_stays() -> None:
         ("vm/web", "Conflict", f"a route to {WEB} that is not ours leads to eth0: ip -6 route del {WEB}"),
     ]
     twice = replace(
-        DESIRED, vms={"a": guest("a", "br0", WEB), "b": guest("b", "br1", WEB, "2001:db8:5::2", "2001:db8:6::1")}
+        DESIRED,
+        vms={
+            "a": guest("a", "br0", WEB),
+            "b": guest("b", "br1", WEB, "2001:db8:5::2", "2001:db8:5::1", "2001:db8:6::1"),
+        },
     )
     (action,) = actions(twice, STATE)
     assert action.add_routes == (Place(WEB, "br0"),)
     assert told(twice, STATE) == [
+        ("vm/b", "AddressTaken", "2001:db8:5::1 of lan is the gateway of this host's default route; take another one"),
         ("vm/b", "AddressTaken", f"{WEB} of lan is the address of a's lan; change one of them"),
         ("vm/b", "AddressTaken", "2001:db8:5::2 of lan is this host's own, on eth0; take another one"),
         (
@@ -251,6 +256,15 @@ def test_without_a_way_out_it_is_told_and_all_stays_as_it_is(
     assert any(
         one[:2] == ("bridge/br0", "UplinkMissing") and one[2].startswith(why) for one in told(wanted, present, links)
     )
+
+
+def test_a_guest_that_moved_is_led_to_where_it_is_also_while_another_bridge_has_no_way_out() -> None:
+    """The kernel takes no second route to one address."""
+    lost = BridgeSpec("br2", "02::3", addresses=BRIDGE.addresses, ipv6="ndp-proxy", uplink="eth7")
+    wanted = Desired({**DESIRED.bridges, "br2": lost}, {"web": guest("web", "br1", WEB)})
+    present = replace(STATE, routes=frozenset({Place(WEB, "br0"), Place(DB, "br0")}))
+    (action,) = actions(wanted, present, {**LINKS, "br2": link(12, lost)})
+    assert (action.add_routes, action.remove_routes) == ((Place(WEB, "br1"),), (Place(WEB, "br0"),))
 
 
 def test_what_is_at_the_uplink_stays_while_a_bridge_is_made_anew() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -100,3 +101,15 @@ async def test_libraries_and_tracebacks_are_json_lines_too(log: io.StringIO) -> 
     first, second = [json.loads(line) for line in log.getvalue().splitlines()]
     assert first["event"] == "something odd"
     assert "ValueError: a bug" in second["exception"]
+
+
+@pytest.mark.usefixtures("log")
+def test_no_field_of_a_line_steers_a_terminal() -> None:
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal, open(ours, "rb", buffering=0) as seen:
+        set_up_logging(terminal)
+        structlog.get_logger("vmhost.look").info("\x1b[2Jevent", why="\x1b[2Jfield")
+        terminal.flush()
+        line = seen.read(4096).decode()
+    assert "\x1b[2J" not in line
+    assert line.count(r"\x1b[2J") == 2

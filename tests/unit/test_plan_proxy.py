@@ -10,6 +10,7 @@ from agent.core.desired import Desired, NicSpec
 from agent.core.marks import bridge_mark
 from agent.core.observed import AddressState, LinkState, Observed, ServiceState
 from agent.core.planner.draft import Plan
+from agent.core.planner.proxy import is_there
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 from agent.core.routing.firewall import FirewallState, ForwardingState, Routing
@@ -184,3 +185,23 @@ def test_a_foreign_bridge_of_a_wanted_name_is_no_reason_to_believe_that_only_gue
     foreign = LinkState(10, "br0", "bridge", True, addresses=(AddressState("2001:db8:5::1/64"),))
     assert bridge_mark("br0") != foreign.alias
     assert carried(plan(wants("80/tcp"), host(only4, foreign), 0.0))[0] == "listen web:80"
+
+
+def of_haproxy(decided: Plan) -> list[object]:
+    return [one for one in decided.actions if one.resource == RESOURCE]
+
+
+@pytest.mark.parametrize("text", ["80/tcp", "[::]:80/tcp", f"[{HOST6}]:80/tcp"])
+def test_while_no_address_is_there_connections_go_on(text: str) -> None:
+    """The kernel takes a link's IPv6 addresses away when it is set down."""
+    desired = wants(text)
+    running = spec_of(plan(desired, host(), 0.0))
+    lost = host(replace(UPLINK, addresses=UPLINK.addresses[:1]), running=running)
+    assert of_haproxy(plan(desired, lost, 0.0)) == []
+    assert of_haproxy(plan(desired, host(running=running), 0.0)) == []
+    for other in (wants("0.0.0.0:80/tcp"), wants("[::]:81/tcp"), wants(text, address=("10.0.0.11",))):
+        assert of_haproxy(plan(other, lost, 0.0)) == [StopService(RESOURCE, Reason.UNWANTED, "haproxy")]
+    dead = replace(lost, services={"haproxy": replace(lost.services["haproxy"], alive=False)})
+    assert of_haproxy(plan(desired, dead, 0.0)) == [StopService(RESOURCE, Reason.UNWANTED, "haproxy")]
+    (forward,) = [one for one in wish_of({"br0": BRIDGE}, desired.vms).carried if one.version == 6]
+    assert (is_there(host(), forward), is_there(lost, forward)) == (True, False)

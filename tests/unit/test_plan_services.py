@@ -11,6 +11,7 @@ from agent.core.observed import AddressState, End, LinkState, Observed, ServiceS
 from agent.core.planner.repairs import Ledger, look, with_actions
 from agent.core.planning import plan
 from agent.core.reasons import Reason
+from agent.core.routing.ipv6 import Ipv6State
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.services.dnsmasq import dnsmasq_services
 from agent.core.services.spec import ServiceSpec
@@ -149,3 +150,28 @@ def test_an_end_that_was_answered_is_a_repair_and_an_edit_is_none() -> None:
     back = with_service(replace(RUNS, ends=(end(1.0),), ended=1))
     ledger, repairs = look(ledger, plan(WANTED, back, 1.5), WANTED, back, 1.5)
     assert [(one.resource, one.reason) for one in repairs] == [(RESOURCE, Reason.EXITED)]
+
+
+def test_a_router_that_did_not_forward_for_a_while_advertises_anew() -> None:
+    advertising = replace(SERVED, addresses=("10.0.0.1/24", "fd00:a::1/64"), ipv6="routed")
+    desired = replace(DESIRED, bridges={"br0": advertising})
+    addresses = (*BRIDGE_LINK.addresses, AddressState("fd00:a::1/64", own=True))
+    ready = with_links(replace(BRIDGE_LINK, addresses=addresses), SETTLED.links["web-lan"])
+    spec = dnsmasq_services(desired, ready, desired.bridges)[NAME]
+
+    def starts(began_s: float | None, **ipv6: float) -> list[StartService]:
+        running = with_service(ServiceState(spec, alive=True, pid=77, began_s=began_s), ready)
+        seen = replace(running, ipv6=Ipv6State(forwards_since_s=ipv6))
+        return [one for one in plan(desired, seen, 500.0).actions if isinstance(one, StartService)]
+
+    assert starts(100.0) == starts(None, br0=400.0) == starts(100.0, br1=400.0) == starts(100.0, br0=90.0) == []
+    assert starts(100.0, br0=105.0) == []  # it advertises by itself yet
+    (start,) = starts(100.0, br0=400.0)
+    assert start == StartService(RESOURCE, Reason.SETTINGS, spec, 77)
+    assert describe(start) == (
+        "start dnsmasq-br0 anew, so that it advertises at once: its link did not forward for a while"
+    )
+    running = with_service(ServiceState(spec, alive=True, pid=77, began_s=100.0), ready)
+    absent = replace(ready.host, absent=frozenset({"dnsmasq"}))
+    seen = replace(running, ipv6=Ipv6State(forwards_since_s={"br0": 400.0}), host=absent)
+    assert not [one for one in plan(desired, seen, 500.0).actions if isinstance(one, StartService)]

@@ -61,6 +61,7 @@ def test_only_what_differs_of_a_bridge_is_set() -> None:
         ({"alias": "", "group": GROUP}, Reason.UNMARKED, LinkChange(alias=bridge_mark("br0"))),
         ({"stp": True}, Reason.SETTINGS, LinkChange(stp=False)),
         ({"snooping": True}, Reason.SETTINGS, LinkChange(snooping=False)),
+        ({"group_learning": True}, Reason.SETTINGS, LinkChange(group_learning=False)),
     ):
         link = replace(BRIDGE_LINK, **changes)
         expected = ChangeLink("bridge/br0", reason, "br0", 10, link.alias, change)

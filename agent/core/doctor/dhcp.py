@@ -79,8 +79,10 @@ def second_servers(scene: Scene) -> Iterator[Finding]:
         if bridge is None or bridge.dhcp is None:
             continue
         own = {one.partition("/")[0] for one in bridge.addresses}
-        for server, offer in {one.server: one for one in offers if one.server not in own}.items():
-            port = offer.port or "PORT"
+        # Who offers in the name of our own server, from another MAC, is none of it.
+        mac = bridge.mac.lower()
+        others = [one for one in offers if one.server not in own or (mac and one.mac != mac)]
+        for server, offer in {one.server: one for one in others}.items():
             where = f" behind {offer.port}" if offer.port else ""
             whose = next((f", of guest {vm}" for vm, nic in scene.nics_on(name) if nic.tap == offer.port), "")
             yield Finding(
@@ -88,13 +90,14 @@ def second_servers(scene: Scene) -> Iterator[Finding]:
                 bridge_resource(name),
                 f"{server} ({offer.mac}{where}{whose}) serves DHCP on {name}, too",
                 "guests get addresses, a router and name servers from whoever answers first",
-                _guard(port),
+                _guard(offer),
             )
 
 
-def _guard(port: str) -> tuple[str, ...]:
+def _guard(offer: Offer) -> tuple[str, ...]:
     hook = "{ type filter hook prerouting priority -300 ; }"
-    rule = f'iifname "{port}" udp sport 67 udp dport 68 counter drop'
+    which = f'iifname "{offer.port}"' if offer.port else f"ether saddr {offer.mac}"
+    rule = f"{which} udp sport 67 udp dport 68 counter drop"
     return (
         f"nft add table bridge {GUARD}",
         f"nft add chain bridge {GUARD} offers {shlex.quote(hook)}",

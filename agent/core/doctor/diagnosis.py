@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.doctor.dhcp import second_servers
@@ -10,7 +11,7 @@ from agent.core.doctor.findings import KINDS, Finding
 from agent.core.doctor.firewall import bridge_filtered, foreign_drops
 from agent.core.doctor.kernel import forwarding_off, rp_filter
 from agent.core.doctor.links import addressed_ports, mtu_paths
-from agent.core.doctor.packets import Steps, TooManyRulesError
+from agent.core.doctor.packets import KnownSets, Steps, TooManyRulesError
 from agent.core.doctor.scene import Scene
 
 UNREADABLE = "a rule is not of a form that it knows"
@@ -48,16 +49,47 @@ class _Notes:
             self.unexamined[name] = f"{UNREADABLE}: {error!r}"
 
 
+UNREAD = Diagnosis(unexamined=tuple((name, "the units were not read yet") for name in KINDS))
+"""Before anything is known of what is wanted."""
+
+Told = Mapping[tuple[str, str, str], tuple[Finding, str]]
+"""By its key, each finding that was told, and since when."""
+
+
+def told_after(before: Told, found: Diagnosis, now: str) -> Told:
+    """What is told from now on. What could not be looked at is not over: it stays told until it can be."""
+    unexamined = dict(found.unexamined)
+    kept = {key: one for key, one in before.items() if one[0].name in unexamined}
+    return kept | {one.key: (one, before.get(one.key, (one, now))[1]) for one in found.findings}
+
+
 def diagnose(scene: Scene) -> Diagnosis:
     """What is found, in the order of `KINDS`, then by resource. Never raises; the same scene gives the same answer."""
     notes = _Notes(unexamined=dict(scene.unexamined))
-    notes.take("ForeignDrop", lambda: foreign_drops(scene, Steps()))
-    notes.take("BridgeFiltered", lambda: bridge_filtered(scene, Steps()))
+    sets: KnownSets = {}
+    notes.take("ForeignDrop", lambda: foreign_drops(scene, Steps(sets=sets)))
+    notes.take("BridgeFiltered", lambda: bridge_filtered(scene, Steps(sets=sets)))
     notes.take("ForwardingOff", lambda: forwarding_off(scene))
     notes.take("RpFilter", lambda: rp_filter(scene))
     notes.take("SecondDhcpServer", lambda: second_servers(scene))
-    notes.take("MtuPath", lambda: mtu_paths(scene, Steps()))
+    notes.take("MtuPath", lambda: mtu_paths(scene, Steps(sets=sets)))
     notes.take("PortAddressed", lambda: addressed_ports(scene))
     order = list(KINDS)
     found = sorted(dict.fromkeys(notes.found), key=lambda one: (order.index(one.name), one.resource, one.what))
     return Diagnosis(tuple(found), tuple(sorted(notes.unexamined.items())))
+
+
+class Judged:
+    """The last two scenes, and what was found: mostly nothing has changed, and thousands of rules take a second."""
+
+    def __init__(self) -> None:
+        self._known: deque[tuple[Scene, Diagnosis]] = deque(maxlen=2)
+
+    def diagnose(self, scene: Scene) -> Diagnosis:
+        """As `diagnose`."""
+        for known, found in self._known:
+            if known == scene:
+                return found
+        found = diagnose(scene)
+        self._known.append((scene, found))
+        return found

@@ -57,11 +57,13 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "ForeignDrop": Kind(
         "A rule, or a chain's policy, in a table of somebody else drops what is forwarded for a bridge with `nat` or "
-        "for a published port, what a bridge with `dhcp` or `dns` is asked, or what passes a bridge of ours: nftables, "
+        "`ipv6` or for a published port, what haproxy is to carry, what a "
+        "bridge with `dhcp` or `dns` is asked, or what passes a bridge of ours: nftables, "
         "iptables in both its forms, and the families `bridge` and `netdev`. Docker, ufw and firewalld are named",
         "Only what is dropped whatever its port or its peer may be: a rule that may let it pass counts as passing. "
         "Sets are looked into; of matches of iptables that nft does not tell, only those of connection states are "
-        "guessed at. What is accepted in one table can still be dropped in another, so each is looked at",
+        "guessed at. Where guests leave by another way than the default route's, as by a VPN, the kernel tells so. "
+        "What is accepted in one table can still be dropped in another, so each is looked at",
         "Save the rules with the tool that made them (`netfilter-persistent save`, `/etc/nftables.conf`); Docker makes "
         "its chain `DOCKER-USER` once and keeps what is in it until the host's next boot; ufw and firewalld keep it",
     ),
@@ -70,7 +72,7 @@ KINDS: Mapping[str, Kind] = {
         "what is routed, drop frames that are only bridged between two ports of a bridge, or masquerade them",
         "The parameter alone is none: it is 1 in each new network namespace, and harms nobody without such rules",
         "A file in `/etc/sysctl.d`; it is set anew whenever the module `br_netfilter` is loaded. Docker sets it to 1 "
-        "for its own networks, so where it is found the command admits the frames instead",
+        "for its own networks, and Kubernetes wants it, so where they are found the command admits the frames instead",
     ),
     "ForwardingOff": Kind(
         "The kernel does not forward what comes in by a bridge with `nat` or published ports, or by the link of the "

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.core.desired import BridgeSpec
 from agent.core.doctor.findings import Finding
-from agent.core.doctor.mend import admitting, is_docker_s, owner_of, removing
+from agent.core.doctor.kernel import way_out
+from agent.core.doctor.mend import admitting, owner_of, removing, wants_bridges_filtered
 from agent.core.doctor.packets import (
     FAMILIES,
     Cause,
     Packet,
-    Span,
     Steps,
     TooManyRulesError,
-    named_span,
     names_link,
-    span_of,
     sure_drop,
     sure_pass,
     sure_translation,
 )
 from agent.core.doctor.rules import Json, Ruleset
 from agent.core.doctor.scene import Scene, dotted, networks_of
+from agent.core.doctor.values import Span, named_span, span_of
 from agent.core.marks import bridge_resource, tap_resource, vm_resource
 from agent.core.routing.firewall_wanted import Forward
+from agent.core.services.haproxy import carries
 from agent.core.text import counted
 
 OUTWARD = ("prerouting", "forward", "postrouting")
@@ -91,6 +91,7 @@ def foreign_drops(scene: Scene, steps: Steps) -> Iterator[Finding]:
     try:
         for bridge in scene.bridges.values():
             _lead_served(ward, bridge)
+            _lead_carried(ward, bridge)
             _lead_bridged(ward, bridge)
             for version in scene.versions(bridge):
                 _lead_routed(ward, bridge, version)
@@ -103,9 +104,10 @@ def foreign_drops(scene: Scene, steps: Steps) -> Iterator[Finding]:
 
 def _lead_routed(ward: _Ward, bridge: BridgeSpec, version: int) -> None:
     families, name = FAMILIES[version], bridge_resource(bridge.name)
-    if version == 4 and bridge.nat:
+    if bridge.nat if version == 4 else bridge.ipv6:
         out = outward(ward.scene, bridge, version)
         lost = ward.lead(name, bridge, out, families, OUTWARD)
+        lost = lost or ward.lead(name, bridge, as_tcp(out), families, OUTWARD)
         ward.lead(name, bridge, answers(ward.scene, bridge, version), families, INWARD)
         clear = lost or ward.surely_passes(out, families, OUTWARD)
         for vm, address in () if clear else _guests_of(ward.scene, bridge.name, version):
@@ -132,25 +134,30 @@ def _lead_published(ward: _Ward, bridge: BridgeSpec, version: int) -> None:
             ward.lead(vm_resource(forward.vm), bridge, packet, families, hooks)
 
 
+def as_tcp(packet: Packet) -> Packet:
+    """The same of TCP only: firewalls that drop what they do not know let some ICMP pass all the same, as ufw's do."""
+    return replace(packet, what=f"all TCP of {packet.what}", fields={**packet.fields, "l4proto": "tcp"})
+
+
 def outward(scene: Scene, bridge: BridgeSpec, version: int) -> Packet:
     """What any guest sends to elsewhere; nothing is known of where, nor of its port."""
     fields: dict[str, object] = {"iifname": bridge.name, "state": "new", "status": "none"}
-    networks, uplinks = networks_of(bridge, version), scene.uplinks.get(version, ())
-    if len(networks) == 1:
+    networks, uplink = networks_of(bridge, version), way_out(scene, bridge, version)
+    if len(networks) == 1 and version == 4:  # over IPv6 guests have addresses of other prefixes, too
         fields["saddr"] = span_of(networks[0])
-    if len(uplinks) == 1:
-        fields["oifname"] = uplinks[0]
+    if uplink:
+        fields["oifname"] = uplink
     return Packet("what guests send to elsewhere", version, fields)
 
 
 def answers(scene: Scene, bridge: BridgeSpec, version: int) -> Packet:
     """What comes back."""
     fields: dict[str, object] = {"oifname": bridge.name, "state": "established", "status": "none"}
-    networks, uplinks = networks_of(bridge, version), scene.uplinks.get(version, ())
-    if len(networks) == 1:
+    networks, uplink = networks_of(bridge, version), way_out(scene, bridge, version)
+    if len(networks) == 1 and version == 4:
         fields["daddr"] = span_of(networks[0])
-    if len(uplinks) == 1:
-        fields["iifname"] = uplinks[0]
+    if uplink:
+        fields["iifname"] = uplink
     return Packet("the answers", version, fields, inward=True)
 
 
@@ -168,9 +175,9 @@ def _published(
     """
     inward: dict[str, object] = {"status": "dnat", "oifname": forward.bridge, "state": "new"}
     back: dict[str, object] = {"status": "dnat", "iifname": forward.bridge, "state": "established"}
-    uplinks = scene.uplinks.get(forward.version, ())
-    if len(uplinks) == 1:
-        inward["iifname"] = back["oifname"] = uplinks[0]
+    uplink = way_out(scene, scene.bridges[forward.bridge], forward.version)
+    if uplink:
+        inward["iifname"] = back["oifname"] = uplink
     if not alike:
         what, target = forward.what, span_of(forward.target)
         inward |= {"l4proto": what.proto, "daddr": target}
@@ -190,6 +197,18 @@ def _lead_served(ward: _Ward, bridge: BridgeSpec) -> None:
             fields = {"iifname": bridge.name, "l4proto": proto, "dport": port, "state": "new", "status": "none"}
             packet = Packet(f"guests' {words} ({proto} {port})", 4, fields)
             ward.lead(bridge_resource(bridge.name), bridge, packet, FAMILIES[4], ("prerouting", "input"))
+
+
+def _lead_carried(ward: _Ward, bridge: BridgeSpec) -> None:
+    """What comes in for haproxy: to the host itself, by whichever link."""
+    for one in ward.scene.wish.carried:
+        if one.bridge != bridge.name or one.what.is_range or carries(one) not in ward.scene.carried:
+            continue
+        fields: dict[str, object] = {"l4proto": "tcp", "dport": one.what.first, "state": "new", "status": "none"}
+        if one.what.address:
+            fields["daddr"] = span_of(one.what.address)
+        packet = Packet(f"what comes in for {one.text} over IPv6, to haproxy", 6, fields)
+        ward.lead(vm_resource(one.vm), bridge, packet, FAMILIES[6], ("prerouting", "input"))
 
 
 def _lead_bridged(ward: _Ward, bridge: BridgeSpec) -> None:
@@ -297,10 +316,11 @@ def _filtered(
         if nat and base.hook != "postrouting":
             continue
         frame = Packet("frames between ports", version, fields, inward=base.hook == "postrouting")
-        cause = (sure_translation if nat else sure_drop)(rules, base, frame, steps)
+        judge = sure_translation if nat else sure_drop
+        cause = judge(rules, base, frame, steps) or judge(rules, base, as_tcp(frame), steps)
         if cause is None:
             continue
-        docker = is_docker_s(rules, base)
+        needed = wants_bridges_filtered(rules, base)
         off = f"sysctl -w {dotted(key)}=0"
         admitted = admitting(scene.tools, rules, cause, bridge.name, [frame])
         does = "gives the host's address to" if nat else "drops"
@@ -309,5 +329,5 @@ def _filtered(
             bridge_resource(bridge.name),
             f"{dotted(key)} is 1, and {place_of(rules, cause)}",
             f"it {does} IPv{version} packets that are only bridged between guests",
-            admitted if docker else (off,),
+            admitted if needed else (off,),
         )

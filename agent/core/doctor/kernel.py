@@ -17,9 +17,14 @@ OFTEN = 3
 OUTSIDE = "192.0.2.1"
 """An address that nobody has (RFC 5737), so the default route leads to it."""
 
+ELSEWHERE = {4: OUTSIDE, 6: "2001:db8::1"}
+"""The same by IP version (RFC 3849)."""
+
 
 def forwarding_off(scene: Scene) -> Iterator[Finding]:
     """What the kernel does not forward although it is to be, by the link that it comes in by."""
+    if "ForwardingOff" in scene.unexamined:
+        return
     for bridge in scene.bridges.values():
         for version in scene.versions(bridge):
             for link in (bridge.name, *scene.uplinks.get(version, ())):
@@ -48,7 +53,7 @@ def _forwarding_off(scene: Scene, bridge: BridgeSpec, link: str, version: int, n
     setter = next((s for s in _setters(scene, link, version) if s.value == "0"), None)
     by = f", and {setter.place} sets it to 0" if setter else ""
     what = f"{dotted(name)} is 0" if now else f"{dotted(name)} was switched off again and again"
-    mend = f"sysctl -w {dotted(name)}=1"
+    mend = f"sysctl -w {shlex.quote(dotted(name))}=1"
     return Finding(
         "ForwardingOff",
         bridge_resource(bridge.name),
@@ -69,6 +74,9 @@ def _setters(scene: Scene, link: str, version: int) -> Iterator[Setter]:
 def route_questions(scene: Scene) -> tuple[RouteQuestion, ...]:
     """What the kernel is to be asked about reverse paths, and where the routes lead that it looks at."""
     found: dict[RouteQuestion, None] = {}
+    for bridge in scene.bridges.values():
+        for version in scene.versions(bridge):
+            found.update(dict.fromkeys(_ways_out(scene, bridge, version)))
     for bridge, address in _sources(scene):
         own = _own_address(bridge)
         if own and _strict(scene, bridge.name):
@@ -78,6 +86,25 @@ def route_questions(scene: Scene) -> tuple[RouteQuestion, ...]:
         found[RouteQuestion(forward.target, OUTSIDE, link)] = None
         found[RouteQuestion(OUTSIDE)] = None
     return tuple(found)
+
+
+def _ways_out(scene: Scene, bridge: BridgeSpec, version: int) -> Iterator[RouteQuestion]:
+    """Where the host's own packets go, and where those of a guest do: rules for routes may send them elsewhere."""
+    yield RouteQuestion(ELSEWHERE[version])
+    source = next((address for one, address in _sources(scene) if one.name == bridge.name), "")
+    if version == 4 and source:
+        yield RouteQuestion(ELSEWHERE[version], source, bridge.name)
+
+
+def way_out(scene: Scene, bridge: BridgeSpec, version: int) -> str:
+    """The link by which a bridge's packets leave for anywhere, empty if there may be others: the main table's default
+    route is not all where a VPN has a table of its own, or two routes to halves of the world."""
+    uplinks = scene.uplinks.get(version, ())
+    if len(uplinks) != 1 or (version == 6 and bridge.uplink):
+        return ""
+    answers = [scene.routes.get(one) for one in _ways_out(scene, bridge, version)]
+    elsewhere = any(one is not None and not one.refused and one.link != uplinks[0] for one in answers)
+    return "" if elsewhere else uplinks[0]
 
 
 def _strict(scene: Scene, link: str) -> bool:
@@ -139,5 +166,7 @@ def _rp_filter(scene: Scene, link: str, bridge: str, why: str) -> Finding:
     effective = next(name for name in names if scene.sysctls.get(name) == 1)
     setter = next((scene.setters[n] for n in (effective, "ipv4/conf/default/rp_filter") if n in scene.setters), None)
     by = f", as {setter.place} sets it" if setter and setter.value == "1" else ""
-    command = f"sysctl -w {dotted(names[0])}=2"  # the greater one counts, so this is loose whatever `all` says
+    command = (
+        f"sysctl -w {shlex.quote(dotted(names[0]))}=2"  # the greater one counts, so this is loose whatever `all` says
+    )
     return Finding("RpFilter", bridge_resource(bridge), f"{dotted(effective)} is 1{by}", why, (command,))

@@ -27,9 +27,14 @@ def owner_of(rules: Ruleset, base: Chain) -> str:
     return "libvirt" if any(name.startswith("LIBVIRT_") for name in names) else ""
 
 
-def is_docker_s(rules: Ruleset, base: Chain) -> bool:
-    """Whether Docker has something to do with the host's rules."""
-    return any(owner_of(rules, one) == "Docker" for one in rules.chains if one.family == base.family)
+KUBERNETES = ("KUBE-", "cali-", "CNI-", "FLANNEL")
+"""What the chains of a node of Kubernetes, and of its networks, begin with."""
+
+
+def wants_bridges_filtered(rules: Ruleset, base: Chain) -> bool:
+    """Whether Docker or Kubernetes has to do with the host's rules: their networks need bridged frames filtered."""
+    alike = [one for one in rules.chains if one.family == base.family]
+    return any(one.name.startswith((*KUBERNETES, DOCKER)) or one.table.startswith("docker") for one in alike)
 
 
 def removing(cause: Cause) -> tuple[str, ...]:
@@ -50,7 +55,10 @@ def admitting(
     base = cause.base
     owner = owner_of(rules, base)
     link = shlex.quote(bridge)
-    if owner == "firewalld" and "firewall-cmd" in tools:
+    if owner == "firewalld" and "firewall-cmd" in tools and all(_is_for_host(one) for one in packets):
+        ports = [f"--add-port={one.fields['dport']}/{one.fields['l4proto']}" for one in packets]
+        return tuple(f"firewall-cmd {lasting}{port}" for port in ports for lasting in ("", "--permanent "))
+    if owner == "firewalld" and "firewall-cmd" in tools and not _is_told(packets):
         change = f"--zone=trusted --change-interface={link}"
         return (f"firewall-cmd {change}", f"firewall-cmd --permanent {change}")
     if owner == "ufw" and "ufw" in tools and base.hook in {"forward", "input"}:
@@ -64,9 +72,17 @@ def admitting(
     return tuple(f"nft insert rule {where} {one} accept" for one in _nft_matches(base, bridge, packets))
 
 
+def _is_told(packets: Iterable[Packet]) -> bool:
+    """Whether it is about the ICMP that senders are told by, which may leave by the uplink: that is not to be trusted
+    for it."""
+    return any("icmp" in one.fields for one in packets)
+
+
 def _ufw(base: Chain, link: str, packets: Iterable[Packet]) -> Iterable[str]:
     for packet in packets:
-        if base.hook == "input":
+        if base.hook == "input" and _is_for_host(packet):
+            yield f"ufw allow {packet.fields['dport']}/{packet.fields['l4proto']}"
+        elif base.hook == "input":
             yield f"ufw allow in on {link} to any port {packet.fields['dport']} proto {packet.fields['l4proto']}"
     if base.hook == "forward":
         if any(not one.inward for one in packets):
@@ -116,7 +132,8 @@ def _places(bridge: str, packets: Sequence[Packet]) -> tuple[str, ...]:
             option = "icmp-type" if packet.version == 4 else "icmpv6-type"
             found.append(f"-o {link} -p {fields['l4proto']} --{option} {fields['icmp']}")
         elif _is_asked_here(packet):
-            found.append(f"-i {link} -p {fields['l4proto']} --dport {fields['dport']}")
+            by = "" if _is_for_host(packet) else f"-i {link} "
+            found.append(f"{by}-p {fields['l4proto']} --dport {fields['dport']}")
         else:
             found.append(f"-o {link}" if packet.inward else f"-i {link}")
     return tuple(dict.fromkeys(found))
@@ -131,6 +148,11 @@ def _is_asked_here(packet: Packet) -> bool:
     """Whether a packet is for a server of this host."""
     fields = packet.fields
     return "dport" in fields and not packet.inward and fields.get("state") == "new"
+
+
+def _is_for_host(packet: Packet) -> bool:
+    """Whether a packet is for a server of this host that anybody may ask."""
+    return _is_asked_here(packet) and "iifname" not in packet.fields
 
 
 def _nft_matches(base: Chain, bridge: str, packets: Sequence[Packet]) -> tuple[str, ...]:
@@ -150,7 +172,8 @@ def _nft_matches(base: Chain, bridge: str, packets: Sequence[Packet]) -> tuple[s
         elif "icmp" in fields:
             found.append(f"oifname {link} {'icmp' if packet.version == 4 else 'icmpv6'} type {fields['icmp']}")
         elif _is_asked_here(packet):
-            found.append(f"iifname {link} {fields['l4proto']} dport {fields['dport']}")
+            by = "" if _is_for_host(packet) else f"iifname {link} "
+            found.append(f"{by}{fields['l4proto']} dport {fields['dport']}")
         else:
             found.append(f"{way} {link}")
     return tuple(dict.fromkeys(found))

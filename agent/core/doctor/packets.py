@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
-from typing import NamedTuple
 
-from agent.core.doctor.rules import Chain, Json, Rule, Ruleset, only
+from agent.core.doctor.rules import TRANSLATED, Chain, Json, Rule, Ruleset, only
+from agent.core.doctor.states import STATEFUL
+from agent.core.doctor.values import MAX_MEMBERS, PROTOCOLS, Span, SpanSet, bare, is_named, span_set
 
 MAX_STEPS = 60_000
 """Rules looked at for one kind of finding, half a second of a thread; more is told as not examined."""
@@ -20,21 +20,10 @@ MAX_DEPTH = 16
 """How deep chains jump (net/netfilter/nf_tables: NFT_JUMP_STACK_SIZE)."""
 
 FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
-PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmpv6": "ipv6-icmp"}
 
 
-class Span(NamedTuple):
-    """Addresses of one IP version, from the first to the last, as numbers."""
-
-    version: int
-    first: int
-    last: int
-
-
-def span_of(text: str) -> Span:
-    """The span of a network or an address; bits beyond its prefix do not count. Raises ValueError."""
-    network = ip_network(text, strict=False)
-    return Span(network.version, int(network.network_address), int(network.broadcast_address))
+KnownSets = dict[int, tuple[Sequence[Json], SpanSet]]
+"""What is in sets of addresses, by the identity of their members."""
 
 
 class TooManyRulesError(Exception):
@@ -71,15 +60,30 @@ class Cause:
 
 @dataclass(slots=True)
 class Steps:
-    """Counts the rules that were looked at."""
+    """Counts the rules that were looked at, of one ruleset, and remembers its sets: a list of blocked addresses has
+    thousands."""
 
     left: int = MAX_STEPS
+    sets: KnownSets = field(default_factory=dict)
+    jumps: dict[tuple[str, str, bool], Mapping[str, Chain]] = field(default_factory=dict)
 
-    def step(self) -> None:
+    def step(self, number: int = 1) -> None:
         """Raises TooManyRulesError after too many."""
-        self.left -= 1
+        self.left -= number
         if self.left < 0:
             raise TooManyRulesError
+
+    def jumps_of(self, ruleset: Ruleset, base: Chain) -> Mapping[str, Chain]:
+        """The chains that one may jump to, of the same rules each time: Kubernetes makes thousands."""
+        if base.place not in self.jumps:
+            self.jumps[base.place] = ruleset.jumps_of(base)
+        return self.jumps[base.place]
+
+    def set_of(self, members: Sequence[Json]) -> SpanSet:
+        """The addresses of a set."""
+        if id(members) not in self.sets:
+            self.sets[id(members)] = members, span_set(members)  # kept, so that no other gets its id
+        return self.sets[id(members)][1]
 
 
 @dataclass(slots=True)
@@ -130,7 +134,7 @@ class _Walk:
     def __init__(self, ruleset: Ruleset, base: Chain, packet: Packet, steps: Steps) -> None:
         self._ruleset = ruleset
         self._base = base
-        self._chains = ruleset.jumps_of(base)
+        self._chains = steps.jumps_of(ruleset, base)
         self._packet = packet
         self._steps = steps
 
@@ -161,10 +165,10 @@ class _Walk:
             match kind:
                 case "match":
                     truth = self._truth(body)
-                case "xt" if body and body.get("type") == "match":
+                case "xt" if body.get("type", "match") == "match":  # nft before 1.0.6 names neither type nor match
                     truth = _guess(body.get("name", ""), rule, self._packet)
-                case "limit" | "quota" | "connlimit" | "ct count":
-                    truth = None
+                case "limit" | "quota" | "connlimit" | "ct count" | "meter" | "set" | "map":
+                    truth = None  # also `update @seen { ip saddr limit rate … }`, which matches as its limit does
                 case "vmap":
                     return (None if matches is None else matches), self._from_map(body)
                 case "accept" | "drop" | "reject" | "jump" | "goto" | "return" | "queue":
@@ -172,7 +176,7 @@ class _Walk:
                 case "masquerade" | "snat":
                     return matches, ("nat", body)
                 case "xt":
-                    return matches, _xt_verdict((body or {}).get("name", ""))
+                    return matches, _xt_verdict(body.get("name", ""))
                 case _:
                     continue
             if truth is False:
@@ -208,6 +212,7 @@ class _Walk:
         if entries is None:
             return "maybe", None
         for entry in entries:
+            self._steps.step()
             if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], dict)):
                 return "maybe", None
             truth = self._truth({"op": "==", "left": body.get("key"), "right": entry[0]})
@@ -244,8 +249,7 @@ class _Walk:
         if members is None and isinstance(right, list):
             members = right
         if members is not None:
-            truths = [self._equals(left, _bare(one)) for one in members]
-            return True if True in truths else None if None in truths else False
+            return self._is_member(left, members)
         if isinstance(left, dict) and "concat" in left:
             if not (isinstance(right, dict) and "concat" in right and len(left["concat"]) == len(right["concat"])):
                 return None
@@ -254,14 +258,21 @@ class _Walk:
         known = _known(left, self._packet)
         if known is None or (left.get("ct", {}).get("key") == "status" and right != "dnat"):
             return None
-        return _is(known, right)
+        return is_named(known, right)
 
-
-def _bare(element: Json) -> Json:
-    """An element without its counter, its timeout or what it maps to."""
-    if isinstance(element, dict) and "elem" in element:
-        return _bare(element["elem"].get("val"))
-    return _bare(element[0]) if isinstance(element, list) and len(element) == 2 else element
+    def _is_member(self, left: Json, members: Sequence[Json]) -> bool | None:
+        """Whether a set has what a rule looks at."""
+        if not members:
+            return False
+        known = _known(left, self._packet)
+        concatenated = isinstance(left, dict) and "concat" in left
+        if len(members) > MAX_MEMBERS or (known is None and not concatenated):
+            return None
+        if isinstance(known, Span):
+            return self._steps.set_of(members).holds(known)
+        self._steps.step(len(members))
+        truths = [self._equals(left, bare(one)) for one in members]
+        return True if True in truths else None if None in truths else False
 
 
 def _known(left: Json, packet: Packet) -> object | None:
@@ -316,56 +327,32 @@ def _is_of_other_protocol(left: Json, protocol: object) -> bool:
     return wanted in {"tcp", "udp", "icmp", "icmpv6"} and PROTOCOLS.get(wanted, wanted) != protocol
 
 
-def _is(known: object, right: Json) -> bool | None:
-    """Whether what is known is what a rule names; None where it may be."""
-    if isinstance(known, Span):
-        return _is_within(known, right)
-    if isinstance(right, dict) and "range" in right:
-        first, last = right["range"]
-        return first <= known <= last if isinstance(known, int) and isinstance(first, int) else None
-    if isinstance(right, dict):
-        return None
-    if isinstance(right, str) and right.endswith("*"):
-        return str(known).startswith(right[:-1])
-    return str(known) == PROTOCOLS.get(str(right), str(right))
-
-
-def _is_within(known: Span, right: Json) -> bool | None:
-    try:
-        named = named_span(right)
-    except (ValueError, TypeError, KeyError):
-        return None
-    if named.version != known.version or named.last < known.first or known.last < named.first:
-        return False
-    return True if named.first <= known.first and known.last <= named.last else None
-
-
-def named_span(right: Json) -> Span:
-    """The addresses that a rule names. Raises ValueError, TypeError or KeyError for what are none."""
-    if isinstance(right, dict) and "range" in right:
-        first, last = (ip_address(one) for one in right["range"])
-        return Span(first.version, int(first), int(last))
-    if isinstance(right, dict):
-        return span_of(f"{right['prefix']['addr']}/{right['prefix']['len']}")
-    return span_of(str(right))
-
-
-ESTABLISHING = frozenset({"conntrack", "state"})
 NEUTRAL = frozenset({"comment"})
 
 
 def _guess(name: str, rule: Rule, packet: Packet) -> bool | None:
-    """Whether a match of iptables matches, whose words nft does not tell.
+    """Whether a match of iptables matches, whose words nft does not tell, nor `agent.core.doctor.states`.
 
     Firewalls admit answers with `--ctstate RELATED,ESTABLISHED`, and drop what is `INVALID`: so it is read, unless the
-    rule has our link in it.
+    rule has our link or our addresses in it.
     """
     if name in NEUTRAL:
         return True
-    if name not in ESTABLISHING or "state" not in packet.fields or names_link(rule, links_of(packet)):
+    if name == TRANSLATED and packet.fields.get("status", "dnat") == "dnat":
+        return True if "status" in packet.fields else None
+    if name not in STATEFUL | {TRANSLATED} or "state" not in packet.fields or _names_ends(rule, packet):
         return None
     accepts = any(isinstance(one, dict) and ("accept" in one or "jump" in one) for one in rule.expressions)
     return accepts and packet.fields["state"] == "established"
+
+
+def _names_ends(rule: Rule, packet: Packet) -> bool:
+    """Whether a rule is about a link of the packet, or about all that its addresses may be."""
+    if names_link(rule, links_of(packet)):
+        return True
+    bodies = [only(one)[1] for one in rule.expressions if only(one)[0] == "match"]
+    asked = [(one.get("op"), _known(one.get("left"), packet), one.get("right")) for one in bodies]
+    return any(op == "==" and isinstance(known, Span) and is_named(known, right) for op, known, right in asked)
 
 
 def links_of(packet: Packet) -> frozenset[str]:

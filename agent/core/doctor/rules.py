@@ -214,6 +214,9 @@ def parse_legacy(saved: str, family: str) -> Ruleset:
     return Ruleset(tuple(made))
 
 
+TRANSLATED = "conntrack of what is translated"
+"""The name of a match of iptables with `DNAT` or `SNAT` among its states, mostly beside `RELATED,ESTABLISHED`."""
+
 _UNDERSTOOD = frozenset({"comment", "tcp", "udp", "conntrack", "state"})
 
 
@@ -233,19 +236,21 @@ def _legacy_expressions(words: Sequence[str], family: str) -> Iterator[Json]:
         negated = False
         if word == "-p":
             proto = value
-        left = _legacy_left(word, family, proto)
+        left = _legacy_left(word, value, family, proto)
         if left is not None:
             yield {"match": {"op": op, "left": left, "right": _legacy_right(word, value)}}
         elif word in {"-j", "-g"}:
             yield _legacy_verdict(word, value)
             return  # what follows are words of its target
+        elif word in {"--ctstate", "--state"}:
+            yield {"xt": {"type": "match", "name": word if "NEW" in value else TRANSLATED}}
         elif word != "--comment" and (word != "-m" or value not in _UNDERSTOOD):
             yield {"xt": {"type": "match", "name": word}}
             continue
         place += 1
 
 
-def _legacy_left(word: str, family: str, proto: str) -> Json | None:
+def _legacy_left(word: str, value: str, family: str, proto: str) -> Json | None:
     match word:
         case "-i":
             return {"meta": {"key": "iifname"}}
@@ -259,7 +264,7 @@ def _legacy_left(word: str, family: str, proto: str) -> Json | None:
             return {"meta": {"key": "l4proto"}}
         case "--dport" | "--sport":
             return {"payload": {"protocol": proto or "th", "field": word[2:]}}
-        case "--ctstate" | "--state":
+        case "--ctstate" | "--state" if not {"DNAT", "SNAT"} & set(value.split(",")):
             return {"ct": {"key": "state"}}
         case _:
             return None

@@ -60,7 +60,8 @@ class Scene:
     `bridges` are those of ours, `vms` the guests as they run or are wanted. `rules` None: not known. `sysctls` and
     `setters` go by name below /proc/sys/net; what is missing is not there. `uplinks`: links of default routes by IP
     version. `offers` goes by bridge. `switched_off`: how often forwarding by a link was switched off lately, by link.
-    `tools` are programs that are installed. `unexamined`: what could not be looked at, by finding, and why.
+    `carried`: what haproxy carries now (`core.services.haproxy.carries`). `tools` are programs that are installed.
+    `unexamined`: what could not be looked at, by finding, and why.
     """
 
     bridges: Mapping[str, BridgeSpec] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Scene:
     routes: Mapping[RouteQuestion, RouteAnswer] = field(default_factory=dict)
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
     switched_off: Mapping[str, int] = field(default_factory=dict)
+    carried: frozenset[str] = frozenset()
     tools: frozenset[str] = frozenset()
     unexamined: Mapping[str, str] = field(default_factory=dict)
 

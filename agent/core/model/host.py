@@ -190,7 +190,7 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     _require(ours or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
     values = {
         name: value
-        for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping", "isolated")
+        for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping", "isolated", "group_learning")
         if (value := getattr(change, name)) is not None
     }
     if change.master is not None:

@@ -25,7 +25,8 @@ def with_services(observed: Observed, action: StartService | ReloadService | Sto
             require(not spec.link or ready, f"{spec.name} has an address to serve")
             state = former or ServiceState(spec, alive=False)
             restarts = state.restarts + (not state.alive and state.ended > 0)
-            started = replace(state, spec=spec, alive=True, pid=5000 + len(spec.name), restarts=restarts)
+            pid = 5000 + len(spec.name)
+            started = replace(state, spec=spec, alive=True, pid=pid, restarts=restarts, began_s=None)
             return replace(observed, services={**observed.services, spec.name: started})
         case ReloadService(spec=spec):
             state = observed.services[spec.name]

@@ -81,6 +81,7 @@ def settings_change(spec: BridgeSpec, link: LinkState) -> tuple[LinkChange, Reas
         alias=None if link.alias == mark else mark,
         stp=None if link.stp == spec.stp else spec.stp,
         snooping=False if link.snooping else None,
+        group_learning=False if link.group_learning else None,
     )
     reasons = (
         (change.up, Reason.DOWN),
@@ -89,6 +90,7 @@ def settings_change(spec: BridgeSpec, link: LinkState) -> tuple[LinkChange, Reas
         (change.alias, Reason.UNMARKED),
         (change.stp, Reason.SETTINGS),
         (change.snooping, Reason.SETTINGS),
+        (change.group_learning, Reason.SETTINGS),
     )
     return change, next((reason for value, reason in reasons if value is not None), None)
 

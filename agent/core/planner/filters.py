@@ -23,11 +23,16 @@ def plan_filters(
     """
     filters = draft.observed.filters
     enabled = {name: spec for name, spec in specs.items() if spec.enabled}
-    wish = filter_wish(bridges, enabled, draft.observed.vms)
+    wish = filter_wish(bridges, enabled, draft.observed.vms, draft.observed.links)
     for (vm, nic), one in wish.nics.items():
         if one.nameless:
             message = f"the firewall cannot name the tap {one.nic.tap}; give the NIC a tap = of letters and digits"
             draft.tell(tap_resource(vm, nic), "Unfiltered", message, deviates=one.is_asked)
+        if one.taken:
+            message = (
+                f"{one.taken[0]} is an address of {one.nic.bridge} itself, the guests' gateway; give {nic} another one"
+            )
+            draft.tell(tap_resource(vm, nic), "AddressTaken", message, deviates=False)
     if filters.state is None:
         _plan_unknown(draft, filters, wish)
         return

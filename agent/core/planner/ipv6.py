@@ -68,13 +68,14 @@ def _change(wanted: Wanted6, state: Ipv6State, *, destroys: bool) -> ChangeIpv6 
         (n, state.settings[n]) for n, _ in settings if n not in state.before and not n.endswith("/accept_ra")
     )
     over = {name: value for name, value in state.before.items() if name not in wanted.settings} if destroys else {}
+    led = {place.address for place in add_routes}  # there is no second route to one address
     action = ChangeIpv6(
         IPV6,
         Reason.MISSING if add_routes or add_proxies else Reason.SETTINGS if settings else Reason.UNWANTED,
         settings,
         add_routes,
         add_proxies,
-        _sorted(state.routes - wanted.routes) if destroys else (),
+        _sorted(place for place in state.routes - wanted.routes if destroys or place.address in led),
         _sorted(state.proxies - wanted.proxies) if destroys else (),
         remember,
         restore=tuple((name, value) for name, value in over.items() if name in state.settings),

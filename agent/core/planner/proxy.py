@@ -16,7 +16,7 @@ from agent.core.planner.draft import Draft
 from agent.core.planner.firewall import is_concerned, publishing_guests
 from agent.core.routing.firewall_wanted import Forward, outer_links, version_of, wish_of
 from agent.core.routing.publications import Publication
-from agent.core.services.haproxy import NAME, RESOURCE, Listening, carries, proxy_spec
+from agent.core.services.haproxy import NAME, RESOURCE, Listening, carries, proxy_spec, target_of
 from agent.core.services.spec import ServiceSpec
 
 
@@ -36,7 +36,7 @@ def plan_proxy(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]
     reached = _is_reached(draft.observed, bridges)
     carried = [one for one in wish.carried if reached or one.what.listen]
     if not carried:
-        return Proxy()
+        return _meanwhile(draft.observed, wish.carried)
     holders = draft.observed.routing.holders
     if holders is not None and any(one.text not in holders for one in carried):
         draft.wait_for_answer(RESOURCE)
@@ -49,7 +49,25 @@ def plan_proxy(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec]
             draft.tell_deviating(vm_resource(one.vm))
     for one in found.missing:
         _tell_missing(draft, one)
-    return Proxy(found.spec, frozenset({NAME})) if found.spec is not None else Proxy()
+    if found.spec is None:
+        return _meanwhile(draft.observed, wish.carried)
+    return Proxy(found.spec, frozenset({NAME}))
+
+
+def _meanwhile(observed: Observed, wanted: Iterable[Forward]) -> Proxy:
+    """What is done while there is no address to listen on, as where a link was set down: its connections go on when
+    the addresses are back, so what runs is left alone as long as all that it carries is wanted."""
+    state = observed.services.get(NAME)
+    if state is None or not state.alive:
+        return Proxy()
+    leads = {(carries(one), target_of(one)) for one in wanted}
+    return Proxy(kept=frozenset({NAME})) if leads.issuperset(state.spec.shown) else Proxy()
+
+
+def is_there(observed: Observed, forward: Forward) -> bool:
+    """Whether the host has an address that a forward is to be carried from."""
+    usable, every = _addresses(observed)
+    return forward.what.address in usable if forward.what.address else bool(every)
 
 
 def carried_now(observed: Observed) -> frozenset[str]:

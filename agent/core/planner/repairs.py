@@ -90,7 +90,7 @@ def _spec_of_routing(resource: str, desired: Desired, observed: Observed) -> obj
     if resource in {FIREWALL, FORWARDING}:
         return wish_of(desired.bridges, desired.vms)
     if resource == FILTERS:
-        return filter_wish(desired.bridges, desired.vms, observed.vms).elements or None
+        return filter_wish(desired.bridges, desired.vms, observed.vms, observed.links).elements or None
     if resource == IPV6:
         modes = [(bridge.name, bridge.ipv6, bridge.uplink) for bridge in desired.bridges.values()]
         return modes, guests_by_proxy(desired.bridges, desired.vms)

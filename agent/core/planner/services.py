@@ -21,6 +21,9 @@ from agent.core.services.spec import (
     service_resource,
 )
 
+ADVERTISES_FOR_S = 10.0
+"""So soon after its start dnsmasq advertises by itself; nor is it started more often by whoever switches to and fro."""
+
 
 def plan_services(
     draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec], held: Collection[str] = ()
@@ -29,6 +32,7 @@ def plan_services(
     served = served_bridges(desired, draft.observed, bridges)
     for bridge, found in served.items():
         plan_service(draft, found.spec)
+        _advertise_again(draft, bridge, found.spec)
         for address, holder, loser in found.taken:
             message = f"{address} is the address of {holder} and of {loser}, which is not given it; change one of them"
             draft.tell(bridge_resource(bridge), "AddressTaken", message, deviates=False)
@@ -60,6 +64,22 @@ def plan_service(draft: Draft, spec: ServiceSpec) -> None:
         reason = Reason.EXITED if state is not None and not alive else Reason.WANTED
         replaces, ended = (state.pid if alive else None, state.ended) if state is not None else (None, 0)
         draft.propose(StartService(resource, reason, spec, replaces, ended))
+
+
+def _advertise_again(draft: Draft, bridge: str, spec: ServiceSpec) -> None:
+    """Start a server of router advertisements anew whose link did not forward for a while.
+
+    Guests that heard meanwhile that their router is none have no default route before they are told again (RFC 4861,
+    7.3.3), and dnsmasq tells unasked within seconds of its start only, later every ten minutes.
+    """
+    state, ipv6 = draft.observed.services.get(spec.name), draft.observed.ipv6
+    if state is None or not state.alive or state.began_s is None or ipv6 is None or needs_restart(state.spec, spec):
+        return
+    if spec.program in draft.observed.host.absent or not _has_its_link(draft, spec):
+        return
+    if ipv6.forwards_since_s.get(bridge, 0.0) > state.began_s + ADVERTISES_FOR_S:
+        resource = service_resource(spec.name)
+        draft.propose(StartService(resource, Reason.SETTINGS, spec, state.pid, state.ended))
 
 
 def _has_its_link(draft: Draft, spec: ServiceSpec) -> bool:

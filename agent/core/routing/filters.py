@@ -8,9 +8,9 @@ kernels, so begun connections are told there by TCP's flags, and for UDP by what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from agent.core.reasons import Disruption, Reason
+from agent.core.routing.filters_ingress import CLIENT, EGRESS, INGRESS, NEIGHBOURS, NESTED, STRAYS, Dropped
 from agent.core.routing.ruleset import Chain, Element, ElementChange, Rule, Ruleset, RulesetState, SetShape, Table
 
 FILTERS = "filters"
@@ -23,29 +23,17 @@ FLOW_LASTS = "2m"
 """How long after its last packet a UDP flow between ports still counts as begun."""
 
 
-class Dropped(StrEnum):
-    """Why a frame of a guest, or one for it, is dropped; the set that counts it, and the label of its metric."""
-
-    MAC = "mac"
-    IPV4 = "ipv4"
-    IPV6 = "ipv6"
-    DHCP = "dhcp"
-    RA = "ra"
-    DENY = "deny"
-
-
 VERDICTS = ("deny", "allow")
 DIRECTIONS = ("from", "to")
 """`from`: what is begun towards a guest. `to`: what it begins."""
 
-_ICMP = {4: "icmp", 6: "icmpv6"}
 _HEADER = {4: "ip", 6: "ip6"}
-_FRAGMENT = {4: "ip frag-off & 0x1fff != 0", 6: "frag frag-off != 0"}
+_FRAGMENT = {4: "ip frag-off & 0x1fff != 0", 6: "meta protocol ip6 frag frag-off != 0"}
 _DHCP = {4: {"to": "udp sport 68 udp dport 67", "from": "udp sport 67 udp dport 68"}}
 _DHCP[6] = {"to": "udp sport 546 udp dport 547", "from": "udp sport 547 udp dport 546"}
 _ANSWERS = {
     4: "icmp type { echo-reply, destination-unreachable, time-exceeded, parameter-problem }",
-    6: "icmpv6 type { 1-4, echo-reply, 130-137, 143 }",
+    6: "meta protocol ip6 icmpv6 type { 1-4, echo-reply, 130-137, 143 }",
 }
 """Errors, answers, and what IPv6 cannot do without: neighbours, routers, groups (RFC 4890)."""
 
@@ -74,6 +62,7 @@ def _routed_sets(version: int) -> tuple[SetShape, ...]:
     names = [(verdict, direction) for verdict in VERDICTS for direction in DIRECTIONS]
     return (
         SetShape(f"routed{version}", guest),
+        SetShape(f"apart{version}", f"ifname . ifname . {address}"),
         SetShape(f"routed_{Dropped.DENY}{version}", guest, counted=True),
         *(SetShape(f"routed_closed_{direction}{version}", guest) for direction in DIRECTIONS),
         *(
@@ -94,6 +83,7 @@ BRIDGE_SETS = (
     SetShape("own4", "ifname . ipv4_addr"),
     SetShape("own6", "ifname . ipv6_addr"),
     SetShape("own_targets", "iifname . @th,64,128", raw=True),
+    SetShape("own_clients", f"iifname . {CLIENT}", raw=True),
     SetShape("claimed6", "ipv6_addr"),
     SetShape("claimed_targets", "@th,64,128", raw=True),
     SetShape("ports", "ifname"),
@@ -106,72 +96,16 @@ BRIDGE_SETS = (
 """`mac`, `ipv4`, `ipv6`, `dhcp`, `ra`, `deny`: the taps that are held to that, which count what is dropped.
 
 `macs`, `own4`, `own6`: what a tap may be the source of; `own_targets` the same for neighbour discovery, as nft 1.0.6
-names no field of it. `claimed6`, `claimed_targets`: link-local addresses of bridges and guests, nobody else's.
-`ports`: links by which no DHCP leaves or enters. `listed`: taps with entries of `allow` or `deny`; `alone`: those of
-them that have no address by which the other table could know them. `closed`: only what is allowed passes.
+names no field of it, and `own_clients` for whom DHCP is asked for. `claimed6`, `claimed_targets`: link-local addresses
+of bridges and guests, nobody else's. `ports`: links by which no DHCP leaves or enters. `listed`: taps with entries of
+`allow` or `deny`; `alone`: those of them that have no address by which the other table could know them. `closed`: only
+what is allowed passes.
 """
 
-ROUTED_SETS = (*_routed_sets(4), *_routed_sets(6))
-
-_FOREIGN_TARGET = "@th,64,128 != @own_targets"
-
-
-def _drop(match: str, reason: Dropped, why: str) -> Rule:
-    """A rule that drops and counts what matches and comes from a tap that is held to it."""
-    return Rule(f"{match} iifname @{reason} drop", why)
-
-
-_INGRESS = Chain(
-    "ingress",
-    (
-        _drop("iifname . ether saddr != @macs", Dropped.MAC, "frames of somebody else"),
-        _drop("iifname . arp saddr ether != @macs", Dropped.MAC, "ARP of somebody else"),
-        _drop("arp saddr ip != 0.0.0.0 iifname . arp saddr ip != @own4", Dropped.IPV4, "ARP for another address"),
-        _drop("ip saddr != 0.0.0.0 iifname . ip saddr != @own4", Dropped.IPV4, "packets of another address"),
-        _drop("ip saddr 0.0.0.0 udp dport != 67", Dropped.IPV4, "without an address one asks for DHCP"),
-        _drop("ip saddr 0.0.0.0 meta l4proto tcp", Dropped.IPV4, "without an address one asks for DHCP"),
-        _drop(
-            "ip6 saddr != :: ip6 saddr != fe80::/10 iifname . ip6 saddr != @own6",
-            Dropped.IPV6,
-            "packets of another address",
-        ),
-        _drop(
-            "ip6 saddr @claimed6 iifname . ip6 saddr != @own6", Dropped.IPV6, "link-local addresses of somebody else"
-        ),
-        Rule("icmpv6 type nd-neighbor-advert jump neighbours", "who says to have an address"),
-        Rule("ip6 saddr :: icmpv6 type nd-neighbor-solicit jump neighbours", "who is about to have one"),
-        _drop("meta protocol ip udp dport 68", Dropped.DHCP, "guests serve no DHCP"),
-        _drop("meta protocol ip6 udp dport 546", Dropped.DHCP, "guests serve no DHCP"),
-        _drop("meta protocol ip6 udp sport 547", Dropped.DHCP, "guests serve no DHCP"),
-        _drop("icmpv6 type { nd-router-advert, nd-redirect }", Dropped.RA, "guests are no routers"),
-        Rule("meta protocol ip udp dport { 67, 68 } iifname @ports counter drop", "DHCP stays on its bridge"),
-        Rule("meta protocol ip6 udp dport { 546, 547 } iifname @ports counter drop", "DHCP stays on its bridge"),
-    ),
-    "filter",
-    "prerouting",
-    -300,
-)
-_NEIGHBOURS = Chain(
-    "neighbours",
-    (
-        _drop(f"@th,64,16 & 0xffc0 != 0xfe80 iifname . {_FOREIGN_TARGET}", Dropped.IPV6, "an address of somebody else"),
-        _drop(
-            f"@th,64,128 @claimed_targets iifname . {_FOREIGN_TARGET}",
-            Dropped.IPV6,
-            "a link-local address of somebody else",
-        ),
-    ),
-)
-_EGRESS = Chain(
-    "egress",
-    (
-        Rule("meta protocol ip udp dport { 67, 68 } oifname @ports counter drop", "DHCP stays on its bridge"),
-        Rule("meta protocol ip6 udp dport { 546, 547 } oifname @ports counter drop", "DHCP stays on its bridge"),
-    ),
-    "filter",
-    "postrouting",
-    -200,
-)
+ROUTED_SETS = (SetShape("taps", "ifname"), *_routed_sets(4), *_routed_sets(6))
+"""`taps`: those that are filtered in any way; as links of this host they bring nothing. `apart`: addresses of isolated
+NICs, behind their bridge, twice: what came in by it and would leave by it.
+"""
 
 
 def _judged(name: str, link: str, direction: str, *conditions: str) -> tuple[Rule, ...]:
@@ -187,19 +121,33 @@ def _judged(name: str, link: str, direction: str, *conditions: str) -> tuple[Rul
 
 
 def _link_local(link: str, direction: str, match: str) -> Rule:
-    return Rule(f"{match} fe80::/10 {link} @listed jump {direction}6", "the other table knows no link-local address")
+    why = "the other table knows no link-local address"
+    return Rule(f"meta protocol ip6 {match} fe80::/10 {link} @listed jump {direction}6", why)
 
 
 _HOOKS = (
     Chain(
         "between",
-        (*_judged("listed", "iifname", "to"), *_judged("listed", "oifname", "from")),
+        (
+            Rule(f"{NESTED} iifname @listed goto denied_to", "tags that hide what is within"),
+            Rule(f"{NESTED} oifname @listed goto denied_from", "tags that hide what is within"),
+            *_judged("listed", "iifname", "to"),
+            *_judged("listed", "oifname", "from"),
+        ),
         "filter",
         "forward",
         -200,
     ),
     Chain(
-        "into", (*_judged("alone", "iifname", "to"), _link_local("iifname", "to", "ip6 saddr")), "filter", "input", -200
+        "into",
+        (
+            Rule(f"{NESTED} iifname @listed goto denied_to", "tags that hide what is within"),
+            *_judged("alone", "iifname", "to"),
+            _link_local("iifname", "to", "ip6 saddr"),
+        ),
+        "filter",
+        "input",
+        -200,
     ),
     Chain(
         "out",
@@ -287,6 +235,24 @@ def _routed_hook(name: str, direction: str, priority: int) -> Chain:
     return Chain(name, rules, "filter", name, priority)
 
 
+_APART = Chain(
+    "apart",
+    (
+        Rule("ct status dnat return", "a published port is everybody's"),
+        *(
+            Rule(
+                f"iifname . oifname . {ip} saddr @apart{version} iifname . oifname . {ip} daddr @apart{version} "
+                "counter drop",
+                f"this host leads no isolated guest to another ({ip})",
+            )
+            for version, ip in _HEADER.items()
+        ),
+    ),
+    "filter",
+    "forward",
+    -10,
+)
+
 _VERSIONED = [(direction, version) for direction in DIRECTIONS for version in (4, 6)]
 FILTERING = Ruleset(
     (
@@ -297,9 +263,9 @@ FILTERING = Ruleset(
             (
                 *(_denied(direction) for direction in DIRECTIONS),
                 *(chain for one in _VERSIONED for chain in _lists(*one)),
-                _NEIGHBOURS,
-                _INGRESS,
-                _EGRESS,
+                NEIGHBOURS,
+                INGRESS,
+                EGRESS,
                 *_HOOKS,
             ),
         ),
@@ -309,6 +275,8 @@ FILTERING = Ruleset(
             ROUTED_SETS,
             (
                 *(chain for one in _VERSIONED for chain in _routed(*one)),
+                STRAYS,
+                _APART,
                 _routed_hook("forward", "to", -5),
                 _routed_hook("input", "to", -5),
                 _routed_hook("postrouting", "from", 50),

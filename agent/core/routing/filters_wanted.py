@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from agent.core.desired import BridgeSpec, NicSpec, VmSpec
-from agent.core.observed import NicBackend, VmState
+from agent.core.observed import LinkState, NicBackend, VmState
 from agent.core.routing.filter_entries import closes, list_elements
-from agent.core.routing.filters import DIRECTIONS, Dropped
+from agent.core.routing.filters import DIRECTIONS
+from agent.core.routing.filters_ingress import Dropped
 from agent.core.routing.firewall import is_plain_name
 from agent.core.routing.ruleset import Element
 
@@ -24,12 +25,16 @@ _NO_BRIDGE = BridgeSpec("", "")
 class NicWish:
     """What one NIC asks of the filters; the same object as long as that is the same, so that it is cheap to compare.
 
-    `nameless`: the firewall cannot name its tap. `is_asked`: its unit asks for it in so many words.
+    `leaving` are those for a bridge that its tap is still in and is to leave: nothing waits for them.
+    `taken`: those of its addresses that are its bridge's own. `nameless`: the firewall cannot name its tap.
+    `is_asked`: its unit asks for it in so many words.
     """
 
     vm: str
     nic: NicSpec
     elements: frozenset[Element] = frozenset()
+    leaving: frozenset[Element] = frozenset()
+    taken: tuple[str, ...] = ()
     nameless: bool = False
     is_asked: bool = False
 
@@ -43,32 +48,51 @@ class FilterWish:
 
 
 def filter_wish(
-    bridges: Mapping[str, BridgeSpec], specs: Mapping[str, VmSpec], vms: Mapping[str, VmState]
+    bridges: Mapping[str, BridgeSpec],
+    specs: Mapping[str, VmSpec],
+    vms: Mapping[str, VmState],
+    links: Mapping[str, LinkState],
 ) -> FilterWish:
     """What bridges and guests ask for: `specs` are those to be started, `vms` those that run, as they run.
 
-    The same object as the last time where nothing changed.
+    A tap that is still in another bridge than it is to be in is filtered for both. The same object as the last time
+    where nothing changed.
     """
     found: list[NicWish] = []
+    free: list[tuple[str, str]] = []
+    indexes = {name: link.ifindex for name in bridges if (link := links.get(name)) is not None}
     for name, state in vms.items():
         for nic in (*state.spec.nics, *state.leaving_nics):
             backend = state.nics.get(nic.id)
             attached = backend is not None and backend.backend is NicBackend.ATTACHED
-            present = backend.link if backend is not None and attached else None
-            wish = _nic_wish(name, nic, bridges.get(nic.bridge, _NO_BRIDGE), present or nic.tap)
+            present = (backend.link if backend is not None and attached else None) or nic.tap
+            link = links.get(present)
+            left = None
+            if link is not None and link.master is not None and link.master != indexes.get(nic.bridge):
+                left = _bridge_of(link.master, bridges, links)
+            wish = _nic_wish(name, nic, bridges.get(nic.bridge, _NO_BRIDGE), present, left)
             if wish is not None:
                 found.append(wish)
+            else:
+                free.append((nic.bridge, nic.mac))
     for name, spec in specs.items():
-        if name not in vms:
-            wishes = (_nic_wish(name, nic, bridges.get(nic.bridge, _NO_BRIDGE), nic.tap) for nic in spec.nics)
-            found += [wish for wish in wishes if wish is not None]
-    return _wish(tuple(bridges.values()), tuple(found))
+        for nic in spec.nics if name not in vms else ():
+            wish = _nic_wish(name, nic, bridges.get(nic.bridge, _NO_BRIDGE), nic.tap)
+            if wish is not None:
+                found.append(wish)
+            else:
+                free.append((nic.bridge, nic.mac))
+    return _wish(tuple(bridges.values()), tuple(found), tuple(free) if found else ())
 
 
 @lru_cache(4)
-def _wish(bridges: tuple[BridgeSpec, ...], nics: tuple[NicWish, ...]) -> FilterWish:
-    elements = {element for nic in nics for element in nic.elements}
+def _wish(bridges: tuple[BridgeSpec, ...], nics: tuple[NicWish, ...], free: tuple[tuple[str, str], ...]) -> FilterWish:
+    """`free` are bridge and MAC of NICs that ask for nothing; their link-local addresses are nobody else's either."""
+    elements = {element for nic in nics for element in (*nic.elements, *nic.leaving)}
     held = {wish.nic.bridge for wish in nics if Dropped.IPV6 in _guards(wish.nic, _NO_BRIDGE)}
+    for place, mac in (*free, *((wish.nic.bridge, wish.nic.mac) for wish in nics)) if held else ():
+        if place in held:
+            elements.update(_claims(link_local(mac)))
     for bridge in bridges:
         if bridge.name in held:
             elements.update(_claims(GATEWAY), _claims(link_local(bridge.mac)))
@@ -77,21 +101,36 @@ def _wish(bridges: tuple[BridgeSpec, ...], nics: tuple[NicWish, ...]) -> FilterW
     return FilterWish(frozenset(elements), {(wish.vm, wish.nic.id): wish for wish in nics})
 
 
-def _nic_wish(vm: str, nic: NicSpec, bridge: BridgeSpec, present: str) -> NicWish | None:
-    """What a NIC asks for; `present` is the name that its tap has by now."""
-    if not (nic.address or nic.anti_spoof or nic.allow or nic.deny or _is_served(bridge)):
+def _bridge_of(ifindex: int, bridges: Mapping[str, BridgeSpec], links: Mapping[str, LinkState]) -> BridgeSpec | None:
+    name = next((link.name for link in links.values() if link.ifindex == ifindex), None)
+    return bridges.get(name, BridgeSpec(name, "")) if name is not None else None
+
+
+def _nic_wish(
+    vm: str, nic: NicSpec, bridge: BridgeSpec, present: str, left: BridgeSpec | None = None
+) -> NicWish | None:
+    """What a NIC asks for; `present` is the name that its tap has by now, `left` a bridge that it is still in."""
+    if not (nic.address or nic.anti_spoof or nic.allow or nic.deny or _is_served(bridge) or left is not None):
         return None  # nearly always, and for a thousand guests in each pass
-    return _cached_wish(vm, nic, bridge, present)
+    return _cached_wish(vm, nic, bridge, present, left)
 
 
 @lru_cache(8192)
-def _cached_wish(vm: str, nic: NicSpec, bridge: BridgeSpec, present: str) -> NicWish | None:
+def _cached_wish(vm: str, nic: NicSpec, bridge: BridgeSpec, present: str, left: BridgeSpec | None) -> NicWish | None:
     is_asked = bool(nic.anti_spoof or nic.allow or nic.deny)
     taps = {nic.tap, present}
     if not all(map(is_plain_name, taps)):
         return NicWish(vm, nic, nameless=True, is_asked=is_asked)
-    elements = frozenset(element for tap in sorted(taps) for element in _elements(nic, bridge, _quoted(tap)))
-    return NicWish(vm, nic, elements, is_asked=is_asked) if elements else None
+    elements = _on(nic, bridge, taps)
+    leaving = _on(replace(nic, bridge=left.name), left, taps) - elements if left is not None else frozenset()
+    of_bridge = {one.partition("/")[0] for one in bridge.addresses}
+    taken = tuple(one for one in nic.address if one in of_bridge)
+    wish = NicWish(vm, nic, elements, leaving, taken, is_asked=is_asked)
+    return wish if elements or leaving or taken else None
+
+
+def _on(nic: NicSpec, bridge: BridgeSpec, taps: Iterable[str]) -> frozenset[Element]:
+    return frozenset(element for tap in taps for element in _elements(nic, bridge, _quoted(tap)))
 
 
 def own_elements(vm: str, nic: NicSpec) -> frozenset[Element]:
@@ -119,9 +158,12 @@ def _guards(nic: NicSpec, bridge: BridgeSpec) -> frozenset[Dropped]:
 
 def _elements(nic: NicSpec, bridge: BridgeSpec, tap: str) -> Iterator[Element]:
     guards = _guards(nic, bridge)
+    if guards or nic.allow or nic.deny:
+        yield Element("taps", tap)
     yield from (Element(guard.value, tap) for guard in sorted(guards))
     if Dropped.MAC in guards:
         yield Element("macs", f"{tap} . {nic.mac}")
+        yield Element("own_clients", f"{tap} . {int(nic.mac.replace(':', ''), 16)}")
     own = addresses_of(nic, bridge)
     if Dropped.IPV6 in guards:
         for address in own:
@@ -131,7 +173,9 @@ def _elements(nic: NicSpec, bridge: BridgeSpec, tap: str) -> Iterator[Element]:
         local = link_local(nic.mac)
         yield Element("own6", f"{tap} . {local}")
         yield Element("own_targets", f"{tap} . {_raw(local)}")
-        yield from _claims(local)
+    if nic.isolated and is_plain_name(nic.bridge):
+        both = f"{_quoted(nic.bridge)} . {_quoted(nic.bridge)}"
+        yield from (Element(f"apart{_version(one)}", f"{both} . {one}") for one in own)
     if nic.allow or nic.deny:
         yield from _listed(nic, tap, own if Dropped.IPV4 in guards and is_plain_name(nic.bridge) else ())
 

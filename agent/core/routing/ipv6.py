@@ -33,7 +33,8 @@ class Ipv6State:
     `routes` and `proxies` are ours, by `PROTOCOL`. `foreign_routes`: where somebody else's route to one address alone
     leads, by address; looked at for addresses that we have no route to. `uplink` is the link by which the internet is
     reached, empty for none, `gateway` the next hop there. `settings` are parameters below /proc/sys/net, `before` those
-    that an agent changed in this boot of the host, and what they were.
+    that an agent changed in this boot of the host, and what they were. `forwards_since_s`: when a link was seen to
+    forward again that had been seen not to.
     """
 
     routes: frozenset[Place] = frozenset()
@@ -44,6 +45,7 @@ class Ipv6State:
     gateway: str = ""
     settings: Mapping[str, int] = field(default_factory=dict)
     before: Mapping[str, int] = field(default_factory=dict)
+    forwards_since_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def conf(link: str, key: str) -> str:

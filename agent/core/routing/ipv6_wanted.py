@@ -93,7 +93,7 @@ def wanted_ipv6(
         wanted.settings[conf(link, "forwarding")] = 1
         wanted.settings[conf(link, "proxy_ndp")] = 1
         wanted.settings[proxy_delay(link)] = 0
-    led = list(_led(wanted, guests, uplinks, links))
+    led = list(_led(wanted, guests, uplinks, links, state))
     for guest in led:
         wanted.routes.add(Place(guest.address, guest.bridge))
         wanted.proxies.add(Place(guest.address, uplinks[guest.bridge].name))
@@ -145,7 +145,11 @@ def prefixes(link: LinkState) -> frozenset[ipaddress.IPv6Network]:
 
 
 def _led(
-    wanted: Wanted6, guests: Iterable[Guest6], uplinks: Mapping[str, LinkState], links: Mapping[str, LinkState]
+    wanted: Wanted6,
+    guests: Iterable[Guest6],
+    uplinks: Mapping[str, LinkState],
+    links: Mapping[str, LinkState],
+    state: Ipv6State,
 ) -> Iterator[Guest6]:
     """The guests' addresses that can be led to; each that cannot is told."""
     of_host = {a.address.partition("/")[0]: link.name for link in links.values() for a in link.addresses}
@@ -158,6 +162,9 @@ def _led(
         resource, rival = vm_resource(one.vm), taken.get(one.address)
         if one.address in of_host:
             message = f"{one.address} of {one.nic} is this host's own, on {of_host[one.address]}; take another one"
+        elif one.address == state.gateway:
+            # Answering for it would cut off whoever else has that gateway.
+            message = f"{one.address} of {one.nic} is the gateway of this host's default route; take another one"
         elif rival is not None:
             message = f"{one.address} of {one.nic} is the address of {rival.vm}'s {rival.nic}; change one of them"
         elif not _is_within(one.address, networks[uplink.name]):

@@ -29,7 +29,7 @@ class SetShape:
 
     `counted`: each element counts the packets that it was found for. `lasts`: rules put elements in as packets pass,
     which stay that long (nft(8)'s time) after the last; such elements are nobody's wish and are not looked at.
-    `raw`: the key is expressions (`typeof`), and its parts of more than 8 bytes are numbers.
+    `raw`: the key is expressions (`typeof`), and its parts are numbers, hexadecimal ones of more than 8 bytes.
     """
 
     name: str

@@ -52,7 +52,7 @@ def proxy_spec(listening: Iterable[Listening]) -> ServiceSpec:
         capabilities=("net_bind_service",),
         reload_signal="SIGUSR2",
         started="Loading success.",
-        shown=tuple((carries(one.forward), _target(one.forward)) for one in listening),
+        shown=tuple((carries(one.forward), target_of(one.forward)) for one in listening),
         reloading="Reloading HAProxy",
         reloaded="Loading success.",
         not_reloaded="Loading failure!",
@@ -79,13 +79,13 @@ def _conf(listening: Iterable[Listening]) -> Iterator[str]:
         yield f"listen {forward.vm}:{_ports(what.first, what.last)}{f':{what.address}' if what.address else ''}"
         for address, first, last in one.at:
             yield f"    bind ipv6@[{address}]:{_ports(first, last)} v6only"
-        yield f"    server guest {_target(forward)}"
+        yield f"    server guest {target_of(forward)}"
 
 
 def _ports(first: int, last: int) -> str:
     return f"{first}-{last}" if last != first else str(first)
 
 
-def _target(forward: Forward) -> str:
-    """Without a port it is the one that was asked for."""
+def target_of(forward: Forward) -> str:
+    """Where the service carries a forward to; without a port it is the one that was asked for."""
     return forward.target if forward.what.is_range else f"{forward.target}:{forward.what.guest_port}"

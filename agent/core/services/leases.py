@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
+_TIME = re.compile(r"[0-9]{1,20}", re.ASCII)
 _MAC = re.compile(r"(?:[0-9a-f]{2}-)?([0-9a-f]{2}(?::[0-9a-f]{2}){5})", re.ASCII)
 """Other hardware than Ethernet is written with its type before it (dnsmasq, lease.c)."""
 
@@ -22,17 +24,26 @@ class Lease:
 def parse_leases(text: str) -> tuple[Lease, ...]:
     """The IPv4 leases of a lease file (dnsmasq(8), --dhcp-leasefile): time, MAC, address, name, client id in a line.
 
-    What is torn, because it is being written just now, is left out: the writer's end is seen as a change again.
+    What is torn, because it is being written just now, is left out: the writer's end is seen as a change again. So is
+    whatever is no time, MAC or address: whoever has the server in his hand may write anything.
     """
     found = []
     for line in text.splitlines():
         words = line.split()
-        if len(words) != 5 or not words[0].isdigit() or words[2].count(".") != 3:
+        if len(words) != 5 or _TIME.fullmatch(words[0]) is None or not _is_ipv4(words[2]):
             continue
         mac = _MAC.fullmatch(words[1].lower())
         if mac is not None:
             found.append(Lease(mac[1], words[2], "" if words[3] == "*" else words[3], int(words[0])))
     return tuple(found)
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def unexpired(leases: tuple[Lease, ...], unix_s: float) -> tuple[Lease, ...]:

@@ -93,6 +93,8 @@ def _describe_service(action: StartService | ReloadService | StopService) -> str
     match action:
         case StartService(spec=spec, replaces=None):
             return f"start {spec.name} ({action.reason})"
+        case StartService(spec=spec, reason=Reason.SETTINGS):
+            return f"start {spec.name} anew, so that it advertises at once: its link did not forward for a while"
         case StartService(spec=spec):
             return f"start {spec.name} anew, with its new configuration"
         case ReloadService(spec=spec):
@@ -222,7 +224,7 @@ def _describe_link(
         case CreateBridge(spec=spec):
             return f"make bridge {spec.name}"
         case ChangeLink(link=link):
-            fields = ("up", "mtu", "mac", "master", "alias", "name", "stp", "snooping", "isolated")
+            fields = ("up", "mtu", "mac", "master", "alias", "name", "stp", "snooping", "isolated", "group_learning")
             names = [name for name in fields if getattr(action.change, name) is not None]
             return f"set {', '.join(names)} of {link} ({action.reason})"
         case EnslavePort(port=port, bridge=bridge):

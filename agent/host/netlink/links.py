@@ -36,6 +36,9 @@ from agent.host.netlink.wire import (
 _PASSING = {errno.EBUSY: "Busy", errno.ENODEV: "LinkGone", errno.EEXIST: "Conflict"} | dict.fromkeys(
     (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS), "ActionFailed"
 )
+_NO_IPV6 = {errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
+"""The kernel's answers to an IPv6 address where `disable_ipv6` is 1, and where it has no IPv6."""
+
 _NO_ROUTES = {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 
 
@@ -54,6 +57,8 @@ class Links(LinkView):
             made = self.snapshot.get(spec.name)
             if made is None:
                 raise OutcomeUnknownError(f"create bridge {spec.name}: it is gone again", reason="LinkGone")
+            if made.group_learning:
+                self._ask(said.RTM_NEWLINK, said.GroupLearning(made.ifindex, on=False))
             mark = LinkChange(alias=marks.bridge_mark(spec.name), mtu=spec.mtu, up=True)
             self._ask(said.RTM_NEWLINK, said.link_setting(made.ifindex, mark))
             self._add_addresses(made.ifindex, [said.normal_address(address) for address in spec.addresses])
@@ -81,6 +86,8 @@ class Links(LinkView):
 
     def _set(self, ifindex: int, change: LinkChange) -> None:
         """Set fields; a port that is to be isolated is so before it goes up."""
+        if change.group_learning is not None:
+            self._ask(said.RTM_NEWLINK, said.GroupLearning(ifindex, on=change.group_learning))
         if change.isolated is None:
             self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
             return
@@ -218,10 +225,21 @@ class Links(LinkView):
         self._cache.put_addresses(ifindex, self._read_addresses(ifindex))
 
     def _add_addresses(self, ifindex: int, addresses: Sequence[str]) -> None:
+        """Add those that are not there; where the link has no IPv6, IPv4 ones all the same, before that is told."""
+        lost = []
         for address in addresses:
-            with Ignoring(errno.EEXIST):
-                setting = said.address_setting(ifindex, address, own=True)
-                self._ask(said.RTM_NEWADDR, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            try:
+                with Ignoring(errno.EEXIST):
+                    setting = said.address_setting(ifindex, address, own=True)
+                    self._ask(said.RTM_NEWADDR, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            except KernelRefusedError as e:
+                if e.number not in _NO_IPV6 or ":" not in address:
+                    raise
+                lost.append(address)
+        if lost:
+            link = self._get(ifindex).name
+            what = f"{', '.join(lost)}: IPv6 is switched off on {link}"
+            raise PermanentError(f"{what}; sysctl -w net.ipv6.conf.{link}.disable_ipv6=0", reason="Ipv6Off")
 
     @contextlib.contextmanager
     def _doing(self, what: str, ifindex: int | None = None) -> Iterator[None]:

@@ -50,7 +50,9 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
-_IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING = 5, 23
+_IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING, _IFLA_BR_MULTI_BOOLOPT = 5, 23, 46
+_NO_GROUP_LEARNING = 1
+"""1 << BR_BOOLOPT_NO_LL_LEARN (linux/if_bridge.h)."""
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 8, 11
 _RTA_DST = 1
 _IFLA_STATS_LINK_64 = 1
@@ -112,7 +114,13 @@ def link_state(message: Message) -> LinkState | None:
         stp=bool(_number(bridge.get(_IFLA_BR_STP_STATE))),
         snooping=bool(_number(bridge.get(_IFLA_BR_MCAST_SNOOPING))),
         isolated=bool(_number(port.get(_IFLA_BRPORT_ISOLATED))),
+        group_learning=_learns_from_groups(bridge),
     )
+
+
+def _learns_from_groups(bridge: Mapping[int, bytes]) -> bool:
+    options = bridge.get(_IFLA_BR_MULTI_BOOLOPT)  # the values, then which of them the kernel has
+    return options is not None and not _number(options[:4]) & _NO_GROUP_LEARNING
 
 
 def _is_bridge_port(info: Mapping[int, bytes]) -> bool:
@@ -191,6 +199,34 @@ class LinkQuery:
             + struct.pack("=BxHiII", 0, 0, self._ifindex, 0, 0)
             + struct.pack("=HHI", 8, _IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
         )
+
+
+class GroupLearning:
+    """The body of the RTM_NEWLINK by which a bridge learns from frames to 802.1's groups, or does not.
+
+    By hand, because pyroute2 does not know the attribute.
+    """
+
+    def __init__(self, ifindex: int, *, on: bool) -> None:
+        options = struct.pack("=II", 0 if on else _NO_GROUP_LEARNING, _NO_GROUP_LEARNING)
+        data = _attribute(_IFLA_INFO_DATA, _attribute(_IFLA_BR_MULTI_BOOLOPT, options))
+        info = _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"bridge") + data)
+        self._body = struct.pack("=BxHiII", 0, 0, ifindex, 0, 0) + info
+        self._header: dict[str, int] = {}
+        self.data = bytearray()
+
+    def __getitem__(self, key: str) -> dict[str, int]:
+        return {"header": self._header}[key]
+
+    def encode(self) -> None:
+        """Write the message with its header to `data`."""
+        header, length = self._header, 16 + len(self._body)
+        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
+        self.data = bytearray(head + self._body)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def link_setting(ifindex: int, change: LinkChange) -> Writable:

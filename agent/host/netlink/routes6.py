@@ -125,7 +125,10 @@ class Routes6:
         reason Conflict, and it stays. A link that is gone: TransientError with reason LinkGone.
         """
         errors: list[ActionError] = []
+        adding = {place.address for place in action.add_routes}
+        moving = tuple(place for place in action.remove_routes if place.address in adding)
         for places, change in (
+            (moving, self._remove_route),  # the kernel takes no second one to the same address (net/ipv6/ip6_fib.c)
             (action.add_routes, self._add_route),
             (action.add_proxies, self._add_proxy),
             (action.remove_routes, self._remove_route),
@@ -303,7 +306,10 @@ def _translated(error: KernelRefusedError, place: Place) -> ActionError:
     what = f"{place.address} on {place.link}"
     if error.number == errno.ENODEV:
         return TransientError(f"there is no link {place.link} any more", reason="LinkGone")
-    if error.number in {errno.EPERM, errno.EACCES}:
+    if error.number == errno.EACCES:  # net/ipv6/route.c: ip6_route_info_create
+        what = f"{what}: IPv6 is switched off on {place.link}"
+        return PermanentError(f"{what}; sysctl -w net.ipv6.conf.{place.link}.disable_ipv6=0", reason="Ipv6Off")
+    if error.number == errno.EPERM:
         return PermanentError(f"{what}: not permitted; the agent needs CAP_NET_ADMIN", reason="NotPermitted")
     if error.number == errno.EEXIST:
         return TransientError(f"a route to {place.address} that is not ours is there already", reason="Conflict")

@@ -57,6 +57,8 @@ class UnitDirectory:
         self._ring = asyncio.Event()
         self.watch_problem = ""
         """Why changes are only found by looking every half second; empty while the kernel tells of them."""
+        self.looked_s: float | None = None
+        """When the directory was last looked at (CLOCK_BOOTTIME), None while it could not be."""
 
     async def watch(self) -> AsyncGenerator[DirectoryView, None]:
         """The directory as soon as its files are still, and again whenever what is still differs. Never ends."""
@@ -105,6 +107,7 @@ class UnitDirectory:
                 self._waiting.clear()
                 self._publish(DirectoryView(False, directory_problem(self._path, error), self._by_path()))
                 return self._view, BLIND_RESCAN_S
+            self.looked_s = time.clock_gettime(time.CLOCK_BOOTTIME)
             now_s = time.monotonic()
             self._note_missing(entries, now_s)
             still = self._note_changes(entries, now_s)
