@@ -35,6 +35,8 @@ END_TIMEOUT_S = 5.0
 CLEAR_TIMEOUT_S = 1.0
 _CLD_EXITED = 1
 """waitid(2): `ExecMainCode` of a process that exited; all others were ended by a signal."""
+_CODES_OF_SYSTEMD = range(200, 244)
+"""With these a process exits that systemd made and that could not become the command."""
 
 
 class UnitExistsError(PermanentError):
@@ -57,6 +59,13 @@ class UnitStatus:
         """Whether something of it runs, or is about to."""
         return not self.has_ended and self.state not in {"inactive", "failed"}
 
+    @property
+    def was_executed(self) -> bool:
+        """Whether its command ended by itself. Systemd calls the start of one failed whose end it hears of before it
+        hears that it was executed, so the verdict of the start does not tell; what ends before that, systemd ends with
+        a code of its own (systemd.exec(5), Process Exit Codes)."""
+        return self.has_ended and self.code not in _CODES_OF_SYSTEMD
+
 
 def runs_as_service(environment: Mapping[str, str]) -> bool:
     """Whether this process was started by the service manager of this host as a unit's own process (systemd.exec(5),
@@ -74,7 +83,7 @@ class ServiceManager:
         self._signals: set[asyncio.Queue[Message]] = set()
 
     async def start(self, unit: str, properties: Sequence[Property], descriptors: Mapping[str, int]) -> None:
-        """Start a transient service; returns when its command was executed, with Type=exec.
+        """Start a transient service; returns when its command was executed, with Type=exec; it may have ended since.
 
         `descriptors`: by the name of the property that takes one, as StandardInputFileDescriptor; the caller keeps its
         own. UnitExistsError if there is one of that name; TransientError `LaunchFailed` if it could not be executed.
@@ -87,6 +96,8 @@ class ServiceManager:
             result = await _job_result(signals, job)
         if result != "done":
             status = await self.status(unit)
+            if status is not None and status.was_executed:
+                return
             why = f"{status.result}, status {status.code or status.signal}" if status is not None else result
             raise TransientError(f"systemd cannot run {unit}: {why}; see journalctl -u {unit}", reason="LaunchFailed")
 

@@ -32,6 +32,13 @@ async def what_it_writes_and_its_code_are_told(way: Beside) -> None:
     assert (await run(way, "cat")).output == ""  # its input is empty
 
 
+async def an_end_in_the_moment_of_the_start_is_told(way: Beside) -> None:
+    """Of many at once, so that who starts them hears of some ends before it hears that they were executed."""
+    for _ in range(5):
+        ran = await asyncio.gather(*(run(way, "sh", "-c", f"exit {number}") for number in range(20)))
+        assert [one.code for one in ran] == list(range(20))
+
+
 async def it_has_the_rights_that_are_named(way: Beside) -> None:
     """Root's user with these capabilities, none to be got."""
     for names, bits in ((["net_raw"], NET_RAW), (["net_admin", "net_raw"], NET_ADMIN | NET_RAW)):
@@ -87,6 +94,7 @@ CASES: dict[str, Callable[[Beside], Coroutine[object, object, None]]] = {
     case.__name__: case
     for case in (
         what_it_writes_and_its_code_are_told,
+        an_end_in_the_moment_of_the_start_is_told,
         it_has_the_rights_that_are_named,
         it_is_ended_at_its_deadline,
         what_cannot_be_told_is_an_error,
