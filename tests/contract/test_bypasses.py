@@ -93,7 +93,7 @@ def world() -> Iterator[World]:
         ip("link set web-lan master br-a", "link set db-lan master br-a")
         host = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         host.bind(("0.0.0.0", 999))
-        host.settimeout(5)
+        host.settimeout(30)
         yield World(web, db, host)
 
 
@@ -138,7 +138,7 @@ def test_dhcp_is_asked_for_oneself(world: World) -> None:
     """dnsmasq goes by what is within: a lease is given to, and taken from, whose MAC is there."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((HOST, 67))
-        server.settimeout(5)
+        server.settimeout(30)
         own, lie = (to(ipv4(MAC, WEB, HOST, UDP, udp(68, 67, dhcp(one)))) for one in (MAC, OTHER))
         world.send(lie, *pieces(lie), own)
         assert server.recv(999) == dhcp(MAC)

@@ -113,7 +113,7 @@ async def test_a_start_waits_for_all_latencies_together_no_longer_than_for_one()
         guests = Guests(Launches(guest.directory), Descriptors(Notifier()), ChildStarts(), lambda _: None, Deaf())
         began_s = time.monotonic()
         await count_latencies(guests, guest)
-        assert 0.8 * ASK_WITHIN_S < time.monotonic() - began_s < 1.5 * ASK_WITHIN_S
+        assert 0.8 * ASK_WITHIN_S < time.monotonic() - began_s < 4 * ASK_WITHIN_S
 
 
 @asynccontextmanager

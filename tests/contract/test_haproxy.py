@@ -76,7 +76,7 @@ async def listens(port: int, address: str = HOST6) -> bool:
 
 async def until_listens(*ports: int) -> None:
     """Return once it listens on these of 80 and 81: the former worker lets go of what it had a moment later."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while [port for port in (80, 81) if await listens(port)] != [*ports]:
             continue
 

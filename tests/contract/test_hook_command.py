@@ -81,9 +81,9 @@ async def test_what_takes_too_long_is_killed_with_its_children(tmp_path: Path) -
     script = f"sleep 600 & echo $! >{tmp_path}/child; trap '' TERM; echo begun; sleep 600; sleep 600"
     began_s = time.monotonic()
     with pytest.raises(HookError) as caught:
-        await hook(tmp_path, script, timeout_s=1.0).send(b"{}", {})
-    assert str(caught.value) == f"{tmp_path}/hook: killed, it took longer than 1 s: begun"
-    assert time.monotonic() - began_s < 5
+        await hook(tmp_path, script, timeout_s=3.0).send(b"{}", {})
+    assert str(caught.value) == f"{tmp_path}/hook: killed, it took longer than 3 s: begun"
+    assert time.monotonic() - began_s < 60
     child = int((tmp_path / "child").read_text())
     wait_for(lambda: not is_alive(child))
 

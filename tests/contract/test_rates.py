@@ -25,7 +25,7 @@ from tests.throughput import Peer, received_share, share_within
 TAP, IFB = "web-lan", "ifb-web-lan"
 MBIT = 1_000_000
 MATCH_ALL = "protocol all prio 7 u32 match u32 0 0 action mirred egress redirect dev lo"
-SOON_S = 5.0
+SOON_S = 20.0
 
 
 @pytest.fixture(autouse=True)

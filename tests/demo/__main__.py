@@ -95,7 +95,7 @@ def go_through(agent: Demonstrated, fault: Fault) -> bool:
     try:
         took_s = time_outage(agent, fault) if fault.lives_on else time_reboot(agent, fault, before)
         after, new_pid = uptime(HOST), agent.vm("web")["pid"]
-        agent.vmhost("wait", "in-sync", "--timeout", "20")
+        agent.vmhost("wait", "in-sync", "--timeout", "60")
     except (TimeoutError, OSError, RuntimeError) as error:
         say(fault.title, None, f"NOT HEALED: {error}")
         return False
@@ -112,7 +112,7 @@ def time_outage(agent: Demonstrated, fault: Fault) -> float:
     with Outage(HOST, BRIDGE) as outage:
         fault.inflict(agent)
         answers_within(HOST, fault.timeout_s, BRIDGE)
-        agent.vmhost("wait", "in-sync", "--timeout", "20")
+        agent.vmhost("wait", "in-sync", "--timeout", "60")
     return outage.longest_s()
 
 
@@ -166,7 +166,7 @@ def show(agent: AgentProcess) -> bool:
     say("agent started", time.perf_counter() - began, "in a network namespace of its own")
     began = time.perf_counter()
     shutil.copytree(UNITS, agent.units, dirs_exist_ok=True)
-    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
     say("units dropped, guest runs", time.perf_counter() - began, ", ".join(sorted(p.name for p in UNITS.iterdir())))
     answers_within(HOST, BOOT_TIMEOUT_S, BRIDGE)
     say("guest answers on TCP", time.perf_counter() - began, "it booted a real kernel, in software emulation")

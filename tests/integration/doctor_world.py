@@ -70,7 +70,7 @@ class World:
     def serve(self) -> None:
         """Have the bridge serve DHCP and DNS from now on."""
         self.agent.drop("net.toml", SERVED)
-        self.agent.vmhost("wait", "settled", "--timeout", "20")
+        self.agent.vmhost("wait", "settled", "--timeout", "60")
         self.is_healthy()
 
     def mends(self, found: list[dict[str, Any]]) -> None:

@@ -164,7 +164,7 @@ async def test_a_plan_takes_whole_unit_files_whatever_their_bytes(fake: FakeAgen
 
 async def test_a_peer_that_hangs_up_cancels_its_wait(fake: FakeAgent, session: aiohttp.ClientSession) -> None:
     asking = asyncio.create_task(ask(session, "POST", "/v1/wait", {"what": "running", "name": "db"}))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await fake.waiting.wait()
         asking.cancel()
         await fake.cancelled.wait()
@@ -172,7 +172,7 @@ async def test_a_peer_that_hangs_up_cancels_its_wait(fake: FakeAgent, session: a
 
 
 async def test_a_follower_hears_what_happens_next(fake: FakeAgent, session: aiohttp.ClientSession) -> None:
-    async with asyncio.timeout(5), session.get("/v1/events?since=0&follow=1") as answer:
+    async with asyncio.timeout(30), session.get("/v1/events?since=0&follow=1") as answer:
         first = json.loads(await answer.content.readline())
         fake.journal.record("tap/web/lan", "repaired", "repaired tap/web/lan", seconds=0.009)
         second = json.loads(await answer.content.readline())

@@ -73,7 +73,7 @@ def pid_of(agent: AgentProcess) -> int:
 
 
 def settled(agent: AgentProcess) -> None:
-    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 def test_addresses_and_names_are_given_and_seen(served: AgentProcess, client: Client, guest: Client) -> None:
@@ -246,7 +246,7 @@ def test_without_dnsmasq_its_package_is_named_and_all_else_goes_on(agent: AgentP
     command = [sys.executable, "-m", "agent", *agent.flags, "--listen", "127.0.0.1:9177"]
     agent.drop("net.toml", net())
     agent.process = subprocess.Popen(["unshare", "--mount", "sh", "-c", hide, "sh", *command])
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     found = bridge(agent)
     assert found["up"]
     assert [(one["type"], "apt install dnsmasq-base" in one["message"]) for one in found["conditions"]] == [
@@ -256,7 +256,7 @@ def test_without_dnsmasq_its_package_is_named_and_all_else_goes_on(agent: AgentP
     enter = ["nsenter", "--mount", "--target", str(agent.process.pid)]
     for _ in range(2):
         subprocess.run([*enter, "umount", "/usr/sbin/dnsmasq"], check=False, capture_output=True)
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     assert service(agent)["running"]
 
 

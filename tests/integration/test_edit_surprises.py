@@ -29,7 +29,7 @@ def test_a_size_that_comes_with_another_file_leaves_the_present_one_as_it_is(age
     agent.vmhost("wait", "settled")
     assert pending(agent) == ["disk.data.path"]
     assert (agent.folder / "a.raw").stat().st_size == MIB
-    agent.vmhost("restart", "web", "--timeout", "20")
+    agent.vmhost("restart", "web", "--timeout", "60")
     assert [(agent.folder / name).stat().st_size for name in ("a.raw", "b.raw")] == [MIB, 3 * MIB]
 
 
@@ -44,8 +44,8 @@ def test_a_disk_and_a_nic_whose_tables_are_renamed_stay_plugged_until_the_guest_
     wait_for(lambda: pending(agent) == ["disk.data", "disk.root", "nic.lan", "nic.wan"])
     agent.vmhost("wait", "settled")
     assert (pids(agent), conditions(agent, "vms", "web")) == (before, {})
-    agent.vmhost("restart", "web", "--timeout", "20")
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("restart", "web", "--timeout", "60")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 def test_a_disk_that_moves_to_another_guest_is_waited_for_until_the_first_has_let_go(agent: AgentProcess) -> None:
@@ -60,8 +60,8 @@ def test_a_disk_that_moves_to_another_guest_is_waited_for_until_the_first_has_le
     (agent.units / "new.toml").unlink()
     agent.drop("old.toml", bare_vm("old", disk(agent, of="old.disk.data")))
     wait_for(lambda: "Waiting" in conditions(agent, "vms", "old"))
-    agent.vmhost("stop", "web", "--timeout", "20")
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("stop", "web", "--timeout", "60")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert "refused" not in agent.vmhost("events").lower()
 
 
@@ -75,7 +75,7 @@ def test_a_guest_that_is_to_be_another_one_takes_over_what_is_live_meanwhile(age
     agent.vmhost("wait", "settled")
     assert (pids(agent), conditions(agent, "vms", "web")) == (before, {})
     assert "failed" not in agent.vmhost("events")
-    agent.vmhost("restart", "web", "--timeout", "20")
+    agent.vmhost("restart", "web", "--timeout", "60")
     assert agent.vm("web")["uuid"] == uuid
 
 
@@ -90,4 +90,4 @@ def test_a_guest_that_starts_anew_does_not_wait_for_what_the_former_one_was_to_l
     wait_for(lambda: "Detaching" not in conditions(agent, "vms", "web"))
     began = time.monotonic()
     agent.vmhost("restart", "web", "--timeout", "60")
-    assert time.monotonic() - began < 10.0, "DETACH_WITHIN_S is 20 s"
+    assert time.monotonic() - began < 18.0, "DETACH_WITHIN_S is 20 s"

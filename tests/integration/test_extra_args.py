@@ -28,7 +28,7 @@ def reasons(agent: AgentProcess, name: str) -> list[tuple[str, str]]:
 def test_a_guest_with_extra_args_runs_marked_and_in_sync(agent: AgentProcess) -> None:
     agent.drop("web.toml", bare_vm("web", 'extra-args = ["-device", "edu,id=extra"]'))
     agent.start()
-    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     web = agent.vm("web")
     assert (web["state"], web["in_sync"], web["pending"]) == ("running", True, [])
     assert set(conditions(agent, "web")) == {"Unsupported"}
@@ -51,12 +51,12 @@ def test_what_qemu_refuses_is_told_in_its_words(agent: AgentProcess) -> None:
     agent.drop("web.toml", bare_vm("web", 'extra-args = ["-device", "no-such-thing"]'))
     agent.drop("db.toml", bare_vm("db"))
     agent.start(settle=False)
-    agent.vmhost("wait", "running", "db", "--timeout", "30")
+    agent.vmhost("wait", "running", "db", "--timeout", "60")
     refusal = "-device no-such-thing: 'no-such-thing' is not a valid device model name"
     # Between two tries there is nothing to tell but the try itself.
     wait_for(lambda: any(refusal in text for topic, text in reasons(agent, "web") if topic == "condition"))
     agent.drop("web.toml", bare_vm("web"))
-    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
 
 
 def test_what_the_sandbox_forbids_is_told_as_that(agent: AgentProcess) -> None:
@@ -64,7 +64,7 @@ def test_what_the_sandbox_forbids_is_told_as_that(agent: AgentProcess) -> None:
     agent.drop("web.toml", bare_vm("web", 'extra-args = ["-netdev", "bridge,id=extra,br=lo"]'))
     agent.drop("db.toml", bare_vm("db"))
     agent.start(settle=False)
-    agent.vmhost("wait", "running", "db", "--timeout", "30")
+    agent.vmhost("wait", "running", "db", "--timeout", "60")
     told = "QEMU of web did not start: killed by SIGSYS: its sandbox forbids what it asked for; it says nothing"
     wait_for(lambda: any(told in text for topic, text in reasons(agent, "web") if topic == "condition"))
 
@@ -83,7 +83,7 @@ def test_a_command_line_that_the_kernel_does_not_take_is_no_reason_to_try_again(
     assert "shorten extra-args" in web["message"]
     assert agent.status()["agent"]["settled"]
     agent.drop("web.toml", bare_vm("web"))
-    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
 
 
 def test_the_signal_that_ends_a_running_guest_is_told(agent: AgentProcess) -> None:

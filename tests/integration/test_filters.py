@@ -54,7 +54,7 @@ def call_netfilter(value: str) -> None:
 def edit(agent: AgentProcess, name: str, text: str) -> None:
     """Edit a unit, and wait until that is done."""
     agent.drop(name, text)
-    agent.vmhost("wait", "settled", "--timeout", "10")
+    agent.vmhost("wait", "settled", "--timeout", "60")
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def world(agent: AgentProcess) -> Iterator[World]:
         wait_for(lambda: "tentative" not in ip_output("addr show dev br-a"))
         host = opened.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
         host.bind(("br-a", 0))
-        host.settimeout(5)
+        host.settimeout(30)
         yield World(agent, web, db, host)
 
 
@@ -165,7 +165,7 @@ def test_whatever_is_done_to_the_tables_is_undone_and_what_was_counted_stays(wor
         wait_for(is_filtered)
         print(f"{fault}: {(time.perf_counter() - began) * 1000:.0f} ms")
         wait_for(lambda: heard(world, LIES["mac"]) == (set(), set()))
-        agent.vmhost("wait", "settled", "--timeout", "10")
+        agent.vmhost("wait", "settled", "--timeout", "60")
     assert agent.metric('vmhost_repairs_total{kind="filters",reason="missing"}') > 0
     assert series(agent, "web", "mac") >= counted
     more = dropped("mac")
@@ -322,7 +322,7 @@ def test_isolation_is_kept_whatever_happens_to_taps_and_bridges(agent: AgentProc
     ):
         subprocess.run(fault.split(), check=True, timeout=20)
         wait_for(lambda: isolated("one-lan") and isolated("two-lan"))
-        agent.vmhost("wait", "settled", "--timeout", "10")
+        agent.vmhost("wait", "settled", "--timeout", "60")
         assert look_at_settings([conf("one-lan", "disable_ipv6")]) == {conf("one-lan", "disable_ipv6"): 1}
     wait_for(lambda: "no_linklocal_learn 1" in ip_output("-d link show br-a"))
     edit(agent, "one.toml", bare_vm("one", nic.format("one", "false")))

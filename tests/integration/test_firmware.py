@@ -58,7 +58,7 @@ def test_variables_that_do_not_fit_are_told_and_waited_for(agent: AgentProcess) 
     agent.start()
     agent.drop("db.toml", bare_vm("db"))
     agent.drop("web.toml", bare_vm("web", uefi + "secure-boot = true\n"))
-    agent.vmhost("wait", "running", "db", "--timeout", "20")
+    agent.vmhost("wait", "running", "db", "--timeout", "60")
     assert agent.pending("web") == [("secure-boot", "false", "true")]
     agent.vmhost("restart", "web", "--no-wait")
     wait_for(lambda: "SecureBootKeysMissing" in conditions(agent))

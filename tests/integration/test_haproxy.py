@@ -66,7 +66,7 @@ class World:
 
     def settled(self) -> None:
         """Return once all is as it is wanted."""
-        self.agent.vmhost("wait", "settled", "--timeout", "20")
+        self.agent.vmhost("wait", "settled", "--timeout", "60")
 
 
 def told(agent: AgentProcess) -> list[str]:
@@ -252,7 +252,7 @@ def test_without_haproxy_its_package_is_named_and_ipv4_goes_on(agent: AgentProce
         hide = 'for one in /usr/sbin/haproxy /sbin/haproxy; do mount --bind /dev/null "$one"; done; exec "$@"'
         command = [sys.executable, "-m", "agent", *agent.flags, "--listen", "127.0.0.1:9177"]
         agent.process = subprocess.Popen(["unshare", "--mount", "sh", "-c", hide, "sh", *command])
-        agent.vmhost("wait", "settled", "--timeout", "30")
+        agent.vmhost("wait", "settled", "--timeout", "60")
         (told,) = agent.status()["agent"]["conditions"]
         assert (told["resource"], "apt install haproxy" in told["message"]) == ("service/haproxy", True)
         with Box("web0", addresses=(f"{WEB}/24",), gateways=(GATEWAY,)) as web:

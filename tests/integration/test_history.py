@@ -63,7 +63,7 @@ def test_a_deleted_file_comes_back_with_its_guest(agent: AgentProcess) -> None:
     assert agent.status()["vms"] == []
     assert agent.vmhost("history").splitlines()[1].split()[::3] == ["web.toml", "gone"]
     agent.vmhost("undo", "web")
-    agent.vmhost("wait", "running", "web", "--timeout", "20")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
     assert agent.vm("web")["uuid"] == uuid
 
 
@@ -72,7 +72,7 @@ def test_init_writes_what_the_agent_starts(agent: AgentProcess) -> None:
     disk = agent.folder / "web.qcow2"
     done = agent.vmhost("init", "web", "--memory", "32M", "--disk", f"{disk}:1M", "--bridge", "br-test")
     assert done.startswith(f"{agent.units}/web.toml written")
-    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
     assert (agent.vm("web")["nics"][0]["bridge"], disk.exists()) == ("br-test", True)
     before = (agent.units / "web.toml").read_bytes()
     again = agent.command("init", "web")

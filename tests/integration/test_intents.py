@@ -48,8 +48,8 @@ def test_a_pause_holds_over_an_agents_restart_and_is_no_deviation(agent: AgentPr
     pid = pids(agent)["web"]
     assert agent.vmhost("pause", "web") == "web is paused\n"
     assert (run_state(agent), state(agent)) == ("paused", "paused")
-    agent.vmhost("wait", "settled", "--timeout", "10")
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("wait", "settled", "--timeout", "60")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     agent.kill()
     agent.start()
     assert (run_state(agent), state(agent), pids(agent)["web"]) == ("paused", "paused", pid)
@@ -84,7 +84,7 @@ def test_a_guest_that_is_started_anew_while_it_is_paused_waits_at_its_first_inst
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: pids(agent)["web"] not in (pid, None))
-    agent.vmhost("wait", "paused", "web", "--timeout", "10")
+    agent.vmhost("wait", "paused", "web", "--timeout", "60")
     assert (run_state(agent), state(agent)) == ("prelaunch", "paused")
     agent.vmhost("start", "web")
     assert run_state(agent) == "running"
@@ -143,7 +143,7 @@ def test_a_held_guest_is_left_alone_until_it_is_released(agent: AgentProcess) ->
     assert "`vmhost release web` gives it back" in agent.vmhost("why", "web")
 
     assert agent.vmhost("release", "web") == "web is released\n"
-    agent.vmhost("wait", "in-sync", "--timeout", "30")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert state(agent) == "running"
     assert "web-lan" in ip_links()
     wait_for(lambda: "vmhost_vm_held{" not in agent.metrics())
@@ -161,5 +161,5 @@ def test_a_release_finds_what_was_lost_meanwhile_and_mends_it_beneath_the_guest(
     agent.vmhost("wait", "settled")
     assert "web-lan" not in ip_links()
     agent.vmhost("release", "web")
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert (pids(agent)["web"], agent.vm("web")["nics"][0]["attached"]) == (pid, True)

@@ -33,7 +33,7 @@ def test_a_file_that_is_back_during_its_guests_stop_gets_it_finished_and_started
     agent.kill()
     agent.drop("web.toml", unit)
     agent.start()
-    agent.vmhost("wait", "running", "web", "--timeout", "20")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
     assert pids(agent)["web"] not in (before, None)
 
 
@@ -64,7 +64,7 @@ def test_a_torn_launch_record_is_made_again_from_what_runs(agent: AgentProcess) 
     assert agent.vm("web")["uuid"] == uuid
     ip("link del web-lan")
     wait_for(lambda: "web-lan" in ip_links())
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert pids(agent) == before
     (agent.units / "web.toml").unlink()
     wait_for(lambda: pids(agent) == {} and "web-lan" not in ip_links())

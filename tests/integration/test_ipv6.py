@@ -82,7 +82,7 @@ class World:
         return box
 
     def settled(self) -> None:
-        self.agent.vmhost("wait", "settled", "--timeout", "15")
+        self.agent.vmhost("wait", "settled", "--timeout", "60")
 
 
 @pytest.fixture
@@ -346,4 +346,4 @@ def test_a_real_guest_of_the_providers_prefix_is_reached_and_reaches_out(world: 
     print(f"bridge deleted under a guest: reached again after {took_s * 1000:.0f} ms")
     assert run_in_guest(WEB, f"nc {FAR} 443 </dev/null") == f"far {WEB}"
     assert (agent.vm("web")["pid"], boot_of(world)) == (pid, boot)
-    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")

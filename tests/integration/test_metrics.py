@@ -89,7 +89,7 @@ def test_all_of_the_catalogue_is_seen_and_promtool_is_content(guests: AgentProce
     wait_for(lambda: guests.vm("web")["pid"] not in {None, pid}, 30.0)
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     ip("link del web-lan")
-    guests.vmhost("wait", "settled", "--timeout", "20")
+    guests.vmhost("wait", "settled", "--timeout", "60")
     answers_within(GUEST, 10.0, BRIDGE_LINK)
     run_in_guest(GUEST, "ip addr add 10.77.0.99/24 dev eth0; ping -c 1 -w 1 -I 10.77.0.99 10.77.0.1")  # not its own
     wait_for(lambda: happened(guests) >= HAPPENED, 30.0, lambda: str(HAPPENED - happened(guests)))
@@ -127,7 +127,7 @@ def test_a_guest_that_is_gone_takes_its_series_with_it(agent: AgentProcess) -> N
     agent.start()
     wait_for(lambda: any("two" in dict(labels).values() for _, labels in seen(agent)))
     agent.vmhost("stop", "two")
-    agent.vmhost("wait", "stopped", "two", "--timeout", "20")
+    agent.vmhost("wait", "stopped", "two", "--timeout", "60")
     wait_for(lambda: value(seen(agent), "vm_exits_total", vm="two", reason="host") == 1)
     (agent.units / "two.toml").unlink()
 

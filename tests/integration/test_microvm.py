@@ -49,7 +49,7 @@ def test_it_is_healed_adopted_reset_panics_and_stops_as_others_do(agent: AgentPr
     assert 'vmhost_vm_exits_total{reason="panic",vm="web"} 1.0' in agent.metrics()
     began = time.monotonic()
     agent.vmhost("stop", "web")
-    assert time.monotonic() - began < 20, "the power button was not heard"
+    assert time.monotonic() - began < 50, "the power button was not heard"
     assert agent.vm("web")["pid"] is None
 
 

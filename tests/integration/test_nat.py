@@ -162,7 +162,7 @@ def test_nat_is_for_the_bridges_own_subnets_and_never_for_what_is_bridged(world:
     nft("add", "rule", "inet", "other", "c", "ip", "saddr", "10.9.9.9", "counter")
     for somebody_forwards in ("0", "1"):
         sysctl("ipv4/ip_forward", somebody_forwards)
-        world.agent.vmhost("wait", "settled", "--timeout", "10")
+        world.agent.vmhost("wait", "settled", "--timeout", "60")
         assert web.hear(STRANGER, 443, timeout_s=0.3) is None
         assert "counter packets 0 " in nft("list", "table", "inet", "other"), somebody_forwards
     # A second subnet of the same bridge is no other link.
@@ -170,7 +170,7 @@ def test_nat_is_for_the_bridges_own_subnets_and_never_for_what_is_bridged(world:
     db.ask("ip", ["addr add 10.5.0.7/24 dev eth0"])
     web.ask("ip", ["route replace default via 192.168.0.1 dev eth0"])
     wait_for(lambda: "10.5.0.0/24" in table())
-    world.agent.vmhost("wait", "settled", "--timeout", "10")
+    world.agent.vmhost("wait", "settled", "--timeout", "60")
     assert web.hear("10.5.0.7", 8080) == f"db {WEB}"
 
 
@@ -192,7 +192,7 @@ def test_whatever_is_done_to_the_rules_is_undone_and_foreign_tables_stay(world: 
         inflict()
         took_s = stranger.ask("hear_again", HOST, 80, 3.0)
         print(f"{name}: {took_s * 1000:.0f} ms")
-        world.agent.vmhost("wait", "settled", "--timeout", "10")
+        world.agent.vmhost("wait", "settled", "--timeout", "60")
         assert strip(table()) == strip(before), name
         assert stranger.ask("stream_lives", 80), name
     nft("add", "table", "inet", "other")
@@ -221,7 +221,7 @@ def test_an_edit_changes_one_forward_and_ends_its_connections_only(world: World)
     agent.drop("web.toml", guest("web", "br-a", f'["{WEB}", "{WEB6}"]', '["1234:22"]'))
     agent.drop("db.toml", guest("db", "br-a", f'"{DB}"', '["53/udp", "5000/udp", "5050:5000/udp"]'))
     wait_for(lambda: f"udp . 5000 : {DB} . 5000" in table())
-    agent.vmhost("wait", "settled", "--timeout", "10")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     assert stranger.hear(HOST, 5000, "udp") == f"db {STRANGER}"  # the same flow
     assert stranger.hear(HOST, 5050, "udp") == f"db {STRANGER}"  # one that nobody answered so far
     assert not stranger.ask("stream_lives", 80)
@@ -244,7 +244,7 @@ def test_a_restarted_agent_undoes_and_finishes_what_changed_meanwhile(world: Wor
         (agent.units / f"{unit}.toml").unlink()
     agent.drop("net.toml", NETWORK.replace("nat = true", "nat = false"))
     wait_for(lambda: not table())
-    agent.vmhost("wait", "settled", "--timeout", "20")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     links = ("up0", "br-a", "br-b")
     assert {sysctl(f"ipv4/conf/{link}/forwarding") for link in links} == {"0"}
     assert {sysctl(f"ipv6/conf/{link}/force_forwarding") for link in links if link != "br-b"} == {"0"}
@@ -311,7 +311,7 @@ def test_a_port_that_a_process_of_the_host_has_is_told_with_its_name_and_left_to
         holder.setblocking(False)
         assert stranger.hear(HOST, 90) == f"far {STRANGER}"
     wait_for(lambda: stranger.hear(HOST, 8000, timeout_s=0.5) == f"far {STRANGER}")
-    agent.vmhost("wait", "settled", "--timeout", "10")
+    agent.vmhost("wait", "settled", "--timeout", "60")
 
 
 def test_without_nft_it_is_told_which_package_is_wanted_and_the_rest_goes_on(
@@ -363,4 +363,4 @@ def test_a_real_guest_is_reached_reaches_out_and_notices_nothing(agent: AgentPro
         )
         assert "stranger" not in run_in_guest(GUEST, f"timeout 1 {ask}")
         assert (agent.vm("web")["pid"], uptime(GUEST).boot) == (pid, boot)
-        agent.vmhost("wait", "in-sync", "--timeout", "20")
+        agent.vmhost("wait", "in-sync", "--timeout", "60")

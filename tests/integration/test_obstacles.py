@@ -88,7 +88,7 @@ def test_a_reboot_stays_one_until_the_edit_could_be_started(
     web = Web(agent, boot_files, guest_kernel, kind)
     pid = agent.vm("web")["pid"]
     wait_for(lambda: web.says in conditions(agent).get("EditUnstartable", ""))
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     assert agent.vm("web")["pending"]
     assert "reboot_ends = true" not in (agent.run_dir / "vms/web/launch.toml").read_text()
     web.reboot()
@@ -102,7 +102,7 @@ def test_a_reboot_stays_one_until_the_edit_could_be_started(
 
     web.mend()
     wait_for(lambda: not conditions(agent))
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     web.reboot()
     vm = agent.vm("web")
     assert vm["pid"] not in (None, pid)
@@ -115,7 +115,7 @@ def test_apply_restart_waits_for_memory_and_a_crash_brings_back_what_ran(agent: 
     pid = agent.vm("web")["pid"]
     agent.drop("web.toml", bare_vm("web", 'apply = "restart"').replace("32M", f"{too_much_mib()}M"))
     wait_for(lambda: "would be left without it" in conditions(agent).get("EditUnstartable", ""))
-    agent.vmhost("wait", "settled", "--timeout", "20")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     refused = agent.command("restart", "web")
     assert refused.returncode == 1
     assert "MiB" in refused.stderr
@@ -127,7 +127,7 @@ def test_apply_restart_waits_for_memory_and_a_crash_brings_back_what_ran(agent: 
     pid = agent.vm("web")["pid"]
     agent.drop("web.toml", bare_vm("web", 'apply = "restart"').replace("32M", "48M"))
     wait_for(lambda: agent.vm("web")["pid"] not in (None, pid))
-    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 def test_a_crash_and_a_restart_that_is_asked_again_once_the_file_is_there(agent: AgentProcess) -> None:
@@ -146,13 +146,13 @@ def test_a_crash_and_a_restart_that_is_asked_again_once_the_file_is_there(agent:
     agent.kill()
     kill_qemu(pid, agent.run_dir)
     agent.start(settle=False)
-    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
     assert agent.vm("web")["pid"] not in {None, pid}
     wait_for(lambda: set(conditions(agent)) == {"EditUnstartable"})
 
     edit.mend()
     agent.vmhost("restart", "web")  # at once: it looks again instead of refusing by what it saw last
-    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert conditions(agent) == {}
 
 
@@ -166,4 +166,4 @@ def test_its_operator_may_take_it_down_all_the_same(agent: AgentProcess) -> None
     agent.vmhost("start", "web", "--no-wait")
     wait_for(lambda: any(one["type"] == "DiskMissing" for one in agent.vm("web")["conditions"]))
     edit.mend()
-    agent.vmhost("wait", "in-sync", "--timeout", "20")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")

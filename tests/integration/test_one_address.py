@@ -64,7 +64,7 @@ class World:
         text = (self.agent.units / name).read_text()
         assert former in text
         self.agent.drop(name, text.replace(former, latter))
-        self.agent.vmhost("wait", "in-sync", "--timeout", "20")
+        self.agent.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_after_a_flush_published_ports_answer_again(world: World) -> None:
         nft("flush", "ruleset")
         took_s = world.stranger.ask("hear_again", HOST, 25, ANSWERS_AGAIN_S, GUEST_ANSWERS_S)
         print(f"answers again after {took_s * 1000:.0f} ms")
-        world.agent.vmhost("wait", "in-sync", "--timeout", "20")
+        world.agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert strip(table()) == strip(before)
     wait_for(functools.partial(have_gone_on, world.stranger, world.stranger.ask("pulled")))
     world.stranger.ask("end_pulls")

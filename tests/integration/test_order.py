@@ -39,7 +39,7 @@ def test_a_guest_starts_when_the_one_before_it_takes_connections(agent: AgentPro
     agent.vmhost("wait", "running", "app", "--timeout", "90")
     (nic,) = agent.vm("db")["nics"]
     assert (nic["address"], nic["addresses"]) == (GUEST, [GUEST, "fd00::10"])
-    agent.vmhost("wait", "in-sync", "--timeout", "30")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 def test_one_that_does_not_become_ready_is_told_and_an_edit_helps_without_a_restart(
@@ -52,13 +52,13 @@ def test_one_that_does_not_become_ready_is_told_and_an_edit_helps_without_a_rest
     agent.vmhost("wait", "running", "db", "--timeout", "60")
     wait_for(lambda: "NotReady" in conditions(agent, "vms", "db"), 60)
     assert "it runs and is not ready after 1 s" in conditions(agent, "vms", "db")["NotReady"]["message"]
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     assert agent.vm("app")["state"] == "waiting"
     assert "waits for vm db to be ready" in agent.vmhost("why", "app")
     pid = pids(agent)["db"]
     agent.drop("db.toml", database(boot_files, "tcp:7777"))
     agent.vmhost("wait", "running", "app", "--timeout", "90")
-    agent.vmhost("wait", "in-sync", "--timeout", "30")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert pids(agent)["db"] == pid
 
 
@@ -74,9 +74,9 @@ def test_a_guest_waits_for_a_path_and_for_ports_of_both_kinds(agent: AgentProces
     with socket.create_server(("127.0.0.1", 5353)):
         wait_for(lambda: len(agent.vm("web")["conditions"]) == 1)
         with socket.create_server(("::1", 5353), family=socket.AF_INET6):
-            agent.vmhost("wait", "running", "web", "--timeout", "10")
+            agent.vmhost("wait", "running", "web", "--timeout", "60")
     place.rmdir()
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 def test_nobody_is_asked_when_nobody_waits(agent: AgentProcess) -> None:
@@ -84,7 +84,7 @@ def test_nobody_is_asked_when_nobody_waits(agent: AgentProcess) -> None:
         server.settimeout(0.1)
         agent.drop("web.toml", bare_vm("web", 'after = ["tcp:127.0.0.1:5353"]'))
         agent.start()
-        agent.vmhost("wait", "running", "web", "--timeout", "10")
+        agent.vmhost("wait", "running", "web", "--timeout", "60")
         while True:
             try:
                 server.accept()[0].close()
@@ -116,7 +116,7 @@ def test_all_guests_stop_in_order_within_one_budget_and_stay_down(agent: AgentPr
     done = agent.command("shutdown-all", "--timeout", "4")
     took_s = time.monotonic() - began
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 2.5 < took_s < 4 + 4  # the command's own start and a busy host included
+    assert 2.5 < took_s < 4 + 16  # the command's own start and a busy host included
     lines = [line.partition(" s  ")[2] for line in done.stdout.splitlines()[:-1]]
     assert [line for line in lines if line.split()[1:] == ["has", "stopped"]] == [
         f"{name} has stopped" for name in "cba"
@@ -144,7 +144,7 @@ def test_a_budget_reaches_guests_whose_stop_began_before_and_qemus_that_hang(age
     done = agent.command("shutdown-all", "--timeout", "12", "--json")
     took_s = time.monotonic() - began
     assert json.loads(done.stdout) == {"ok": True, "stopped": ["a", "b", "c"], "left": []}
-    assert took_s < 12 + 6
+    assert took_s < 12 + 16
 
 
 def test_without_an_agent_nothing_is_shut_down(agent: AgentProcess) -> None:

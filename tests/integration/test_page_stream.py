@@ -75,7 +75,7 @@ async def served(page: Page, protection: Protection | None = None) -> AsyncItera
 
 async def next_frame(stream: aiohttp.ClientResponse) -> dict[str, Any]:
     """The next frame; heartbeats are passed over."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             line = (await stream.content.readuntil(b"\n")).decode()
             if line.startswith("data: {"):
@@ -135,7 +135,7 @@ async def test_a_storm_of_changes_is_two_looks_a_second_for_all_clients() -> Non
         frames = 0
         began = time.monotonic()
         try:
-            async with asyncio.timeout(2.2):
+            async with asyncio.timeout(4.2):
                 while True:
                     world.change(inputs=guests(1 + world.number % 2))
                     await asyncio.sleep(0.01)
@@ -208,7 +208,7 @@ async def test_it_says_that_it_lives_and_leaves_whom_it_knows_no_more(tmp_path: 
                 assert answer.headers["WWW-Authenticate"].startswith("Basic ")
         async with aiohttp.ClientSession(f"http://{bound}") as session, session.get("/events", headers=KIM) as stream:
             await next_frame(stream)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert await stream.content.readuntil(b"data:\n\n") == b"\nevent: alive\ndata:\n\n"
                 users.write_text(f"other:{hash_password(b'1')}\n")
                 guard.look()
@@ -230,7 +230,7 @@ async def test_whom_it_knows_no_more_it_leaves_also_while_it_has_news(tmp_path: 
             await next_frame(stream)
             users.write_text(f"other:{hash_password(b'1')}\n")
             guard.look()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while not stream.content.at_eof():
                     world.journal.record("vm/a", "killed", "news, more often than it says that it lives")
                     await stream.content.readany()
@@ -323,7 +323,7 @@ async def test_start_times_that_tremble_are_no_news(idle: bool) -> None:
     ):
         await next_frame(stream)
         world.change(started_s={"g0000": 1000.6 if idle else 1002.0})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while world.looks < 2:  # noqa: ASYNC110 - a number, which rings for nobody
                 await asyncio.sleep(0.01)
         world.journal.record("vm/a", "killed", "told")

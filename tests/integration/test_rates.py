@@ -99,11 +99,11 @@ def test_a_guest_keeps_to_its_limits_which_change_while_it_runs(guest: AgentProc
     assert_passes(10 * MBIT, 10 * MBIT)
     guest.drop("web.toml", unit(boot_files, 'rate-in = "20Mbit"\nrate-out = "5Mbit"\n'))
     wait_for(lambda: "rate 20Mbit" in tc(f"qdisc show dev {TAP}") and "rate 5Mbit" in tc(f"qdisc show dev {IFB}"))
-    guest.vmhost("wait", "in-sync", "--timeout", "10")
+    guest.vmhost("wait", "in-sync", "--timeout", "60")
     assert_passes(20 * MBIT, 5 * MBIT)
     guest.drop("web.toml", unit(boot_files, ""))
     wait_for(lambda: IFB not in ip_links() and not re.search("tbf|ingress", tc("qdisc show")))
-    guest.vmhost("wait", "in-sync", "--timeout", "10")
+    guest.vmhost("wait", "in-sync", "--timeout", "60")
     assert bps_in() > 20 * MBIT
     vm = guest.vm("web")
     assert (vm["pid"], uptime(GUEST).boot, vm["pending"]) == (pid, before.boot, [])
@@ -138,7 +138,7 @@ def test_each_fault_of_a_limit_is_healed(guest: AgentProcess) -> None:
         inflict()
         wait_for(is_limited)
         print(f"{name}: {(time.monotonic() - began) * 1000:.0f} ms")
-        guest.vmhost("wait", "in-sync", "--timeout", "10")
+        guest.vmhost("wait", "in-sync", "--timeout", "60")
     answers_within(GUEST, 10.0, BRIDGE_LINK)
     assert (guest.vm("web")["pid"], uptime(GUEST).boot) == (pid, before.boot)
     assert re.search(r'vmhost_repairs_total{kind="tap",reason="rate"} [5-9]', guest.metrics())
@@ -148,7 +148,7 @@ def test_each_fault_of_a_limit_is_healed(guest: AgentProcess) -> None:
             inflict()
     guest.start()
     wait_for(is_limited)
-    guest.vmhost("wait", "in-sync", "--timeout", "10")
+    guest.vmhost("wait", "in-sync", "--timeout", "60")
     assert guest.vm("web")["pid"] == pid
 
 
@@ -157,19 +157,19 @@ def test_what_an_operator_puts_on_a_tap_is_told_where_a_limit_is_wanted_and_left
 ) -> None:
     guest.drop("web.toml", unit(boot_files, ""))
     wait_for(lambda: IFB not in ip_links())
-    guest.vmhost("wait", "in-sync", "--timeout", "10")
+    guest.vmhost("wait", "in-sync", "--timeout", "60")
     tc(f"qdisc add dev {TAP} root tbf rate 3mbit burst 9000 limit 9000")
-    guest.vmhost("wait", "in-sync", "--timeout", "10")
+    guest.vmhost("wait", "in-sync", "--timeout", "60")
     guest.drop("web.toml", unit(boot_files, 'rate-in = "10Mbit"\n'))
     wait_for(lambda: "rate-in" in str(guest.vm("web")["conditions"]))
     assert guest.vm("web")["in_sync"] is False
     assert "rate 3Mbit" in tc(f"qdisc show dev {TAP}")
     tc(f"qdisc del dev {TAP} root")
     wait_for(lambda: "rate 10Mbit" in tc(f"qdisc show dev {TAP}"))
-    guest.vmhost("wait", "in-sync", "--timeout", "10")
+    guest.vmhost("wait", "in-sync", "--timeout", "60")
 
 
 def test_a_guest_that_goes_takes_its_ifb_along(guest: AgentProcess) -> None:
     (guest.units / "web.toml").unlink()
-    guest.vmhost("wait", "stopped", "web", "--timeout", "30")
+    guest.vmhost("wait", "stopped", "web", "--timeout", "60")
     wait_for(lambda: not {TAP, IFB} & ip_links())

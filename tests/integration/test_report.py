@@ -35,7 +35,7 @@ def test_a_report_holds_what_it_says_and_no_secret(agent: AgentProcess) -> None:
     agent.drop("broken.toml", f'[vm.db]\nrestart = "token={SECRET}"\n')  # told with the mistake, everywhere
     agent.drop("ok.toml", bare_vm("ok"))
     agent.start(settle=False)
-    agent.vmhost("wait", "running", "ok", "--timeout", "20")
+    agent.vmhost("wait", "running", "ok", "--timeout", "60")
     path = agent.folder / "report.tar.gz"
     told = json.loads(agent.vmhost("report", "--output", str(path), "--json"))
     found = contents(path)

@@ -149,7 +149,7 @@ def test_names_that_cannot_be_had_delay_an_answer_by_a_second_and_nothing_else(a
         assert {one.returncode for one in several.map(lambda _: agent.command("approve", "nothing"), many)} == {1}
     agent.vmhost("down")
     agent.drop("net.toml", "[bridge.br0]\n")
-    agent.vmhost("wait", "settled", "--timeout", "20")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     events = [json.loads(line) for line in agent.vmhost("events", "--json").splitlines()]
     told = "all guests are to stop, and none is to start: asked for by uid 0"
     assert [event["message"] for event in events if event["kind"] == "down"] == [told]

@@ -91,7 +91,7 @@ def test_another_agent_is_found_without_a_reload(agent: AgentProcess, browser: B
     tab = opened(browser)
     began = time.monotonic()
     assert agent.terminate() == 0
-    assert time.monotonic() - began < 5, "a page that is open holds the agent's end up"
+    assert time.monotonic() - began < 30, "a page that is open holds the agent's end up"
     tab.until("document.getElementById('live').className === 'lost'")
     assert "No news from the agent since" in tab.text("#live")
     (agent.units / "web.toml").unlink()

@@ -12,7 +12,7 @@ def ip_links() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
 
-def wait_for(holds: Callable[[], object], timeout_s: float = 15.0, says: Callable[[], str] = lambda: "") -> None:
+def wait_for(holds: Callable[[], object], timeout_s: float = 30.0, says: Callable[[], str] = lambda: "") -> None:
     """Return when something is true, asking again and again: for what no event of the agent announces.
 
     `says` tells what is so instead once the time is over.

@@ -10,7 +10,7 @@ from tests.lab.machine import Lab
 
 UNIT = "vmhost-agent.service"
 GUEST_ADDRESS = "192.168.77.10"
-GUEST_TIMEOUT_S = 60.0
+GUEST_TIMEOUT_S = 120.0
 
 
 class Installed:

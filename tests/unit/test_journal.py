@@ -67,7 +67,7 @@ async def test_a_follower_gets_old_and_new_each_once() -> None:
             if event.message == "last":
                 return
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(follow())
         await asyncio.sleep(0)
         journal.record("", "noted", "new")

@@ -27,7 +27,7 @@ class Receiver:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
-        self.socket.settimeout(5)
+        self.socket.settimeout(30)
 
     def raw(self) -> bytes:
         data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 20, 4)
