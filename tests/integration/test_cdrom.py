@@ -17,7 +17,7 @@ from tests.iso import bootable_iso
 from tests.probe import answers_within, run_in_guest
 
 TEXT = b"booted from the CD-ROM\r\n"
-BOOT_S = 90.0
+BOOT_S = 180.0
 
 
 @pytest.fixture

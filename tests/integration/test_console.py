@@ -21,7 +21,7 @@ from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.test_guest import unit
 from tests.probe import answers_within
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 
 
 @dataclass

@@ -23,14 +23,14 @@ from tests.netns import ip
 from tests.probe import answers_within, run_in_guest
 from tests.prometheus import SUFFIXES, Prometheus, prometheus
 
-pytestmark = pytest.mark.timeout(400)  # a boot under TCG, then three looks of the agent at its guest
+pytestmark = pytest.mark.timeout(600)  # a boot under TCG, then three looks of the agent at its guest
 
 RULES = Path(__file__).parents[2] / "dashboards" / "alerts.yml"
 TARGET = "127.0.0.1:9177"
 TAP = "hurt-lan"
 """Of a guest of its own: where the tap of `web` went over and over, its MAC would never be learnt."""
 
-BOOT_S = 120.0
+BOOT_S = 180.0
 DATA_S = 60.0
 VARIABLES = {"$__rate_interval": "10s", "$instance": TARGET, "$vm": "web|db", "$bridge": BRIDGE_LINK}
 OF_ONE_GUEST = {**VARIABLES, "$vm": "web"}

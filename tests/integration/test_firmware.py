@@ -12,7 +12,7 @@ from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.waiting import wait_for
 from tests.probe import answers_within, run_in_guest
 
-BOOT_S = 120.0
+BOOT_S = 180.0
 UUID = "5f2f2b9c-7f0c-4e35-9a56-0d7b6a3f0f11"
 VARIABLE = "/sys/firmware/efi/efivars/VmhostTest-6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e11"
 
@@ -28,7 +28,7 @@ def store(agent: AgentProcess, guest_uuid: str = UUID) -> Path:
     return agent.folder / "state" / "firmware" / f"{guest_uuid}.fd"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_variable_outlives_rename_restart_and_unit(agent: AgentProcess, boot_files: str) -> None:
     agent.drop("net.toml", BRIDGE)
     agent.drop("web.toml", unit("web", boot_files))

@@ -16,7 +16,7 @@ from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
 from tests.probe import Outage, answers_within, run_in_guest, tell_guest, uptime
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 HEAL_S = 30.0
 
 

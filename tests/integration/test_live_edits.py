@@ -17,7 +17,7 @@ from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip_output
 from tests.probe import answers_within, run_in_guest, tell_guest, uptime
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 OTHER_BRIDGE = '[bridge.br-other]\naddresses = ["10.78.0.1/24"]\n'
 NIC = '[vm.web.nic.lan]\nbridge = "br-test"\n'
 SECOND_NIC = '[vm.web.nic.dmz]\nbridge = "br-other"\n'

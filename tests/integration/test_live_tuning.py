@@ -16,7 +16,7 @@ from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
 from tests.integration.waiting import wait_for
 from tests.probe import answers_within, run_in_guest, uptime
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 KIB = 1024
 
 

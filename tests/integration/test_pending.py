@@ -14,7 +14,7 @@ from tests.integration.waiting import wait_for
 from tests.netns import ip_output
 from tests.probe import answers_within, run_in_guest, tell_guest, uptime
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 HEADS = {"plain": 'restart = "never"', "new": 'restart = "never"\ncpus = 2'}
 
 

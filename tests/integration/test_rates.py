@@ -19,7 +19,7 @@ from tests.netns import ip
 from tests.probe import answers_within, run_in_guest, uptime
 from tests.throughput import share_within
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 TAP, IFB = "web-lan", "ifb-web-lan"
 MBIT = 1_000_000
 PORT = 5001

@@ -10,7 +10,7 @@ import pytest
 from tests.contract.beside_cases import CASES, run_case
 from tests.lab.service import Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 PROGRAM = "/var/tmp/beside_cases.py"
 PYTHON = "/opt/vmhost/bin/python3 -I"

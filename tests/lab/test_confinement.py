@@ -10,7 +10,7 @@ import pytest
 from tests.lab.probe import PROGRAM, TRIES
 from tests.lab.service import UNIT, Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 MOST_EXPOSED = 2.9
 FIRST_UID = 1_900_000_000

@@ -10,7 +10,7 @@ from tests.demo.__main__ import FAULTS, Fault, go_through
 from tests.lab.service import UNIT, Installed
 from tests.netns import network_namespace_of
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 
 class Shown:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.service import UNIT, Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 FILE, SERVICE = "/etc/vmhost.d/proxy.toml", "vmhost-haproxy.service"
 HOST6 = "2001:db8:66::1"

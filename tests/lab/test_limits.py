@@ -11,7 +11,7 @@ from agent.core.limits import CONTROLLERS
 from agent.core.planner.room import memory_max_bytes
 from tests.lab.service import UNIT, Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 FILE = "/etc/vmhost.d/limited.toml"
 GUEST = (

@@ -17,7 +17,7 @@ set_up_logging()
 Journal().record("vm/web", "probe", 400_000 * "x", why="two\\nlines")
 """
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 
 def entries(installed: Installed, *matches: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.service import UNIT, Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 FOLDER = "/var/lib/notified"
 INSIDE, OUTSIDE = "/usr/local/bin/vmhost-notify", "/usr/local/bin/vmhost-notify-outside"

@@ -14,7 +14,7 @@ from tests.lab.service import UNIT, Installed
 from tests.netns import network_namespace_of
 from tests.probe import tell_guest
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 OF_DB = "192.168.77.11"
 FIVE_MISTAKES = b"""[bridge.br-lan]

@@ -12,7 +12,7 @@ from dashboards import written
 from docs import completion, manual
 from tests.lab.service import UNIT, Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPLETE = """

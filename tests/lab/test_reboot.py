@@ -11,7 +11,7 @@ from tests.lab.machine import Lab
 from tests.lab.service import Installed
 from tests.lab.tree import debian_tree
 
-pytestmark = pytest.mark.timeout(300)  # it boots a lab of its own, twice
+pytestmark = pytest.mark.timeout(600)  # it boots a lab of its own, twice
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.service import Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 MEMBERS = "only root and group vmhost may; use sudo, or join it (`usermod -aG vmhost USER`, and log in again)"
 SOCKET_REFUSED = f"vmhost: /run/vmhost/agent.sock: permission denied: {MEMBERS}\n"

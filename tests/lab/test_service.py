@@ -18,7 +18,7 @@ TAP = "web-lan"
 WATCHDOG_S = 4
 LATER = VERSION + 1
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 
 def agent_pid(installed: Installed) -> int:

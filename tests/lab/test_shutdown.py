@@ -17,10 +17,10 @@ from tests.lab.machine import Lab
 from tests.lab.service import Installed
 from tests.lab.tree import debian_tree
 
-pytestmark = pytest.mark.timeout(300)  # a lab of its own, which ends
+pytestmark = pytest.mark.timeout(600)  # a lab of its own, which ends
 
 OBEDIENT_S, STUBBORN_S = 60, 4
-BOOT_S = 60
+BOOT_S = 180
 BUTTON = "vmhost guest: power button"  # tests/guest/bin/power-button
 OFF = "reboot: Power down"  # Linux, kernel/reboot.c: the last words of a guest that powers itself off
 GUEST = """

@@ -10,7 +10,7 @@ from tests.contract.start_cases import CASES, Ways
 from tests.lab.service import Installed
 from tests.qemu import short_folder
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 PROGRAM = "/var/tmp/start_cases.py"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.service import UNIT, Installed
 
-pytestmark = pytest.mark.timeout(300)  # the first one boots the lab and its guests
+pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
 
 
 def unit_property(installed: Installed, vm: str, name: str) -> str:
