@@ -19,11 +19,9 @@ from tests.lab.booted import Booted
 from tests.lab.kernel import TRIALS, lacking
 from tests.lab.sent import Sent
 from tests.lab.virtual import VirtualLab
+from tests.patience import IN_LAB
 
-INSIDE = "VMHOST_IN_LAB"
-"""Set in the environment of what runs inside."""
-
-_booted = pytest.StashKey[Booted]()
+BOOTED = pytest.StashKey[Booted]()
 _sent = pytest.StashKey[Sent]()
 
 
@@ -34,12 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel(*features): needs these of the kernel; run in the virtual lab without")
     config.addinivalue_line("markers", "virtual: needs the virtual lab, by `kernel` or the fixture `virtual_lab`")
-    config.stash[_booted] = Booted()
-    config.stash[_sent] = Sent(config, config.stash[_booted])
+    config.stash[BOOTED] = Booted()
+    config.stash[_sent] = Sent(config, config.stash[BOOTED])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[_booted].end()
+    config.stash[BOOTED].end()
 
 
 def features_of(item: pytest.Item) -> list[str]:
@@ -57,7 +55,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if os.environ.get(INSIDE):
+    if os.environ.get(IN_LAB):
         return
     last = [item for item in session.items if item.get_closest_marker("virtual")]
     sent = session.config.stash[_sent]
@@ -71,7 +69,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if os.environ.get(INSIDE) and (missing := lacking(features_of(item))):
+    if os.environ.get(IN_LAB) and (missing := lacking(features_of(item))):
         pytest.fail(f"the virtual lab's kernel lacks {', '.join(missing)} as well", pytrace=False)
 
 
@@ -99,4 +97,4 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session")
 def virtual_lab(request: pytest.FixtureRequest) -> VirtualLab:
     """The virtual lab's machine, to be driven from outside; all tests of the session share it."""
-    return request.config.stash[_booted].lab()
+    return request.config.stash[BOOTED].lab()

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import pytest
 
-SLOWER = 4
-"""An emulated CPU is several times slower. A timeout ends what hangs, and judges nobody's speed."""
+from tests.patience import SLOWER
+
 LEAST_TIMEOUT_S = 900
 
 

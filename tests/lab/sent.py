@@ -12,12 +12,13 @@ import pytest
 from tests.lab.booted import Booted
 from tests.lab.payload import ROOT
 from tests.lab.wire import Running, WireClosedError
+from tests.patience import IN_LAB
 
 SILENCE_S = 1800.0
 """What no test inside takes: each has a timeout, which is told."""
 IDS = "/run/vmhost-lab-tests"
 RUN = (
-    "cd {root} && exec env VMHOST_IN_LAB=1 PYTHONUNBUFFERED=1 .venv/bin/python -m pytest -p tests.lab.reporter "
+    "cd {root} && exec env {in_lab}=1 PYTHONUNBUFFERED=1 .venv/bin/python -m pytest -p tests.lab.reporter "
     "--lab-results=3 -p no:cacheprovider --durations=0 --tb={tb} @{ids} 3>&1 1>&2"
 )
 SAID_BYTES = 4000
@@ -59,7 +60,7 @@ class Sent:
     def _run(self) -> Iterator[dict[str, Any]]:
         machine = self._booted.lab()
         machine.write(IDS, "\n".join(self._ids).encode())
-        command = RUN.format(root=shlex.quote(str(ROOT)), ids=IDS, tb=self._config.getoption("tbstyle"))
+        command = RUN.format(in_lab=IN_LAB, root=shlex.quote(str(ROOT)), ids=IDS, tb=self._config.getoption("tbstyle"))
         return self._read(machine.start(command))
 
     def _read(self, running: Running) -> Iterator[dict[str, Any]]:

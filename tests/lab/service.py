@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.machine import Lab
+from tests.lab.virtual import VirtualLab
 
 UNIT = "vmhost-agent.service"
 GUEST_ADDRESS = "192.168.77.10"
@@ -16,7 +17,7 @@ GUEST_TIMEOUT_S = 60.0
 class Installed:
     """The package in a lab."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab | VirtualLab) -> None:
         self.lab = lab
 
     def install(self, package: Path) -> str:
