@@ -11,15 +11,23 @@ last: the machine disturbs no others, and is booted once.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 from tests.lab.booted import Booted
 from tests.lab.kernel import TRIALS, lacking
+from tests.lab.payload import ROOT
 from tests.lab.sent import Sent
+from tests.lab.service import Service
 from tests.lab.virtual import VirtualLab
 from tests.patience import IN_LAB
+
+BUILD = ROOT / "build"
+PATIENCE = 10
+"""Of those who wait outside for what an emulated CPU does, on a machine that may be busy itself."""
 
 BOOTED = pytest.StashKey[Booted]()
 _sent = pytest.StashKey[Sent]()
@@ -98,3 +106,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def virtual_lab(request: pytest.FixtureRequest) -> VirtualLab:
     """The virtual lab's machine, to be driven from outside; all tests of the session share it."""
     return request.config.stash[BOOTED].lab()
+
+
+@pytest.fixture(scope="session")
+def virtual_service(virtual_lab: VirtualLab, package: Path) -> Service:
+    """The package installed in the virtual lab, its agent a service of the systemd there; no unit file is there yet."""
+    service = Service(virtual_lab, patience=PATIENCE)
+    service.install(package)
+    service.wait_settled()
+    return service
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """The package as `make deb` built it."""
+    architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout
+    found = sorted(BUILD.glob(f"vmhost_*_{architecture.strip()}.deb"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        pytest.fail("build/vmhost_*.deb is missing: run `make deb` first", pytrace=False)
+    return found[-1]
