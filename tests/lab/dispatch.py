@@ -29,6 +29,9 @@ BUILD = ROOT / "build"
 PATIENCE = 10
 """Of those who wait outside for what an emulated CPU does, on a machine that may be busy itself."""
 
+OUTSIDE_TIMEOUT_S = 1800
+"""Of a test that drives the machine and says no other: the first one boots it and installs the package."""
+
 BOOTED = pytest.StashKey[Booted]()
 _sent = pytest.StashKey[Sent]()
 
@@ -59,6 +62,8 @@ def features_of(item: pytest.Item) -> list[str]:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if features_of(item) or "virtual_lab" in getattr(item, "fixturenames", ()):
         item.add_marker("virtual")
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(OUTSIDE_TIMEOUT_S))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -77,6 +77,8 @@ class Sent:
             self._finished.add(message["finished"])
             return
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=message["report"])
+        if isinstance(report.longrepr, list):  # of a skip: JSON has no tuples, and pytest's summary wants one
+            report.longrepr = tuple(report.longrepr)
         self._reports.setdefault(report.nodeid, []).append(report)
 
     def _failure(self, item: pytest.Item, why: str) -> pytest.TestReport:

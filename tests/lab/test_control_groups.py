@@ -13,8 +13,6 @@ from agent.core.planner.room import memory_max_bytes
 from tests.exposition import samples_of, text_families
 from tests.lab.service import UNIT, Service
 
-pytestmark = pytest.mark.timeout(1800)  # the first one boots the machine and installs the package
-
 GROUPS = "/sys/fs/cgroup/vmhost.slice"
 BOOT_FILES = "/var/cache/vmhost/lab"
 # It is emulated twice. Before its kernel has got far enough to say a word, it has touched more than OVER_BYTES.

@@ -1,8 +1,9 @@
 """The virtual lab: the Debian of tests/lab/ in QEMU, with the cloud kernel, a real systemd and cgroup v2.
 
 Emulated (TCG), so it needs no /dev/kvm: some ten seconds on an idle machine until a command runs. It has two CPUs,
-2 GiB, and no network but what is made inside. What it writes goes to files that are unlinked already, and QEMU dies
-with the thread that started it (prctl(2), PR_SET_PDEATHSIG), so nothing is left running, whatever becomes of the tests.
+2 GiB, two network cards that see only each other, and no other network but what is made inside. What it writes goes to
+files that are unlinked already, and QEMU dies with the thread that started it (prctl(2), PR_SET_PDEATHSIG), so nothing
+is left running, whatever becomes of the tests.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tests.lab.wire import Running, Wire, WireClosedError
 BOOT_TIMEOUT_S = 300.0
 RUN_TIMEOUT_S = 240.0
 MEMORY = "2048M"
+CARDS = ("52:54:00:00:10:00", "52:54:00:00:10:01")
+"""The MACs of eth0 and eth1: PCI cards, each in a slot of its own, joined by a cable; down, and in nobody's use."""
 APPEND = "console=ttyS0 quiet panic=-1 init_on_alloc=0 mitigations=off net.ifnames=0 systemd.show_status=false"
 
 
@@ -77,6 +80,14 @@ class VirtualLab:
         for number, path in enumerate((self._image.disk, *self._disks)):
             drive = f"file={str(path).replace(',', ',,')},format=raw,if=none,id=d{number},snapshot=on,cache=unsafe"
             disks += ["-drive", drive, "-device", f"virtio-blk-pci,drive=d{number}"]
+        cards = []
+        for number, mac in enumerate(CARDS):
+            cards += ["-device", f"pcie-root-port,id=slot{number},chassis={number + 1}"]
+            cards += ["-netdev", f"hubport,id=end{number},hubid=0"]
+            cards += [
+                "-device",
+                f"virtio-net-pci,id=card{number},bus=slot{number},netdev=end{number},mac={mac},romfile=",
+            ]
         where = str(self._folder).replace(",", ",,")
         return [
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max"),
@@ -86,6 +97,7 @@ class VirtualLab:
             *("-chardev", f"socket,id=agent,path={where}/agent.sock,server=on,wait=off"),
             *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=vmhost-lab"),
             *disks,
+            *cards,
         ]
 
     def _agent(self) -> Wire:
