@@ -1,4 +1,4 @@
-# make setup | check | test | demo | screenshots | bench | libvirt | mutants | dashboards | wheel | deb | lab | lock | clean
+# make setup | check | test | test-lab | demo | screenshots | bench | libvirt | mutants | dashboards | wheel | deb | lab | lock | clean
 # On Debian 12 with git, make, python3 >= 3.11 and root.
 # What has been done is remembered by stamp files under .venv and build; `make clean` forgets it.
 
@@ -18,7 +18,7 @@ TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-s
 	prometheus:prometheus promtool:prometheus
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools venv guest demo-files check test demo screenshots bench libvirt mutants dashboards wheel deb lab lock clean
+.PHONY: setup tools venv guest demo-files check test test-lab demo screenshots bench libvirt mutants dashboards wheel deb lab lock clean
 
 setup: tools venv guest
 
@@ -98,9 +98,14 @@ $(DEB): $(WHEEL) requirements.lock CHANGELOG.md $(shell find debian systemd unit
 # Kept outside of the checkout: ~/.cache/vmhost-lab, or VMHOST_LAB_CACHE.
 lab: setup
 	@$(BIN)/python -m tests.lab.tree
+	@$(BIN)/python -m tests.lab.image
 
 test: setup deb lab
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Only what runs in the virtual lab, which `test` runs as well; also where this kernel has what those tests need.
+test-lab: setup deb lab
+	$(BIN)/python -m pytest -m virtual --in-lab $(PYTEST_ARGS)
 
 # KEEP=1 leaves it running and says how to look around and how to end it.
 demo: setup demo-files

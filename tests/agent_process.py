@@ -14,7 +14,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-COMMAND_TIMEOUT_S = 120.0
+from tests.patience import SLOWER
+
+COMMAND_TIMEOUT_S = 120.0 * SLOWER
 
 
 class AgentProcess:
@@ -33,7 +35,7 @@ class AgentProcess:
             command = [sys.executable, "-m", "agent", *self.flags, "--listen", "127.0.0.1:9177", *flags]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if settle:
-            self.vmhost("wait", "settled", "--timeout", "60")
+            self.vmhost("wait", "settled", "--timeout", str(60 * SLOWER))
 
     def kill(self) -> None:
         """Kill the agent as `kill -9` does."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ("tests.lab.dispatch",)
+
 GUEST_DIR = Path(__file__).resolve().parent.parent / "build" / "guest"
 
 # How long an example takes says something of the machine, and nothing of the code.

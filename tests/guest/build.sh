@@ -3,7 +3,8 @@
 # usage: build.sh DIRECTORY      leaves DIRECTORY/vmlinuz and DIRECTORY/initramfs.img, readable by everyone
 #
 # Needs apt (as root or not), dpkg-deb, cpio, busybox-static, and gcc with libc6-dev. Nothing is installed on this host. The kernel package is
-# unpacked once into DIRECTORY/kernel, and again when the list of drivers changes; remove that to take a newer one.
+# unpacked once into DIRECTORY/kernel, and again when the list of drivers changes; remove that to take a newer one. The package itself
+# stays there as kernel/package.deb: the virtual lab (tests/lab/image.py) wants all of its drivers.
 set -eu
 umask 022
 
@@ -40,6 +41,7 @@ fetch_kernel() {
 	drivers=$(echo tree/lib/modules/*/kernel)
 	mkdir kernel
 	cp tree/boot/vmlinuz-* kernel/vmlinuz
+	cp ./linux-image-*.deb kernel/package.deb
 	echo "$modules" "$cdrom_modules" "$efi_modules" >kernel/asked
 	for module in $modules; do
 		cp "$drivers/$module.ko" kernel/
@@ -57,7 +59,8 @@ fetch_kernel() {
 	trap - EXIT
 }
 
-if ! [ "$(cat "$out/kernel/asked" 2>/dev/null || true)" = "$(echo "$modules" "$cdrom_modules" "$efi_modules")" ]; then
+asked=$(cat "$out/kernel/asked" 2>/dev/null || true)
+if [ "$asked" != "$(echo "$modules" "$cdrom_modules" "$efi_modules")" ] || ! [ -f "$out/kernel/package.deb" ]; then
 	if ! (fetch_kernel); then
 		echo "guest: refreshing the package lists"
 		apt-get -q update

@@ -6,6 +6,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from tests.patience import SLOWER
+
 
 def ip_links() -> set[str]:
     """The names of all links in this network namespace."""
@@ -15,9 +17,9 @@ def ip_links() -> set[str]:
 def wait_for(holds: Callable[[], object], timeout_s: float = 30.0, says: Callable[[], str] = lambda: "") -> None:
     """Return when something is true, asking again and again: for what no event of the agent announces.
 
-    `says` tells what is so instead once the time is over.
+    `says` tells what is so instead once the time is over, which is longer in the virtual lab.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * SLOWER
     while not holds():
         assert time.monotonic() < deadline, f"did not become true in time {says()}"
         time.sleep(0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +12,6 @@ import pytest
 from tests.lab.machine import Lab
 from tests.lab.service import Installed
 from tests.lab.tree import debian_tree
-
-BUILD = Path(__file__).resolve().parent.parent.parent / "build"
-
-
-@pytest.fixture(scope="session")
-def package() -> Path:
-    """The package as `make deb` built it."""
-    architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout
-    found = sorted(BUILD.glob(f"vmhost_*_{architecture.strip()}.deb"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        pytest.fail("build/vmhost_*.deb is missing: run `make deb` first", pytrace=False)
-    return found[-1]
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.lab.machine import Lab
 
@@ -13,17 +15,29 @@ GUEST_ADDRESS = "192.168.77.10"
 GUEST_TIMEOUT_S = 120.0
 
 
-class Installed:
-    """The package in a lab."""
+class Machine(Protocol):
+    """What both labs can do: tests/lab/machine.py and tests/lab/virtual.py say how."""
 
-    def __init__(self, lab: Lab) -> None:
+    def try_run(self, command: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]: ...
+    def output(self, command: str, *, check: bool = True, timeout_s: float = ...) -> str: ...
+    def copy_in(self, source: Path, target: str) -> None: ...
+    def write(self, target: str, data: bytes) -> None: ...
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float = ...) -> None: ...
+
+
+class Service:
+    """The package in either lab; `patience` is how many times longer everything may take there."""
+
+    def __init__(self, lab: Machine, patience: int = 1) -> None:
         self.lab = lab
+        self._patience = patience
 
     def install(self, package: Path) -> str:
         """Install a package, as `apt install ./FILE` does where all dependencies are there; what was said."""
         self.lab.copy_in(package, "/var/tmp/vmhost.deb")
         return self.lab.output(
-            "DEBIAN_FRONTEND=noninteractive dpkg --force-unsafe-io --install /var/tmp/vmhost.deb 2>&1", timeout_s=120
+            "DEBIAN_FRONTEND=noninteractive dpkg --force-unsafe-io --install /var/tmp/vmhost.deb 2>&1",
+            timeout_s=120 * self._patience,
         )
 
     def property(self, name: str) -> str:
@@ -56,7 +70,12 @@ class Installed:
 
     def wait_settled(self) -> None:
         """Wait for the agent, also one that is only starting, to have done what there is to do."""
-        self.lab.output("vmhost wait settled --timeout 30", timeout_s=40)
+        self.wait("settled")
+
+    def wait(self, *words: str) -> None:
+        """`vmhost wait`, for long enough."""
+        most_s = 30 * self._patience
+        self.lab.output(f"vmhost wait {' '.join(words)} --timeout {most_s}", timeout_s=most_s + 10 * self._patience)
 
     def wait_gone(self, names: set[str]) -> None:
         """Wait for guests without a unit to be gone; approves their end, which is asked for where many end at once."""
@@ -72,3 +91,12 @@ class Installed:
     def events(self) -> list[dict[str, Any]]:
         """What happened since the present agent began."""
         return [json.loads(line) for line in self.lab.output("vmhost events --json").splitlines()]
+
+
+class Installed(Service):
+    """The package in a lab of systemd-nspawn."""
+
+    lab: Lab
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
