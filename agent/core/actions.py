@@ -73,7 +73,10 @@ class ChangeLink:
 
 @dataclass(frozen=True, slots=True)
 class EnslavePort:
-    """Put a host link into a bridge, up; refused with `PortAddressed` when it carries addresses or routes by then."""
+    """Put a host link into a bridge, up; refused with `PortAddressed` when it carries addresses or routes by then.
+
+    `entry` is what the unit calls it, empty where that is its name.
+    """
 
     resource: str
     reason: Reason
@@ -82,6 +85,7 @@ class EnslavePort:
     port: str
     port_ifindex: int
     mtu: int | None = None
+    entry: str = ""
     disruption: Disruption = Disruption.NONE
 
 

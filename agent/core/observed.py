@@ -27,6 +27,7 @@ class LinkState:
     to frames that come in, None for nothing. It is looked at for own taps only.
     `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED). `group_learning`: a bridge
     that learns who is where also from frames to 802.1's groups, which no filter sees; False before Linux 5.0.
+    `permanent_mac` is that of the hardware, `place` its address on the PCI bus (`0000:01:00.0`); empty if not known.
     """
 
     ifindex: int
@@ -45,6 +46,9 @@ class LinkState:
     ingress: IngressState | None = None
     isolated: bool = False
     group_learning: bool = False
+    altnames: tuple[str, ...] = ()
+    permanent_mac: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +301,8 @@ class Observed:
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
     the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` None: not looked at yet.
+    `enslaved` are links that we put into bridges, each with its bridge, by the name that it has now; `cards` the number
+    of the link that an entry of a bridge's `ports` put there, also of one that is gone.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -306,6 +312,7 @@ class Observed:
     intents: Mapping[str, Intent] = field(default_factory=dict)
     ends: Mapping[str, tuple[End, ...]] = field(default_factory=dict)
     enslaved: frozenset[tuple[str, str]] = frozenset()
+    cards: Mapping[tuple[str, str], int] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
     in_flight: Mapping[str, str] = field(default_factory=dict)
     stops_at_s: tuple[float, ...] = ()

@@ -14,7 +14,7 @@ import structlog
 
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
-from agent.core.memory import Memory, without_guests, without_lacks
+from agent.core.memory import Memory, cards_of, enslaved_links, without_guests, without_lacks
 from agent.core.observed import HostState, Observed
 from agent.core.planner.approval import still_asked
 from agent.core.planner.fallback import starts_of
@@ -373,7 +373,8 @@ class Agent:
             ),
             intents=memory.intents,
             ends=memory.ends,
-            enslaved=memory.enslaved,
+            enslaved=enslaved_links(memory, self._links.snapshot),
+            cards=cards_of(memory),
             attempts=dict(self._reconciler.attempts),
             in_flight=dict(self._reconciler.in_flight),
             stops_at_s=memory.stops_at_s,

@@ -86,6 +86,14 @@ Uuid = Annotated[
     str, _checked(values.parse_uuid), _text("uuid", pattern="^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){4}[0-9A-Fa-f]{8}$")
 ]
 LinkName = Annotated[str, _checked(values.parse_link_name), _text("name of a link", pattern="^[^/:% ]{1,15}$")]
+PortName = Annotated[
+    str,
+    _checked(values.parse_port),
+    _text(
+        'a link by its name or altname, "mac:ADDRESS" or "pci:PLACE"',
+        pattern="^([^/:% ]{1,127}|[Mm][Aa][Cc]:[0-9A-Fa-f:]{17}|[Pp][Cc][Ii]:[0-9A-Fa-f:.]+)$",
+    ),
+]
 VmName = Annotated[
     str, _checked(values.parse_vm_name), _text("name of a guest", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
 ]
@@ -186,7 +194,7 @@ class DnsTable(Table):
 class BridgeTable(Table):
     """`[bridge.NAME]`."""
 
-    ports: Annotated[tuple[LinkName, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    ports: Annotated[tuple[PortName, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
     addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
     mac: Mac | None = None
     mtu: Mtu | None = None

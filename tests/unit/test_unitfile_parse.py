@@ -198,7 +198,8 @@ ITEM_MISTAKES = {
     ("addresses", "fe80::1%eth0/64"): 'must be an address with its prefix length such as "192.168.0.1/24", not '
     '"fe80::1%eth0/64"',
     ("addresses", "224.0.0.1/24"): 'must be an address for a bridge, not "224.0.0.1/24"',
-    ("ports", "a-name-too-long-"): 'must be a link name of 1 to 15 bytes, not "a-name-too-long-"',
+    ("ports", "n" * 128): "must be a link's name of up to 15 bytes, or another one of it of up to 127, "
+    f'not "{"n" * 60}…"',
     ("ports", "eth%d"): 'must be a link name without "%", not "eth%d"',
     ("ports", "a b"): 'must be a link name without spaces, not "a b"',
     ("ports", ".."): 'must be a link name that the kernel takes, not ".."',

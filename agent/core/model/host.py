@@ -166,14 +166,23 @@ def _apply_to_links(
         case EnslavePort():
             port = _link(observed, action.port, action.port_ifindex)
             _require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
+            _require(port.master in {None, action.bridge_ifindex}, f"{port.name} is in no other bridge")
             port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
-            return replace(_with_link(observed, port), enslaved=observed.enslaved | {(action.port, action.bridge)})
+            others = {place: index for place, index in observed.cards.items() if index != port.ifindex}
+            return replace(
+                _with_link(observed, port),
+                enslaved=observed.enslaved | {(action.port, action.bridge)},
+                cards={**others, (action.entry or action.port, action.bridge): port.ifindex},
+            )
         case ReleasePort():
             port = _link(observed, action.port, action.port_ifindex)
+            if port.master != action.bridge_ifindex:
+                return observed  # its bridge went first
             _require((action.port, action.bridge) in observed.enslaved, "only a port that we enslaved is released")
             return replace(
                 _with_link(observed, replace(port, master=None)),
                 enslaved=observed.enslaved - {(action.port, action.bridge)},
+                cards={place: index for place, index in observed.cards.items() if index != port.ifindex},
             )
         case ChangeLink():
             return _change_link(observed, action)
@@ -227,7 +236,12 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     links = {name: one for name, one in observed.links.items() if name != action.link}
     freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
     seen = without_places(observed, action.link)
-    return replace(seen, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
+    return replace(
+        seen,
+        links=freed,
+        enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link),
+        cards={place: index for place, index in observed.cards.items() if place[1] != action.link},
+    )
 
 
 def _change_rate(observed: Observed, action: ChangeRate) -> Observed:

@@ -10,6 +10,7 @@ from agent.core.desired import Desired
 from agent.core.marks import LIMITS
 from agent.core.observed import Observed
 from agent.core.planner.draft import Plan
+from agent.core.planner.ports import find_ports, port_names
 from agent.core.reasons import Reason
 from agent.core.routing.filters import FILTERS
 from agent.core.routing.filters_wanted import filter_wish
@@ -90,7 +91,8 @@ def _spec_of_routing(resource: str, desired: Desired, observed: Observed) -> obj
     if resource in {FIREWALL, FORWARDING}:
         return wish_of(desired.bridges, desired.vms)
     if resource == FILTERS:
-        return filter_wish(desired.bridges, desired.vms, observed.vms, observed.links).elements or None
+        ports = tuple(port_names(desired.bridges, find_ports(desired.bridges, observed)))
+        return filter_wish(desired.bridges, desired.vms, observed.vms, observed.links, ports).elements or None
     if resource == IPV6:
         modes = [(bridge.name, bridge.ipv6, bridge.uplink) for bridge in desired.bridges.values()]
         return modes, guests_by_proxy(desired.bridges, desired.vms)
