@@ -27,8 +27,8 @@ class Memory:
     """`seed` makes uuids, `incumbents` says which file holds which name, `retained` are last specs of bridges.
 
     `known_disks` were seen or made once, `enslaved` are entries of bridges' `ports` that we put there in this boot of
-    the host, `enslaved_index` the numbers of the link and of its bridge by `BRIDGE/ENTRY`, `stops_at_s` recent stops that
-    units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
+    the host, `enslaved_index` the numbers of the link and of its bridge by `BRIDGE/ENTRY`, `stops_at_s` recent stops
+    that units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
     the boot of the host in which no guest is to run, if it is this one; `down_by_s` when its guests' time to shut
     themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of. `refused` is what
     QEMU would not start with, by uuid.
@@ -71,7 +71,7 @@ def with_boot(memory: Memory, boot_id: str) -> Memory:
 
 
 def with_port(memory: Memory, place: tuple[str, str], port: int, bridge: int) -> Memory:
-    """Remember that an entry, with its bridge, put this link into that one, by their numbers: it is nowhere else now."""
+    """Remember that an entry put this link into that bridge, by their numbers: it is nowhere else now."""
     gone = {key for key, (index, _) in memory.enslaved_index.items() if index == port}
     pairs = {pair for pair in memory.enslaved if port_key(pair) not in gone}
     index = {key: value for key, value in memory.enslaved_index.items() if key not in gone}

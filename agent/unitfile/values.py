@@ -293,7 +293,7 @@ def parse_port(value: object) -> str:
     if len(text.encode()) > MAX_ALTNAME:
         problem = f"must be a link's name of up to {MAX_LINK_NAME} bytes, or another one of it of up to {MAX_ALTNAME}"
         raise BadValueError(f"{problem}, not {shown(value)}")
-    if MAX_LINK_NAME < len(text.encode()) and not any(c in "/%" or c.isspace() for c in text):
+    if len(text.encode()) > MAX_LINK_NAME and not any(c in "/%" or c.isspace() for c in text):
         return text
     return parse_link_name(text)
 

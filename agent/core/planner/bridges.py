@@ -179,10 +179,7 @@ def _plan_released_ports(draft: Draft, spec: BridgeSpec, bridge: LinkState, port
         link = draft.observed.links.get(port)
         if name != spec.name or port in wanted or link is None or link.master != bridge.ifindex:
             continue
-        entry = _entry_of(draft, spec.name, link)
-        if _is_in_doubt(spec, entry, ports):
-            continue
-        resource = port_resource(entry)
+        resource = port_resource(_entry_of(draft, spec.name, link))
         draft.propose(ReleasePort(resource, Reason.UNWANTED, spec.name, port, link.ifindex, bridge.ifindex))
 
 
@@ -190,12 +187,6 @@ def _entry_of(draft: Draft, bridge: str, link: LinkState) -> str:
     """What the unit called a link that we put into this bridge; its name where nobody remembers."""
     known = (entry for (entry, name), index in draft.observed.cards.items() if (name, index) == (bridge, link.ifindex))
     return next(known, link.name)
-
-
-def _is_in_doubt(spec: BridgeSpec, entry: str, ports: Ports) -> bool:
-    """Whether an entry that put a port here may mean it still, beside another link: nothing is cut off for a doubt."""
-    trouble = ports.troubles.get((spec.name, entry))
-    return trouble is not None and trouble.type == "PortAmbiguous"
 
 
 def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> None:

@@ -19,8 +19,8 @@ def plan_filters(
     """Plan both tables, and close the gate for the taps whose elements are not there yet.
 
     `specs` are the guests as they are to be started. Where filters are to be had at all, no tap comes into its bridge
-    before its elements are in the table, and no port by which no DHCP is to pass. Where they are not (no nft, a kernel that refuses), guests start without, and
-    it is told.
+    before its elements are in the table, and no port by which no DHCP is to pass. Where
+    they are not (no nft, a kernel that refuses), guests start without, and it is told.
     """
     filters = draft.observed.filters
     enabled = {name: spec for name, spec in specs.items() if spec.enabled}

@@ -1,4 +1,4 @@
-"""Which link an entry of a bridge's `ports` means: by its name, another name of it, its MAC, or its place on the PCI bus.
+"""Which link an entry of a bridge's `ports` means: by its name, another one of it, its MAC, or its place on the bus.
 
 Only what may be a card is found by MAC or place: a bridge, a bond, a VLAN or a macvlan has the MAC of what it lies on.
 A link is remembered by its number (ifindex), which never changes and is given to no other in a boot of the host.
@@ -89,9 +89,9 @@ def find_ports(bridges: Mapping[str, BridgeSpec], observed: Observed) -> Ports:
             if link is not None:
                 ports.links[name, entry] = link
                 wanted.setdefault(link.ifindex, []).append((name, entry))
-    for index, places in wanted.items():
+    for places in wanted.values():
         if len(places) > 1:
-            _share(ports, index, places, observed.links)
+            _share(ports, places, observed.links)
     return ports
 
 
@@ -102,7 +102,7 @@ def _fit(ports: Ports, bridge: BridgeSpec, entry: str, observed: Observed) -> Li
     kept = _kept(bridge.name, entry, observed)
     if found:
         ports.troubles[bridge.name, entry] = Trouble("PortAmbiguous", _ambiguous(bridge.name, entry, found, kept))
-        return kept if kept in found else None
+        return kept  # nothing is cut off for a doubt
     if kept is None:
         ports.troubles[bridge.name, entry] = Trouble("PortMissing", _missing(bridge.name, entry, observed.links))
     return kept
@@ -120,7 +120,7 @@ def _kept(bridge: str, entry: str, observed: Observed) -> LinkState | None:
 def _ambiguous(bridge: str, entry: str, found: list[LinkState], kept: LinkState | None) -> str:
     names = " and ".join(link.name for link in found)
     other = "name it by its place, pci:…, or by a name" if entry.startswith(BY_MAC) else "name it by its mac:…"
-    so = f"{kept.name} stays in {bridge}" if kept in found and kept is not None else f"none is put into {bridge}"
+    so = f"{kept.name} stays in {bridge}" if kept is not None else f"none is put into {bridge}"
     return f"{entry} is {names}, so {so}; {other}"
 
 
@@ -138,7 +138,7 @@ def _missing(bridge: str, entry: str, links: Mapping[str, LinkState]) -> str:
     return f"there is no link {entry}; {then}"
 
 
-def _share(ports: Ports, index: int, places: list[tuple[str, str]], links: Mapping[str, LinkState]) -> None:
+def _share(ports: Ports, places: list[tuple[str, str]], links: Mapping[str, LinkState]) -> None:
     """Leave a link to one entry of those that mean it, and tell the others."""
     link = ports.links[places[0]]
     having = next((one for one in places if one[0] in links and links[one[0]].ifindex == link.master), places[0])
