@@ -25,6 +25,7 @@ from agent.core.reasons import Disruption, Reason
 from agent.core.routing.filters import ChangeFilters
 from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -319,6 +320,7 @@ Action = (
     | ChangeForwarding
     | EndConnections
     | ChangeIpv6
+    | ChangeRoutes
 )
 
 

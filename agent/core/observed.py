@@ -15,6 +15,7 @@ from agent.core.rates import Shape
 from agent.core.routing.filters import Filters
 from agent.core.routing.firewall import Routing
 from agent.core.routing.ipv6 import Ipv6State
+from agent.core.routing.routes import RoutesState
 from agent.core.services.leases import Lease
 from agent.core.services.spec import ServiceSpec
 
@@ -300,9 +301,9 @@ class Observed:
     `short` are the guests that the host had no memory for when it was planned last. `refused` goes by uuid.
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
-    the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` None: not looked at yet.
-    `enslaved` are links that we put into bridges, each with its bridge, by the name that it has now; `cards` the number
-    of the link that an entry of a bridge's `ports` put there, also of one that is gone.
+    the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` and `routes` None: not looked at
+    yet. `enslaved` are links that we put into bridges, each with its bridge, by the name that it has now; `cards` the
+    number of the link that an entry of a bridge's `ports` put there, also of one that is gone.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -327,3 +328,4 @@ class Observed:
     routing: Routing = field(default_factory=Routing)
     filters: Filters = field(default_factory=Filters)
     ipv6: Ipv6State | None = None
+    routes: RoutesState | None = None

@@ -24,6 +24,7 @@ from agent.core.planner.ipv6 import plan_ipv6
 from agent.core.planner.ports import find_ports
 from agent.core.planner.rates import plan_unwanted_ifbs
 from agent.core.planner.room import Room
+from agent.core.planner.routes import plan_routes
 from agent.core.planner.services import plan_services
 from agent.core.planner.taps import plan_unwanted_taps
 from agent.core.planner.vms import plan_kept, plan_leftover, plan_rename, plan_vm
@@ -76,6 +77,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     routed = publishing_guests(desired, observed, held)
     plan_firewall(draft, desired, bridges, routed)
     plan_ipv6(draft, desired, bridges, routed)
+    plan_routes(draft, bridges, complete=desired.complete)
     if desired.complete:
         plan_unwanted_taps(draft, [desired.vms, starts], held)
         plan_unwanted_ifbs(draft, starts, held)

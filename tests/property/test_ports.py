@@ -55,7 +55,7 @@ def hosts(draw: st.DrawFn) -> Observed:
     names = sorted(draw(st.sets(st.sampled_from(NAMES))))
     links = {name: card(dice, index, name) for index, name in enumerate(names, start=2)}
     links["docker0"] = LinkState(20, "docker0", "bridge", True)
-    if names and draw(st.booleans()):
+    if names and dice.randint(0, 1):
         links[names[-1]] = replace(links[names[-1]], altnames=("uplink",))
     if names and dice.randint(0, 3) == 0:
         links[names[0]] = replace(links[names[0]], master=20, addresses=())

@@ -118,6 +118,10 @@ class Draft:
         """Whether the filters of a port are still to come."""
         return ("", name) in self._gated
 
+    def is_planned(self, resource: str) -> bool:
+        """Whether something is to be done to a resource now."""
+        return resource in self._actions
+
     def wake_at(self, at_s: float | None) -> None:
         """Ask for a look at a time, in seconds of CLOCK_BOOTTIME."""
         if at_s is not None and (self._wake_at_s is None or at_s < self._wake_at_s):

@@ -70,7 +70,7 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
         return _spec_of_routing(resource, desired, observed)
     kind, _, name = resource.partition("/")
     if kind == "bridge":
-        return desired.bridges.get(name)
+        return desired.bridges.get(name.partition("/")[0])  # of its routes, too
     if kind == "vm":
         vm, _, part = name.partition("/")
         spec = desired.vms.get(vm)

@@ -1,0 +1,96 @@
+"""The frontier for routes by bridges: the missing ones are added before others go, and nobody else's is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.core.desired import BridgeSpec
+from agent.core.marks import bridge_resource, is_own_bridge
+from agent.core.observed import LinkState
+from agent.core.planner.draft import Draft
+from agent.core.reasons import Reason
+from agent.core.routing.routes import Key, Route, RoutesState, route_text
+from agent.core.routing.routes_wanted import ChangeRoutes, routes_resource, wanted_routes
+
+
+def plan_routes(draft: Draft, bridges: Mapping[str, BridgeSpec], *, complete: bool) -> None:
+    """Plan the routes of these bridges; without a `complete` view of the units nothing is removed."""
+    state = draft.observed.routes
+    asking = [bridge for bridge in bridges.values() if bridge.gateway or bridge.routes]
+    if state is None:
+        for bridge in asking:
+            draft.wait_for_answer(routes_resource(bridge.name))
+        return
+    if not asking and not state.own:
+        return
+    given: dict[Key, str] = {}
+    wanted = {name: _given(draft, bridge, given) for name, bridge in sorted(bridges.items())}
+    for name in sorted({*wanted, *(route.link for route in state.own)}):
+        _plan_routes_of(draft, name, wanted.get(name, ()), given, state, complete=complete)
+
+
+def _given(draft: Draft, bridge: BridgeSpec, given: dict[Key, str]) -> tuple[Route, ...]:
+    """The routes that a bridge gets of those it asks for: one that two ask for is of the first by name."""
+    found = []
+    for route in wanted_routes(bridge):
+        holder = given.setdefault(route.key, bridge.name)
+        if holder == bridge.name:
+            found.append(route)
+            continue
+        text = route_text(route.to, route.metric)
+        message = f"a route {text} is asked for by {holder} too, and leads there; give one of them another metric"
+        draft.tell(routes_resource(bridge.name), "Conflict", message)
+    return tuple(found)
+
+
+def _plan_routes_of(
+    draft: Draft,
+    bridge: str,
+    wanted: tuple[Route, ...],
+    given: Mapping[Key, str],
+    state: RoutesState,
+    *,
+    complete: bool,
+) -> None:
+    resource, link = routes_resource(bridge), draft.observed.links.get(bridge)
+    if link is None:
+        if wanted:
+            draft.tell_deviating(resource)
+        return
+    own = {route.key: route for route in state.own}
+    missing = [route for route in wanted if route not in state.own]
+    foreign = [route for route in missing if route.key in state.foreign and route.key not in own]
+    for route in foreign:
+        what = state.foreign[route.key]
+        message = (
+            f"a route {route_text(route.to, route.metric)} that is not ours {what}: it stays, and ours is not added; "
+            f"delete it (ip route del {route_text(route.to, route.metric)}) or give ours another metric"
+        )
+        draft.tell(resource, "Conflict", message)
+    if missing:
+        draft.tell_deviating(resource)
+    ready = is_own_bridge(link) and link.up and _is_addressed(draft, bridge)
+    coming = [route for route in missing if route not in foreign] if ready else []
+    surplus = [route for route in state.own if route.link == bridge and route.key not in given]
+    waits = any(route.to in {one.to for one in surplus} for route in missing if route not in coming)
+    action = ChangeRoutes(
+        resource,
+        Reason.MISSING if coming else Reason.UNWANTED,
+        bridge,
+        link.ifindex,
+        tuple(route for route in coming if route.key not in own),
+        tuple(route for route in coming if route.key in own),
+        tuple(sorted(surplus)) if complete and not waits else (),
+        _addresses(link),
+    )
+    if action.add or action.swap or action.remove:
+        draft.propose(action)
+
+
+def _addresses(link: LinkState) -> tuple[str, ...]:
+    return tuple(sorted(one.address for one in link.addresses))
+
+
+def _is_addressed(draft: Draft, bridge: str) -> bool:
+    """Whether nothing is being done to the bridge itself: its addresses come before what is reached by them."""
+    return bridge_resource(bridge) not in draft.observed.in_flight and not draft.is_planned(bridge_resource(bridge))
