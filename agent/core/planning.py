@@ -21,6 +21,7 @@ from agent.core.planner.filters import plan_filters
 from agent.core.planner.firewall import plan_firewall, publishing_guests
 from agent.core.planner.held import held_guests, plan_held, tell_held
 from agent.core.planner.ipv6 import plan_ipv6
+from agent.core.planner.macs import tell_taken_macs
 from agent.core.planner.ports import find_ports
 from agent.core.planner.rates import plan_unwanted_ifbs
 from agent.core.planner.room import Room
@@ -70,6 +71,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     ports = find_ports(bridges, observed)
     plan_filters(draft, bridges, starts, ports, complete=desired.complete)
     plan_ports(draft, bridges, ports)
+    tell_taken_macs(draft, bridges, starts, ports)
     if observed.host.down:
         plan_down(draft, desired.vms)
     else:
