@@ -79,11 +79,11 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     routed = publishing_guests(desired, observed, held)
     plan_firewall(draft, desired, bridges, routed)
     plan_ipv6(draft, desired, bridges, routed)
-    plan_routes(draft, bridges, complete=desired.complete)
     if desired.complete:
         plan_unwanted_taps(draft, [desired.vms, starts], held)
         plan_unwanted_ifbs(draft, starts, held)
         plan_unwanted_bridges(draft, bridges)
+    plan_routes(draft, bridges, complete=desired.complete)
     return draft.finish(stops.approval)
 
 

@@ -25,7 +25,8 @@ def test_every_key_is_taken() -> None:
     assert (web.max_cpus, web.balloon, web.nic["lan"].link) == (2, 512, "down")
     assert (web.disk["root"].iops, web.disk["root"].bandwidth) == (500, 50 << 20)
     assert (web.disk["root"].size, web.nic["lan"].mac) == (32 << 30, "de:ad:be:ef:32:10")
-    assert (bridge.ports, bridge.addresses) == (("eth1",), ("192.168.0.1/24", "fd00::1/64"))
+    assert bridge.ports == ("eth1", "mac:52:54:00:aa:00:01", "pci:0000:0a:00.1")
+    assert bridge.addresses == ("192.168.0.1/24", "fd00::1/64")
 
 
 def test_five_mistakes_are_five_errors_each_at_its_place() -> None:

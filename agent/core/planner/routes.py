@@ -69,10 +69,13 @@ def _plan_routes_of(
         draft.tell(resource, "Conflict", message)
     if missing:
         draft.tell_deviating(resource)
-    ready = is_own_bridge(link) and link.up and _is_addressed(draft, bridge)
+    if _is_changing(draft, bridge):
+        return  # its addresses come before what is reached by them, and with the bridge its routes go
+    ready = is_own_bridge(link) and link.up
     coming = [route for route in missing if route not in foreign] if ready else []
     surplus = [route for route in state.own if route.link == bridge and route.key not in given]
-    waits = any(route.to in {one.to for one in surplus} for route in missing if route not in coming)
+    lacking = {key.to for key in given if key not in own} - {route.to for route in coming}
+    over = [route for route in surplus if route.to not in lacking]  # the other way there comes first
     action = ChangeRoutes(
         resource,
         Reason.MISSING if coming else Reason.UNWANTED,
@@ -80,7 +83,7 @@ def _plan_routes_of(
         link.ifindex,
         tuple(route for route in coming if route.key not in own),
         tuple(route for route in coming if route.key in own),
-        tuple(sorted(surplus)) if complete and not waits else (),
+        tuple(sorted(over)) if complete else (),
         _addresses(link),
     )
     if action.add or action.swap or action.remove:
@@ -91,6 +94,6 @@ def _addresses(link: LinkState) -> tuple[str, ...]:
     return tuple(sorted(one.address for one in link.addresses))
 
 
-def _is_addressed(draft: Draft, bridge: str) -> bool:
-    """Whether nothing is being done to the bridge itself: its addresses come before what is reached by them."""
-    return bridge_resource(bridge) not in draft.observed.in_flight and not draft.is_planned(bridge_resource(bridge))
+def _is_changing(draft: Draft, bridge: str) -> bool:
+    """Whether something is being done, or to be done, to the bridge itself."""
+    return bridge_resource(bridge) in draft.observed.in_flight or draft.is_planned(bridge_resource(bridge))
