@@ -2,7 +2,7 @@
 
 EVERY_KEY = b"""\
 [bridge.br-lan]
-ports = ["eth1"]
+ports = ["eth1", "mac:52:54:00:AA:00:01", "pci:0000:0a:00.1"]
 addresses = ["192.168.0.1/24", "fd00::1/64"]
 mac = "de:ad:be:ef:24:31"
 mtu = 1500
@@ -11,6 +11,8 @@ adopt = false
 dhcp = { range = ["192.168.0.100", "192.168.0.150"], lease = "72h", ports = true }
 ipv6 = "routed"
 uplink = "eth0"
+gateway = ["192.168.0.254", "fd00::fe"]
+routes = [{ to = "10.0.0.0/8", via = "192.168.0.253", metric = 100 }, { to = "fd01::/64", via = "fd00::fd" }]
 dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
 [vm.web]

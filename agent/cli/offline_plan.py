@@ -13,6 +13,7 @@ from agent.core.observed import DiskState, HostState, Observed
 from agent.core.routing.filters import Filters, FilterState
 from agent.core.routing.firewall import FirewallState, ForwardingState, Routing
 from agent.core.routing.ipv6 import Ipv6State
+from agent.core.routing.routes import RoutesState
 from agent.core.tell.forecast import forecast, forecast_json
 from agent.core.tell.status import unit_status
 from agent.core.text import printable
@@ -45,6 +46,7 @@ def plan_offline(units: Path, files: Mapping[str, bytes | None]) -> Json:
         routing=Routing(FirewallState(), ForwardingState()),
         filters=Filters(FilterState()),
         ipv6=Ipv6State(),
+        routes=RoutesState(),
     )
     return {
         **forecast_json(forecast(resolution.desired, observed, 0.0)),

@@ -25,6 +25,7 @@ from agent.core.reasons import Disruption, Reason
 from agent.core.routing.filters import ChangeFilters
 from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -73,7 +74,10 @@ class ChangeLink:
 
 @dataclass(frozen=True, slots=True)
 class EnslavePort:
-    """Put a host link into a bridge, up; refused with `PortAddressed` when it carries addresses or routes by then."""
+    """Put a host link into a bridge, up; refused with `PortAddressed` when it carries addresses or routes by then.
+
+    `entry` is what the unit calls it, empty where that is its name.
+    """
 
     resource: str
     reason: Reason
@@ -82,6 +86,7 @@ class EnslavePort:
     port: str
     port_ifindex: int
     mtu: int | None = None
+    entry: str = ""
     disruption: Disruption = Disruption.NONE
 
 
@@ -315,6 +320,7 @@ Action = (
     | ChangeForwarding
     | EndConnections
     | ChangeIpv6
+    | ChangeRoutes
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 MAX_DEVICES = 24
 """NICs and disks of one guest: each takes a root port of its own, and a PCIe root bus has 32 places."""
@@ -52,6 +53,14 @@ class DnsSpec:
     domain: str = ""
 
 
+class RouteSpec(NamedTuple):
+    """A route by a bridge: to a network, by a gateway; `metric` 0 for the kernel's default."""
+
+    to: str
+    via: str
+    metric: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class BridgeSpec:
     """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well.
@@ -60,6 +69,8 @@ class BridgeSpec:
     `nat`: what comes from its own subnets and leaves by another link has the host's address there (IPv4).
     `ipv6`: how its guests reach the internet over IPv6 (`core.routing.ipv6`), empty for not at all; `uplink`: the link
     that leads there, empty for that of the default route.
+    `ports` are links as units call them (`planner.ports`). `gateway`, of each IP version at most one, and `routes` are
+    the host's own ways that lead by this bridge.
     """
 
     name: str
@@ -76,6 +87,8 @@ class BridgeSpec:
     nat: bool = False
     ipv6: str = ""
     uplink: str = ""
+    gateway: tuple[str, ...] = ()
+    routes: tuple[RouteSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from functools import reduce
 from agent.core.allocation import Allocations, spec_slots
 from agent.core.desired import BridgeSpec, VmSpec
 from agent.core.edits.digest import digest
-from agent.core.observed import End, Hold, Intent, Refusal, VmState
+from agent.core.observed import End, Hold, Intent, LinkState, Refusal, VmState
 from agent.core.planner import fallback
 from agent.core.planner.approval import WINDOW_S
 from agent.core.planner.policy import ENDS_KEPT
@@ -26,8 +26,9 @@ VERSION = 2
 class Memory:
     """`seed` makes uuids, `incumbents` says which file holds which name, `retained` are last specs of bridges.
 
-    `known_disks` were seen or made once, `enslaved` are ports that we put into bridges, `stops_at_s` recent stops that
-    units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
+    `known_disks` were seen or made once, `enslaved` are entries of bridges' `ports` that we put there in this boot of
+    the host, `enslaved_index` the numbers of the link and of its bridge by `BRIDGE/ENTRY`, `stops_at_s` recent stops
+    that units asked for, `approved` the guests whose stop an operator allowed (`name/uuid`). `down_in` is
     the boot of the host in which no guest is to run, if it is this one; `down_by_s` when its guests' time to shut
     themselves down is over (CLOCK_BOOTTIME of that boot). `told` is what people were notified of. `refused` is what
     QEMU would not start with, by uuid.
@@ -58,13 +59,79 @@ class Memory:
     opened_in: str = ""
     opened_index: Mapping[str, int] = field(default_factory=dict)
     sysctls: Mapping[str, int] = field(default_factory=dict)
+    enslaved_index: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def with_boot(memory: Memory, boot_id: str) -> Memory:
-    """Memory in a boot of the host: times of an earlier boot say nothing in this one."""
+    """Memory in a boot of the host: times of an earlier boot say nothing in this one, and no port is in its bridge."""
     if memory.boot_id == boot_id:
         return memory
-    return replace(memory, boot_id=boot_id, stops_at_s=(), told=without_times(memory.told))
+    told = without_times(memory.told)
+    return replace(memory, boot_id=boot_id, stops_at_s=(), told=told, enslaved=frozenset(), enslaved_index={})
+
+
+def with_port(memory: Memory, place: tuple[str, str], port: int, bridge: int) -> Memory:
+    """Remember that an entry put this link into that bridge, by their numbers: it is nowhere else now."""
+    gone = {key for key, (index, _) in memory.enslaved_index.items() if index == port}
+    pairs = {pair for pair in memory.enslaved if port_key(pair) not in gone}
+    index = {key: value for key, value in memory.enslaved_index.items() if key not in gone}
+    return replace(
+        memory, enslaved=frozenset({*pairs, place}), enslaved_index={**index, port_key(place): (port, bridge)}
+    )
+
+
+def without_port(memory: Memory, port: int, place: tuple[str, str]) -> Memory:
+    """Forget that this link was put into a bridge; `place` is its name with the bridge, as earlier agents wrote it."""
+    gone = {key for key, (index, _) in memory.enslaved_index.items() if index == port} | {port_key(place)}
+    pairs = frozenset(pair for pair in memory.enslaved if port_key(pair) not in gone)
+    index = {key: value for key, value in memory.enslaved_index.items() if key not in gone}
+    return replace(memory, enslaved=pairs, enslaved_index=index)
+
+
+def without_ports_of(memory: Memory, bridge: str) -> Memory:
+    """Forget what was put into a bridge that is gone."""
+    pairs = frozenset(pair for pair in memory.enslaved if pair[1] != bridge)
+    if len(pairs) == len(memory.enslaved):
+        return memory
+    kept = {port_key(pair) for pair in pairs}
+    return replace(memory, enslaved=pairs, enslaved_index={k: v for k, v in memory.enslaved_index.items() if k in kept})
+
+
+def with_port_numbers(memory: Memory, links: Mapping[str, LinkState]) -> Memory:
+    """Memory of an earlier agent, which remembered ports by name alone, with the numbers that they have."""
+    found = {
+        port_key(pair): (link.ifindex, master.ifindex)
+        for pair in memory.enslaved
+        if port_key(pair) not in memory.enslaved_index
+        and (link := links.get(pair[0])) is not None
+        and (master := links.get(pair[1])) is not None
+        and link.master == master.ifindex
+    }
+    return replace(memory, enslaved_index={**memory.enslaved_index, **found}) if found else memory
+
+
+def cards_of(memory: Memory) -> Mapping[tuple[str, str], int]:
+    """The number of the link that each entry put into its bridge (`Observed.cards`)."""
+    numbers = memory.enslaved_index
+    return {pair: numbers[port_key(pair)][0] for pair in memory.enslaved if port_key(pair) in numbers}
+
+
+def enslaved_links(memory: Memory, links: Mapping[str, LinkState]) -> frozenset[tuple[str, str]]:
+    """The links that we put into bridges that are still the same, by their present names (`Observed.enslaved`)."""
+    if not memory.enslaved_index:
+        return frozenset()
+    names = {link.ifindex: name for name, link in links.items()}
+    found = set()
+    for key, (port, master) in memory.enslaved_index.items():
+        bridge = key.partition("/")[0]
+        if port in names and names.get(master) == bridge:
+            found.add((names[port], bridge))
+    return frozenset(found)
+
+
+def port_key(place: tuple[str, str]) -> str:
+    """How an entry and its bridge are written as one key; no name of a link holds a slash."""
+    return f"{place[1]}/{place[0]}"
 
 
 def with_end(memory: Memory, name: str, end: End) -> Memory:

@@ -15,6 +15,7 @@ from agent.core.rates import Shape
 from agent.core.routing.filters import Filters
 from agent.core.routing.firewall import Routing
 from agent.core.routing.ipv6 import Ipv6State
+from agent.core.routing.routes import RoutesState
 from agent.core.services.leases import Lease
 from agent.core.services.spec import ServiceSpec
 
@@ -27,6 +28,7 @@ class LinkState:
     to frames that come in, None for nothing. It is looked at for own taps only.
     `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED). `group_learning`: a bridge
     that learns who is where also from frames to 802.1's groups, which no filter sees; False before Linux 5.0.
+    `permanent_mac` is that of the hardware, `place` its address on the PCI bus (`0000:01:00.0`); empty if not known.
     """
 
     ifindex: int
@@ -45,6 +47,9 @@ class LinkState:
     ingress: IngressState | None = None
     isolated: bool = False
     group_learning: bool = False
+    altnames: tuple[str, ...] = ()
+    permanent_mac: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +301,9 @@ class Observed:
     `short` are the guests that the host had no memory for when it was planned last. `refused` goes by uuid.
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
-    the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` None: not looked at yet.
+    the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` and `routes` None: not looked at
+    yet. `enslaved` are links that we put into bridges, each with its bridge, by the name that it has now; `cards` the
+    number of the link that an entry of a bridge's `ports` put there, also of one that is gone.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -306,6 +313,7 @@ class Observed:
     intents: Mapping[str, Intent] = field(default_factory=dict)
     ends: Mapping[str, tuple[End, ...]] = field(default_factory=dict)
     enslaved: frozenset[tuple[str, str]] = frozenset()
+    cards: Mapping[tuple[str, str], int] = field(default_factory=dict)
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
     in_flight: Mapping[str, str] = field(default_factory=dict)
     stops_at_s: tuple[float, ...] = ()
@@ -320,3 +328,4 @@ class Observed:
     routing: Routing = field(default_factory=Routing)
     filters: Filters = field(default_factory=Filters)
     ipv6: Ipv6State | None = None
+    routes: RoutesState | None = None

@@ -13,7 +13,7 @@ from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.marks import bridge_resource, vm_resource
 from agent.core.observed import Observed, VmState
 from agent.core.planner.approval import Approval, Stops, is_unit_gone, unit_stops
-from agent.core.planner.bridges import plan_bridge, plan_unwanted_bridges
+from agent.core.planner.bridges import plan_bridge, plan_ports, plan_unwanted_bridges
 from agent.core.planner.down import plan_down
 from agent.core.planner.draft import Draft, Plan
 from agent.core.planner.fallback import starts_of
@@ -21,8 +21,11 @@ from agent.core.planner.filters import plan_filters
 from agent.core.planner.firewall import plan_firewall, publishing_guests
 from agent.core.planner.held import held_guests, plan_held, tell_held
 from agent.core.planner.ipv6 import plan_ipv6
+from agent.core.planner.macs import tell_taken_macs
+from agent.core.planner.ports import find_ports
 from agent.core.planner.rates import plan_unwanted_ifbs
 from agent.core.planner.room import Room
+from agent.core.planner.routes import plan_routes
 from agent.core.planner.services import plan_services
 from agent.core.planner.taps import plan_unwanted_taps
 from agent.core.planner.vms import plan_kept, plan_leftover, plan_rename, plan_vm
@@ -58,14 +61,17 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     starts = starts_of(desired.vms, observed.refused)
     bridges = needed_bridges(desired, observed, wanted, starts)
     for name, bridge in bridges.items():
-        plan_bridge(draft, bridge, bridges)
+        plan_bridge(draft, bridge)
         if name not in desired.bridges:
             message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
             draft.tell(bridge_resource(name), "StillNeeded", message)
     plan_services(draft, desired, bridges, held)
     for name, hold in held.items():
         tell_held(draft, name, hold)
-    plan_filters(draft, bridges, starts, complete=desired.complete)
+    ports = find_ports(bridges, observed)
+    plan_filters(draft, bridges, starts, ports, complete=desired.complete)
+    plan_ports(draft, bridges, ports)
+    tell_taken_macs(draft, bridges, starts, ports)
     if observed.host.down:
         plan_down(draft, desired.vms)
     else:
@@ -77,6 +83,7 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
         plan_unwanted_taps(draft, [desired.vms, starts], held)
         plan_unwanted_ifbs(draft, starts, held)
         plan_unwanted_bridges(draft, bridges)
+    plan_routes(draft, bridges, complete=desired.complete)
     return draft.finish(stops.approval)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from agent.core.memory import Memory, with_boot, with_launch
+from agent.core.memory import Memory, with_boot, with_launch, with_port_numbers
 from agent.core.text import counted
 from agent.host.launches import BrokenLaunch, Launches, LaunchRecord
 from agent.host.netlink import Links
@@ -45,7 +45,8 @@ class Adoption:
             # Never written before, or lost: a disk that a unit names may have existed, so none of them is made anew.
             known = frozenset(disk.path for disk in sized_disks(self.units.desired))
             await self.keeper.update(lambda memory: replace(memory, known_disks=memory.known_disks | known))
-        await self.keeper.update(lambda memory: with_boot(memory, boot_id))
+        links = self.links.snapshot
+        await self.keeper.update(lambda memory: with_port_numbers(with_boot(memory, boot_id), links))
         rebuilt = [self._rebuild(one) for one in found if isinstance(one, BrokenLaunch)]
         running += await self._adopt([record for record in rebuilt if record is not None])
         if running:

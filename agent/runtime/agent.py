@@ -14,7 +14,7 @@ import structlog
 
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, ObservationError
-from agent.core.memory import Memory, without_guests, without_lacks
+from agent.core.memory import Memory, cards_of, enslaved_links, without_guests, without_lacks
 from agent.core.observed import HostState, Observed
 from agent.core.planner.approval import still_asked
 from agent.core.planner.fallback import starts_of
@@ -62,6 +62,7 @@ from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
 from agent.runtime.publisher import Published, publish, watch_lag
 from agent.runtime.reconcile import Reconciler
+from agent.runtime.routes import RouteLooks
 from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
@@ -148,6 +149,7 @@ class Agent:
         self._routing = RoutingLooks(self._doorbell.ring, self._keeper, self._host.boot_id)
         self._filters = FilterLooks(self._doorbell.ring)
         self._ipv6 = Ipv6Looks(self._doorbell.ring, self._keeper, self._host.boot_id)
+        self._routes = RouteLooks(self._doorbell.ring)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -165,6 +167,7 @@ class Agent:
             self._routing,
             self._filters,
             self._ipv6,
+            self._routes,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -209,6 +212,7 @@ class Agent:
                 self._routing.look_in(group)
                 self._filters.look_in(group)
                 self._ipv6.look_in(group)
+                self._routes.look_in(group)
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -225,6 +229,7 @@ class Agent:
             await self._guests.close()
             self._leases.close()
             self._ipv6.close()
+            self._routes.close()
             self._starts.close()
             self._descriptors.close()
 
@@ -305,6 +310,7 @@ class Agent:
             self._routing.look_again()
             self._filters.look_again()
             self._ipv6.look_again()
+            self._routes.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -373,7 +379,8 @@ class Agent:
             ),
             intents=memory.intents,
             ends=memory.ends,
-            enslaved=memory.enslaved,
+            enslaved=enslaved_links(memory, self._links.snapshot),
+            cards=cards_of(memory),
             attempts=dict(self._reconciler.attempts),
             in_flight=dict(self._reconciler.in_flight),
             stops_at_s=memory.stops_at_s,
@@ -388,4 +395,5 @@ class Agent:
             routing=self._routing.look(desired, vms, self._links.snapshot, uplinks),
             filters=self._filters.look(),
             ipv6=ipv6,
+            routes=self._routes.look(desired, self._links.snapshot),
         )

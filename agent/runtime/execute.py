@@ -38,6 +38,7 @@ from agent.core.device_actions import (
 from agent.core.routing.filters import ChangeFilters
 from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.runtime.execute_devices import DeviceExecutor
@@ -49,6 +50,7 @@ from agent.runtime.guests import Guests
 from agent.runtime.ipv6 import Ipv6Looks
 from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks
+from agent.runtime.routes import RouteLooks
 from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services
 
@@ -68,6 +70,7 @@ class Executor:
         routing: RoutingLooks,
         filters: FilterLooks,
         ipv6: Ipv6Looks,
+        routes: RouteLooks,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -80,6 +83,7 @@ class Executor:
         self._routing = routing
         self._filters = filters
         self._ipv6 = ipv6
+        self._routes = routes
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -142,5 +146,7 @@ class Executor:
                 await self._routing.change(action)
             case ChangeIpv6():
                 await self._ipv6.change(action)
+            case ChangeRoutes():
+                await self._routes.change(action)
             case _:
                 raise TypeError(f"no executor for {action}")

@@ -19,7 +19,7 @@ from agent.core.actions import (
 from agent.core.device_actions import ArmTap
 from agent.core.errors import ActionError, TransientError
 from agent.core.marks import tap_mark
-from agent.core.memory import Memory
+from agent.core.memory import Memory, with_port, without_port, without_ports_of
 from agent.core.routing.ipv6 import conf
 from agent.host.netlink import RatedLinks
 from agent.host.sysctls import change_sysctls
@@ -55,10 +55,11 @@ class LinkExecutor:
                 await self._keeper.update(lambda memory: _without_bridge(memory, link))
             case EnslavePort(port=port, bridge=bridge):
                 await self._links.enslave(action.port_ifindex, action.bridge_ifindex, action.mtu)
-                await self._keeper.update(lambda memory: _with_port(memory, port, bridge))
+                place, indexes = (action.entry or port, bridge), (action.port_ifindex, action.bridge_ifindex)
+                await self._keeper.update(lambda memory: with_port(memory, place, *indexes))
             case ReleasePort(port=port, bridge=bridge):
                 await self._links.release(action.port_ifindex, action.bridge_ifindex)
-                await self._keeper.update(lambda memory: _without_port(memory, port, bridge))
+                await self._keeper.update(lambda memory: without_port(memory, action.port_ifindex, (port, bridge)))
 
     async def arm(self, action: ArmTap, ask_settings: AskSettings) -> None:
         """Make a NIC's tap: on QEMU's own open file when it runs, else on a new one that its QEMU will be given.
@@ -110,18 +111,9 @@ def _bar_ipv6(tap: str) -> None:
         change_sysctls([(conf(tap, "disable_ipv6"), "1")])
 
 
-def _with_port(memory: Memory, port: str, bridge: str) -> Memory:
-    return replace(memory, enslaved=memory.enslaved | {(port, bridge)})
-
-
-def _without_port(memory: Memory, port: str, bridge: str) -> Memory:
-    return replace(memory, enslaved=memory.enslaved - {(port, bridge)})
-
-
 def _without_bridge(memory: Memory, name: str) -> Memory:
     """Forget a bridge that we deleted, with its ports: nobody can need it any more."""
-    retained = {known: spec for known, spec in memory.retained.items() if known != name}
-    enslaved = frozenset(pair for pair in memory.enslaved if pair[1] != name)
-    if len(retained) == len(memory.retained) and len(enslaved) == len(memory.enslaved):
-        return memory
-    return replace(memory, retained=retained, enslaved=enslaved)
+    left = without_ports_of(memory, name)
+    if name not in left.retained:
+        return left
+    return replace(left, retained={known: spec for known, spec in left.retained.items() if known != name})

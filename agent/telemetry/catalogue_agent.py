@@ -39,6 +39,7 @@ DOORBELL_SOURCES = (
     "probe",
     "qmp",
     "question",
+    "routes",
     "service",
     "timer",
     "units",

@@ -129,7 +129,7 @@ def _bridge_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
     yield from _optional("mac", values.parse_mac, table, "mac", owner)
     ports = _items(table, "ports")
     for place, port in enumerate(ports):
-        valid = _valid(values.parse_link_name, port)
+        valid = _valid(values.parse_port, port)
         if valid is not None and valid != name and port not in ports[:place]:
             yield Claim("link", valid, owner.resource, f"port/{valid}", (*owner.where, "ports", place), "port")
 

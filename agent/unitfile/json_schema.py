@@ -20,7 +20,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "vm": "guests, each as [vm.NAME]",
     },
     "BridgeTable": {
-        "ports": "host links to enslave; none: an isolated bridge",
+        "ports": "host links to enslave, by name, altname, mac:ADDRESS or pci:PLACE; none: an isolated bridge",
         "addresses": 'addresses of the host on this bridge, such as "192.168.0.1/24"',
         "mac": "the bridge's MAC address; derived from the host and the name unless given, so it never changes",
         "mtu": "the largest packet, in bytes",
@@ -30,6 +30,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "ipv6": "how guests reach the internet over IPv6: routed (a prefix of the bridge's own, in addresses), "
         "ndp-proxy (guests' addresses are of the uplink's prefix), nat66 (behind the host's address). Guests "
         "hear of it by a dnsmasq of the bridge's own",
+        "gateway": "the host's default gateway by this bridge, or one of each IP version",
+        "routes": "the host's other routes by this bridge",
         "uplink": "the link that leads out over IPv6; that of the default route unless given",
         "dhcp": "give addresses to guests and whoever else asks on this bridge (IPv4), by a dnsmasq of its own; an "
         "address of a NIC is given to that guest. Debian's package dnsmasq-base",
@@ -39,6 +41,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "range": "the first and the last address to give away; addresses of guests' NICs may lie within or outside",
         "ports": "also to whoever is behind the bridge's ports, where DHCP is dropped otherwise, both ways",
         "lease": "for how long; who uses its address renews it in time",
+    },
+    "RouteTable": {
+        "to": 'the network that is reached, such as "10.0.0.0/8"',
+        "via": "the address of the gateway there, on a network of this bridge",
+        "metric": "of several routes to one network the one with the smallest goes first; 0 for the kernel's default",
     },
     "DnsTable": {
         "upstream": "addresses of the DNS servers to ask, none: only own names are known; the host's unless given",

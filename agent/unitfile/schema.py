@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
-from agent.unitfile import order, served, values
+from agent.unitfile import host_routes, order, served, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.filters import parse_entry
 from agent.unitfile.ipv6 import ipv6_mistakes
@@ -31,6 +31,7 @@ BOUNDS = {
     "io-weight": (1, 10000),
     "tasks": (1, 1 << 22),
     "hotplug-slots": (0, 64),
+    "metric": (0, (1 << 32) - 1),
 }
 """Of each whole number, by its key; tasks up to the number of process numbers (Linux, linux/threads.h)."""
 
@@ -86,6 +87,14 @@ Uuid = Annotated[
     str, _checked(values.parse_uuid), _text("uuid", pattern="^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){4}[0-9A-Fa-f]{8}$")
 ]
 LinkName = Annotated[str, _checked(values.parse_link_name), _text("name of a link", pattern="^[^/:% ]{1,15}$")]
+PortName = Annotated[
+    str,
+    _checked(values.parse_port),
+    _text(
+        'a link by its name or altname, "mac:ADDRESS" or "pci:PLACE"',
+        pattern="^([^/:% ]{1,127}|[Mm][Aa][Cc]:[0-9A-Fa-f:]{17}|[Pp][Cc][Ii]:[0-9A-Fa-f:.]+)$",
+    ),
+]
 VmName = Annotated[
     str, _checked(values.parse_vm_name), _text("name of a guest", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
 ]
@@ -119,6 +128,12 @@ GuestAddresses = Annotated[
     tuple[GuestAddress, ...],
     BeforeValidator(order.listed_addresses),
     AfterValidator(_once),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
+]
+Gateways = Annotated[
+    tuple[Annotated[str, _checked(host_routes.parse_gateway)], ...],
+    BeforeValidator(order.listed_addresses),
+    AfterValidator(host_routes.one_of_each_version),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
 ]
 Publish = Annotated[
@@ -183,10 +198,20 @@ class DnsTable(Table):
     domain: Annotated[str, _checked(served.parse_domain), _text("domain")] | None = None
 
 
+class RouteTable(Table):
+    """An item of `routes` of a bridge."""
+
+    to: Annotated[
+        str, _checked(host_routes.parse_network), _text('network such as "10.0.0.0/8"', pattern="/[0-9]{1,3}$")
+    ]
+    via: Annotated[str, _checked(host_routes.parse_gateway), _text("address")]
+    metric: Annotated[int, _number("metric")] = 0
+
+
 class BridgeTable(Table):
     """`[bridge.NAME]`."""
 
-    ports: Annotated[tuple[LinkName, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    ports: Annotated[tuple[PortName, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
     addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
     mac: Mac | None = None
     mtu: Mtu | None = None
@@ -197,6 +222,8 @@ class BridgeTable(Table):
     nat: bool = False
     ipv6: Literal["routed", "ndp-proxy", "nat66"] | None = None
     uplink: LinkName | None = None
+    gateway: Gateways = ()
+    routes: Annotated[tuple[RouteTable, ...], BeforeValidator(host_routes.listed)] = ()
 
 
 class DiskTable(Table):
@@ -281,7 +308,7 @@ class VmTable(Table):
     serial: Mapping[DeviceName, SerialTable] = Field(default_factory=dict)
 
 
-SERVED_TABLES: Mapping[str, type[Table]] = {"dhcp": DhcpTable, "dns": DnsTable}
+SERVED_TABLES: Mapping[str, type[Table]] = {"dhcp": DhcpTable, "dns": DnsTable, "routes": RouteTable}
 DEVICE_TABLES: Mapping[str, type[Table]] = {"disk": DiskTable, "nic": NicTable, "serial": SerialTable}
 
 
@@ -316,6 +343,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
     ports = table.get("ports")
     yield from nat_mistakes(name, table)
     yield from ipv6_mistakes(name, table)
+    yield from host_routes.route_mistakes(table)
     if isinstance(ports, list) and name in ports:
         yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
     yield from served.served_mistakes(name, table)

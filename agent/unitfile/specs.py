@@ -13,6 +13,7 @@ from agent.core.desired import (
     Limits,
     NicSpec,
     Restart,
+    RouteSpec,
     SerialSpec,
     VmSpec,
 )
@@ -57,6 +58,8 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         nat=table.nat,
         ipv6=table.ipv6 or "",
         uplink=table.uplink or "",
+        gateway=table.gateway,
+        routes=tuple(RouteSpec(one.to, one.via, one.metric) for one in table.routes),
     )
 
 

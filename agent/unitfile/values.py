@@ -32,6 +32,9 @@ MAX_QUOTA_PERCENT = 100_000
 MAX_APPEND_BYTES = 2047
 """COMMAND_LINE_SIZE less the terminating NUL (Linux, arch/x86/include/asm/setup.h)."""
 
+MAX_ALTNAME = 127
+"""Bytes of another name of a link: ALTIFNAMSIZ less the terminating NUL (linux/if.h)."""
+
 _SIZE = re.compile(r"([0-9]{1,16})([KMGT])", re.ASCII)
 _LOOSE_SIZE = re.compile(r"\s*([0-9]{1,12})(?:\.([0-9]))?\s*([kmgt]?)(?:i?b)?\s*", re.ASCII | re.IGNORECASE)
 _RATE = re.compile(r"([0-9]{1,12})(kbit|Mbit|Gbit)", re.ASCII)
@@ -41,6 +44,7 @@ _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 _VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", re.ASCII)
 _DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}", re.ASCII)
+_PLACE = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _QUOTA = re.compile(r"([0-9]{1,6})%", re.ASCII)
 _DURATION_S = {"s": 1, "m": 60, "h": 3600}
@@ -266,6 +270,32 @@ def parse_link_name(value: object) -> str:
         name = "spaces" if bad.isspace() else f'"{bad}"'
         raise BadValueError(f"must be a link name without {name}, not {shown(value)}")
     return text
+
+
+def parse_port(value: object) -> str:
+    """A link that exists: its name or another of its names, `mac:` with its MAC, `pci:` with its place on the bus."""
+    text = parse_text(value)
+    kind, colon, rest = text.partition(":")
+    if colon and kind.lower() == "mac":
+        return f"mac:{parse_mac(rest)}"
+    if colon and kind.lower() == "pci":
+        place = rest.lower()
+        if not _PLACE.fullmatch(place):
+            short = _PLACE.fullmatch(f"0000:{place}")
+            hint = f'did you mean "pci:0000:{place}"?' if short else ""
+            raise BadValueError(f'must name a place such as "pci:0000:01:00.0", not {shown(value)}', hint)
+        return f"pci:{place}"
+    if colon:
+        hint = f'did you mean "mac:{text.lower()}"?' if _MAC.fullmatch(text.lower()) else ""
+        if _PLACE.fullmatch(text.lower()):
+            hint = f'did you mean "pci:{text.lower()}"?'
+        raise BadValueError(f'must be a link\'s name, "mac:…" or "pci:…", not {shown(value)}', hint)
+    if len(text.encode()) > MAX_ALTNAME:
+        problem = f"must be a link's name of up to {MAX_LINK_NAME} bytes, or another one of it of up to {MAX_ALTNAME}"
+        raise BadValueError(f"{problem}, not {shown(value)}")
+    if len(text.encode()) > MAX_LINK_NAME and not any(c in "/%" or c.isspace() for c in text):
+        return text
+    return parse_link_name(text)
 
 
 def parse_vm_name(value: object) -> str:

@@ -141,6 +141,13 @@ PROOFS: Mapping[tuple[str, str], Proof] = {
     ("bridge", "mac"): of_link('"02:00:00:00:99:99"', "br-other", "ether 02:00:00:00:99:99"),
     ("bridge", "mtu"): of_link("1400", "br-other", "mtu 1400"),
     ("bridge", "stp"): of_link("true", "br-other", "stp_state 1"),
+    ("bridge", "gateway"): Proof(
+        '"10.78.0.254"', lambda _: "10.78.0.254 dev br-other" in ip_output("route show default")
+    ),
+    ("bridge", "routes"): Proof(
+        '[{ to = "10.9.0.0/16", via = "10.78.0.253", metric = 7 }]',
+        lambda _: "via 10.78.0.253 dev br-other proto 119 metric 7" in ip_output("route show 10.9.0.0/16"),
+    ),
     ("bridge", "nat"): Proof("true", lambda _: '"br-other" . 10.78.0.0/24' in nft_table()),
     ("bridge", "dhcp"): Proof(
         '{ range = ["10.78.0.100", "10.78.0.110"] }', lambda web: "10.78.0.110" in web.dnsmasq("dnsmasq.conf")

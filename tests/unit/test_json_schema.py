@@ -184,6 +184,7 @@ def test_every_key_says_what_it_is_for() -> None:
         schema.BridgeTable,
         schema.DhcpTable,
         schema.DnsTable,
+        schema.RouteTable,
         schema.VmTable,
         schema.DiskTable,
         schema.NicTable,

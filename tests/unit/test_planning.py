@@ -123,7 +123,7 @@ def test_a_renamed_tap_gets_its_name_back() -> None:
 def test_a_tap_that_a_renamed_guest_still_has_is_told_with_that_guest_and_what_releases_it() -> None:
     # web became shop and keeps its tap web-lan until it is restarted; another guest is called web now.
     shop = replace(WEB, name="shop", nics=(replace(NIC, tap="shop-lan"),))
-    web = replace(WEB, uuid="uuid-new", uid=WEB.uid + 1)
+    web = replace(WEB, uuid="uuid-new", uid=WEB.uid + 1, nics=(replace(NIC, mac="02:00:00:00:00:07"),))
     desired = Desired({"br0": BRIDGE}, {"shop": shop, "web": web})
     runs = replace(RUNNING, spec=replace(WEB, name="shop"))
     seen = replace(with_link(TAP, alias=tap_mark("shop", "lan")), vms={"shop": runs})

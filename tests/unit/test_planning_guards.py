@@ -370,7 +370,7 @@ def test_a_port_moves_between_own_bridges_only_where_the_other_does_not_want_it(
     wanted_there = plan(Desired({"br0": mine, "br1": other}), observed, 0.0)
     assert not any(isinstance(action, EnslavePort) for action in wanted_there.actions)
     moved = plan(Desired({"br0": mine, "br1": replace(other, ports=())}), observed, 0.0)
-    assert moved.actions == (EnslavePort("port/eth1", Reason.WANTED, "br0", 10, "eth1", 2, None),)
+    assert moved.actions == (ReleasePort("port/eth1", Reason.UNWANTED, "br1", "eth1", 2, 30),)
     orphaned = plan(Desired({"br0": mine}), observed, 0.0)
     assert moved.actions[0] in orphaned.actions
 

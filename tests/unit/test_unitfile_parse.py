@@ -25,7 +25,8 @@ def test_every_key_is_taken() -> None:
     assert (web.max_cpus, web.balloon, web.nic["lan"].link) == (2, 512, "down")
     assert (web.disk["root"].iops, web.disk["root"].bandwidth) == (500, 50 << 20)
     assert (web.disk["root"].size, web.nic["lan"].mac) == (32 << 30, "de:ad:be:ef:32:10")
-    assert (bridge.ports, bridge.addresses) == (("eth1",), ("192.168.0.1/24", "fd00::1/64"))
+    assert bridge.ports == ("eth1", "mac:52:54:00:aa:00:01", "pci:0000:0a:00.1")
+    assert bridge.addresses == ("192.168.0.1/24", "fd00::1/64")
 
 
 def test_five_mistakes_are_five_errors_each_at_its_place() -> None:
@@ -198,7 +199,8 @@ ITEM_MISTAKES = {
     ("addresses", "fe80::1%eth0/64"): 'must be an address with its prefix length such as "192.168.0.1/24", not '
     '"fe80::1%eth0/64"',
     ("addresses", "224.0.0.1/24"): 'must be an address for a bridge, not "224.0.0.1/24"',
-    ("ports", "a-name-too-long-"): 'must be a link name of 1 to 15 bytes, not "a-name-too-long-"',
+    ("ports", "n" * 128): "must be a link's name of up to 15 bytes, or another one of it of up to 127, "
+    f'not "{"n" * 60}…"',
     ("ports", "eth%d"): 'must be a link name without "%", not "eth%d"',
     ("ports", "a b"): 'must be a link name without spaces, not "a b"',
     ("ports", ".."): 'must be a link name that the kernel takes, not ".."',

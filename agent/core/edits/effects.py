@@ -52,6 +52,8 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
             "routes, rules and forwarding follow at once; its dnsmasq is started anew, and guests hear of it then"
         ),
         "uplink": _live("the host answers for guests on the other link, and no longer on the former"),
+        "gateway": _live("the new one takes the place of the former in one go, or is refused and the former stays"),
+        "routes": _live("new ones are added first, then others removed"),
         "nat": _live("new connections follow it at once; those that there are go on as they began"),
     },
     "vm": {

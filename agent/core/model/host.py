@@ -48,6 +48,7 @@ from agent.core.model.devices import with_devices, with_devices_at_launch, with_
 from agent.core.model.filters import require_filters, with_filters
 from agent.core.model.firewall import with_routing
 from agent.core.model.ipv6 import with_ipv6, without_places
+from agent.core.model.routes import with_routes, without_routes
 from agent.core.model.services import with_services
 from agent.core.observed import (
     AddressState,
@@ -73,6 +74,7 @@ from agent.core.reasons import Reason
 from agent.core.routing.filters import ChangeFilters
 from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -100,20 +102,23 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             return _with_vm(observed, action.vm, with_tuning(observed, action))
         case StartService() | ReloadService() | StopService():
             return with_services(observed, action)
-        case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections() | ChangeIpv6():
+        case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections() | ChangeIpv6() | ChangeRoutes():
             return _apply_to_routing(observed, action)
         case _:
             return _apply_to_vm(observed, action, now_s)
 
 
 def _apply_to_routing(
-    observed: Observed, action: ChangeFilters | ChangeFirewall | ChangeForwarding | EndConnections | ChangeIpv6
+    observed: Observed,
+    action: ChangeFilters | ChangeFirewall | ChangeForwarding | EndConnections | ChangeIpv6 | ChangeRoutes,
 ) -> Observed:
     match action:
         case ChangeFilters():
             return with_filters(observed, action)
         case ChangeIpv6():
             return with_ipv6(observed, action)
+        case ChangeRoutes():
+            return with_routes(observed, action)
         case _:
             return with_routing(observed, action)
 
@@ -166,14 +171,23 @@ def _apply_to_links(
         case EnslavePort():
             port = _link(observed, action.port, action.port_ifindex)
             _require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
+            _require(port.master in {None, action.bridge_ifindex}, f"{port.name} is in no other bridge")
             port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
-            return replace(_with_link(observed, port), enslaved=observed.enslaved | {(action.port, action.bridge)})
+            others = {place: index for place, index in observed.cards.items() if index != port.ifindex}
+            return replace(
+                _with_link(observed, port),
+                enslaved=observed.enslaved | {(action.port, action.bridge)},
+                cards={**others, (action.entry or action.port, action.bridge): port.ifindex},
+            )
         case ReleasePort():
             port = _link(observed, action.port, action.port_ifindex)
+            if port.master != action.bridge_ifindex:
+                return observed  # its bridge went first
             _require((action.port, action.bridge) in observed.enslaved, "only a port that we enslaved is released")
             return replace(
                 _with_link(observed, replace(port, master=None)),
                 enslaved=observed.enslaved - {(action.port, action.bridge)},
+                cards={place: index for place, index in observed.cards.items() if index != port.ifindex},
             )
         case ChangeLink():
             return _change_link(observed, action)
@@ -226,8 +240,13 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     _require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
     links = {name: one for name, one in observed.links.items() if name != action.link}
     freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
-    seen = without_places(observed, action.link)
-    return replace(seen, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
+    seen = without_routes(without_places(observed, action.link), action.link)
+    return replace(
+        seen,
+        links=freed,
+        enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link),
+        cards={place: index for place, index in observed.cards.items() if place[1] != action.link},
+    )
 
 
 def _change_rate(observed: Observed, action: ChangeRate) -> Observed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from agent.core.actions import (
     ChangeAddresses,
@@ -17,16 +18,16 @@ from agent.core.desired import BridgeSpec
 from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
+from agent.core.planner.ports import Ports
 from agent.core.reasons import Reason
 
 
-def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec]) -> None:
+def plan_bridge(draft: Draft, spec: BridgeSpec) -> None:
     """Plan what makes a bridge as its spec says; a foreign link of its name is left alone, unless `adopt` takes it."""
     resource = bridge_resource(spec.name)
     link = draft.observed.links.get(spec.name)
     if link is None:
         draft.propose(CreateBridge(resource, Reason.MISSING, spec))
-        _tell_missing_ports(draft, spec)
         return
     if not is_own_bridge(link):
         if not (spec.adopt and link.kind == "bridge"):
@@ -36,9 +37,6 @@ def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec
         draft.propose(ChangeLink(resource, Reason.UNMARKED, link.name, link.ifindex, link.alias, mark))
         return
     _plan_settings(draft, spec, link)
-    for port in spec.ports:
-        _plan_port(draft, spec, link, port, bridges)
-    _plan_released_ports(draft, spec, link)
 
 
 def _conflict_message(spec: BridgeSpec, link: LinkState) -> str:
@@ -46,17 +44,6 @@ def _conflict_message(spec: BridgeSpec, link: LinkState) -> str:
     if link.kind == "bridge":
         return f"a bridge {spec.name} exists that is not ours; set adopt = true to take it over, or choose another name"
     return f"a {kind} link {spec.name} exists that is not ours; rename it or choose another name for the bridge"
-
-
-def _tell_missing_ports(draft: Draft, spec: BridgeSpec) -> None:
-    for port in spec.ports:
-        if port not in draft.observed.links:
-            _tell_port_missing(draft, spec, port)
-
-
-def _tell_port_missing(draft: Draft, spec: BridgeSpec, port: str) -> None:
-    message = f"there is no link {port}; it is enslaved to {spec.name} when it appears"
-    draft.tell(port_resource(port), "PortMissing", message)
 
 
 def _plan_settings(draft: Draft, spec: BridgeSpec, link: LinkState) -> None:
@@ -95,59 +82,111 @@ def settings_change(spec: BridgeSpec, link: LinkState) -> tuple[LinkChange, Reas
     return change, next((reason for value, reason in reasons if value is not None), None)
 
 
-def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bridges: Mapping[str, BridgeSpec]) -> None:
-    resource = port_resource(port)
-    link = draft.observed.links.get(port)
-    if link is None:
-        _tell_port_missing(draft, spec, port)
-        return
+def plan_ports(draft: Draft, bridges: Mapping[str, BridgeSpec], ports: Ports) -> None:
+    """Plan the ports of own bridges: what is wanted goes in, behind its filters, and what we put in goes out."""
+    for spec in bridges.values():
+        link = draft.observed.links.get(spec.name)
+        if link is not None and not is_own_bridge(link):
+            continue
+        for entry in spec.ports:
+            if (trouble := ports.troubles.get((spec.name, entry))) is not None:
+                draft.tell(port_resource(entry), trouble.type, trouble.message)
+            if link is not None and (port := ports.links.get((spec.name, entry))) is not None:
+                _plan_port(draft, spec, link, _Port(entry, port), bridges)
+        if link is not None:
+            _plan_released_ports(draft, spec, link, ports)
+
+
+class _Port(NamedTuple):
+    """A port as its unit calls it, and the link that it is."""
+
+    entry: str
+    link: LinkState
+
+
+def _plan_port(
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, port: _Port, bridges: Mapping[str, BridgeSpec]
+) -> None:
+    resource, link, observed = port_resource(port.entry), port.link, draft.observed
     if link.master == bridge.ifindex:
-        _plan_enslaved_port(draft, spec, link)
+        _plan_enslaved_port(draft, spec, bridge, port)
         return
-    if link.master is not None and not _is_from_own_bridge(draft, link, bridges):
-        master = _name_of(draft, link.master)
-        draft.tell(resource, "Conflict", f"{port} is a port of {master}, which is not ours; take it out of there first")
+    if link.master is not None:
+        _plan_port_elsewhere(draft, port, bridges)
         return
     carried = [a.address for a in link.addresses if not a.link_local]
     if carried:
         message = (
-            f"{port} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first"
+            f"{link.name} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first"
         )
         draft.tell(resource, "PortAddressed", message)
         return
-    reason = Reason.DETACHED if (port, spec.name) in draft.observed.enslaved else Reason.WANTED
-    draft.propose(EnslavePort(resource, reason, spec.name, bridge.ifindex, port, link.ifindex, spec.port_mtu))
+    if draft.is_port_gated(link.name):
+        draft.tell_deviating(resource)
+        return
+    was_there = (link.name, spec.name) in observed.enslaved or (port.entry, spec.name) in observed.cards
+    draft.propose(_enslaving(spec, bridge, port, Reason.DETACHED if was_there else Reason.WANTED))
 
 
-def _plan_enslaved_port(draft: Draft, spec: BridgeSpec, link: LinkState) -> None:
+def _enslaving(spec: BridgeSpec, bridge: LinkState, port: _Port, reason: Reason) -> EnslavePort:
+    entry, link = port.entry if port.entry != port.link.name else "", port.link
+    resource = port_resource(port.entry)
+    return EnslavePort(resource, reason, spec.name, bridge.ifindex, link.name, link.ifindex, spec.port_mtu, entry)
+
+
+def _plan_enslaved_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: _Port) -> None:
+    link = port.link
+    former = [
+        entry
+        for (entry, name), index in draft.observed.cards.items()
+        if name == spec.name and index == link.ifindex and entry not in spec.ports
+    ]
+    if former:  # the unit calls it by another name now, by which it is to be known when it is renamed or returns
+        draft.propose(_enslaving(spec, bridge, port, Reason.WANTED))
+        return
     mtu = spec.port_mtu if spec.port_mtu not in (None, link.mtu) else None
     if link.up and mtu is None:
         return
     change = LinkChange(up=None if link.up else True, mtu=mtu)
     reason = Reason.MTU if link.up else Reason.DOWN
-    draft.propose(ChangeLink(port_resource(link.name), reason, link.name, link.ifindex, link.alias, change))
+    draft.propose(ChangeLink(port_resource(port.entry), reason, link.name, link.ifindex, link.alias, change))
 
 
-def _is_from_own_bridge(draft: Draft, link: LinkState, bridges: Mapping[str, BridgeSpec]) -> bool:
-    """Whether a port sits in a bridge of ours that does not want it: then it may be moved."""
+def _plan_port_elsewhere(draft: Draft, port: _Port, bridges: Mapping[str, BridgeSpec]) -> None:
+    """A port that sits in another bridge: it is taken out where we put it, and stays where somebody else did."""
+    resource, link = port_resource(port.entry), port.link
     name = _name_of(draft, link.master)
     master = draft.observed.links.get(name)
     if master is None or not is_own_bridge(master):
-        return False
-    return name not in bridges or link.name not in bridges[name].ports
+        message = f"{link.name} is a port of {name}, which is not ours; take it out of there first"
+        draft.tell(resource, "Conflict", message)
+    elif (link.name, name) not in draft.observed.enslaved:
+        message = f"{link.name} is a port of {name}, where somebody else put it; take it out of there first"
+        draft.tell(resource, "Conflict", message)
+    elif name in bridges:
+        draft.tell_deviating(resource)  # that bridge lets go of it
+    else:
+        draft.propose(ReleasePort(resource, Reason.UNWANTED, name, link.name, link.ifindex, master.ifindex))
 
 
 def _name_of(draft: Draft, ifindex: int | None) -> str:
     return next((link.name for link in draft.observed.links.values() if link.ifindex == ifindex), f"link {ifindex}")
 
 
-def _plan_released_ports(draft: Draft, spec: BridgeSpec, bridge: LinkState) -> None:
+def _plan_released_ports(draft: Draft, spec: BridgeSpec, bridge: LinkState, ports: Ports) -> None:
+    wanted = ports.of(spec.name)
     for port, name in sorted(draft.observed.enslaved):
         link = draft.observed.links.get(port)
-        if name != spec.name or port in spec.ports or link is None or link.master != bridge.ifindex:
+        if name != spec.name or port in wanted or link is None or link.master != bridge.ifindex:
             continue
-        resource = port_resource(port)
+        resource = port_resource(_entry_of(draft, spec.name, link))
         draft.propose(ReleasePort(resource, Reason.UNWANTED, spec.name, port, link.ifindex, bridge.ifindex))
+
+
+def _entry_of(draft: Draft, bridge: str, link: LinkState) -> str:
+    """What the unit called a link that we put into this bridge; its name where nobody remembers."""
+    known = (entry for (entry, name), index in draft.observed.cards.items() if (name, index) == (bridge, link.ifindex))
+    return next(known, link.name)
 
 
 def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> None:

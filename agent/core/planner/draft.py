@@ -110,6 +110,18 @@ class Draft:
         """Whether a NIC's filters are still to come."""
         return (vm, nic) in self._gated
 
+    def close_port_gate(self, names: Iterable[str]) -> None:
+        """Note links whose filters are not in place yet: they wait before their bridge, as taps do."""
+        self._gated.update(("", name) for name in names)
+
+    def is_port_gated(self, name: str) -> bool:
+        """Whether the filters of a port are still to come."""
+        return ("", name) in self._gated
+
+    def is_planned(self, resource: str) -> bool:
+        """Whether something is to be done to a resource now."""
+        return resource in self._actions
+
     def wake_at(self, at_s: float | None) -> None:
         """Ask for a look at a time, in seconds of CLOCK_BOOTTIME."""
         if at_s is not None and (self._wake_at_s is None or at_s < self._wake_at_s):

@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from agent.core.desired import BridgeSpec, VmSpec
 from agent.core.marks import tap_resource
 from agent.core.planner.draft import Draft
+from agent.core.planner.ports import Ports, port_names
 from agent.core.reasons import Reason
 from agent.core.routing.filters import FILTERS, ChangeFilters, Filters, FilterState
-from agent.core.routing.filters_wanted import FilterWish, filter_wish
+from agent.core.routing.filters_wanted import FilterWish, filter_wish, guarded_ports
 
 
 def plan_filters(
-    draft: Draft, bridges: Mapping[str, BridgeSpec], specs: Mapping[str, VmSpec], *, complete: bool
+    draft: Draft, bridges: Mapping[str, BridgeSpec], specs: Mapping[str, VmSpec], ports: Ports, *, complete: bool
 ) -> None:
     """Plan both tables, and close the gate for the taps whose elements are not there yet.
 
     `specs` are the guests as they are to be started. Where filters are to be had at all, no tap comes into its bridge
-    before its elements are in the table. Where they are not (no nft, a kernel that refuses), guests start without, and
-    it is told.
+    before its elements are in the table, and no port by which no DHCP is to pass. Where
+    they are not (no nft, a kernel that refuses), guests start without, and it is told.
     """
     filters = draft.observed.filters
     enabled = {name: spec for name, spec in specs.items() if spec.enabled}
-    wish = filter_wish(bridges, enabled, draft.observed.vms, draft.observed.links)
+    wish = filter_wish(bridges, enabled, draft.observed.vms, draft.observed.links, tuple(port_names(bridges, ports)))
     for (vm, nic), one in wish.nics.items():
         if one.nameless:
             message = f"the firewall cannot name the tap {one.nic.tap}; give the NIC a tap = of letters and digits"
@@ -43,6 +44,7 @@ def plan_filters(
     if draft.propose(action) or busy:
         missing = wish.elements - filters.state.elements if filters.state.is_intact else wish.elements
         draft.close_gate({key for key, one in wish.nics.items() if not one.elements.isdisjoint(missing)})
+        draft.close_port_gate(guarded_ports(missing))
     else:
         _tell_unfiltered(draft, wish)
 
@@ -56,6 +58,7 @@ def _plan_unknown(draft: Draft, filters: Filters, wish: FilterWish) -> None:
     else:
         draft.wait_for_answer(FILTERS)
         draft.close_gate(wish.nics.keys())
+        draft.close_port_gate(guarded_ports(wish.elements))
 
 
 def _tell_unfiltered(draft: Draft, wish: FilterWish) -> None:

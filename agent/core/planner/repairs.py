@@ -10,6 +10,7 @@ from agent.core.desired import Desired
 from agent.core.marks import LIMITS
 from agent.core.observed import Observed
 from agent.core.planner.draft import Plan
+from agent.core.planner.ports import find_ports, port_names
 from agent.core.reasons import Reason
 from agent.core.routing.filters import FILTERS
 from agent.core.routing.filters_wanted import filter_wish
@@ -69,7 +70,7 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
         return _spec_of_routing(resource, desired, observed)
     kind, _, name = resource.partition("/")
     if kind == "bridge":
-        return desired.bridges.get(name)
+        return desired.bridges.get(name.partition("/")[0])  # of its routes, too
     if kind == "vm":
         vm, _, part = name.partition("/")
         spec = desired.vms.get(vm)
@@ -90,7 +91,8 @@ def _spec_of_routing(resource: str, desired: Desired, observed: Observed) -> obj
     if resource in {FIREWALL, FORWARDING}:
         return wish_of(desired.bridges, desired.vms)
     if resource == FILTERS:
-        return filter_wish(desired.bridges, desired.vms, observed.vms, observed.links).elements or None
+        ports = tuple(port_names(desired.bridges, find_ports(desired.bridges, observed)))
+        return filter_wish(desired.bridges, desired.vms, observed.vms, observed.links, ports).elements or None
     if resource == IPV6:
         modes = [(bridge.name, bridge.ipv6, bridge.uplink) for bridge in desired.bridges.values()]
         return modes, guests_by_proxy(desired.bridges, desired.vms)

@@ -52,8 +52,11 @@ def filter_wish(
     specs: Mapping[str, VmSpec],
     vms: Mapping[str, VmState],
     links: Mapping[str, LinkState],
+    ports: tuple[tuple[str, str], ...] | None = None,
 ) -> FilterWish:
     """What bridges and guests ask for: `specs` are those to be started, `vms` those that run, as they run.
+
+    `ports` are bridges with the names that their ports have (`planner.ports.port_names`), None for as units call them.
 
     A tap that is still in another bridge than it is to be in is filtered for both. The same object as the last time
     where nothing changed.
@@ -82,11 +85,18 @@ def filter_wish(
                 found.append(wish)
             else:
                 free.append((nic.bridge, nic.mac))
-    return _wish(tuple(bridges.values()), tuple(found), tuple(free) if found else ())
+    if ports is None:
+        ports = tuple((bridge.name, port) for bridge in bridges.values() for port in bridge.ports)
+    return _wish(tuple(bridges.values()), tuple(found), tuple(free) if found else (), ports)
 
 
 @lru_cache(4)
-def _wish(bridges: tuple[BridgeSpec, ...], nics: tuple[NicWish, ...], free: tuple[tuple[str, str], ...]) -> FilterWish:
+def _wish(
+    bridges: tuple[BridgeSpec, ...],
+    nics: tuple[NicWish, ...],
+    free: tuple[tuple[str, str], ...],
+    ports: tuple[tuple[str, str], ...],
+) -> FilterWish:
     """`free` are bridge and MAC of NICs that ask for nothing; their link-local addresses are nobody else's either."""
     elements = {element for nic in nics for element in (*nic.elements, *nic.leaving)}
     held = {wish.nic.bridge for wish in nics if Dropped.IPV6 in _guards(wish.nic, _NO_BRIDGE)}
@@ -97,8 +107,14 @@ def _wish(bridges: tuple[BridgeSpec, ...], nics: tuple[NicWish, ...], free: tupl
         if bridge.name in held:
             elements.update(_claims(GATEWAY), _claims(link_local(bridge.mac)))
         if bridge.dhcp is not None and not bridge.dhcp.ports:
-            elements.update(Element("ports", _quoted(port)) for port in bridge.ports if is_plain_name(port))
+            names = (port for name, port in ports if name == bridge.name)
+            elements.update(Element("ports", _quoted(port)) for port in names if is_plain_name(port))
     return FilterWish(frozenset(elements), {(wish.vm, wish.nic.id): wish for wish in nics})
+
+
+def guarded_ports(elements: Iterable[Element]) -> frozenset[str]:
+    """The ports by which no DHCP passes, among all elements."""
+    return frozenset(one.key.strip('"') for one in elements if one.set == "ports")
 
 
 def _bridge_of(ifindex: int, bridges: Mapping[str, BridgeSpec], links: Mapping[str, LinkState]) -> BridgeSpec | None:

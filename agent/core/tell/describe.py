@@ -40,6 +40,8 @@ from agent.core.reasons import Reason
 from agent.core.routing.filters import ChangeFilters
 from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
 from agent.core.routing.ipv6_actions import ChangeIpv6
+from agent.core.routing.routes import route_text
+from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.routing.ruleset import Element
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.text import counted
@@ -73,8 +75,8 @@ def describe(action: Action) -> str:
             return _describe_service(action)
         case ChangeFilters() | ChangeFirewall() | ChangeForwarding() | EndConnections():
             return _describe_routing(action)
-        case ChangeIpv6():
-            return _describe_ipv6(action)
+        case ChangeIpv6() | ChangeRoutes():
+            return _describe_ipv6(action) if isinstance(action, ChangeIpv6) else _describe_routes(action)
         case _:
             return _describe_vm(action)
 
@@ -167,6 +169,16 @@ def _describe_ipv6(action: ChangeIpv6) -> str:
         told += [f"{sign}{what} {place.address} dev {place.link}" for place in places]
     more = f" and {len(told) - ELEMENTS_TOLD} more" if len(told) > ELEMENTS_TOLD else ""
     return f"IPv6: {', '.join(told[:ELEMENTS_TOLD]) or 'nothing to give back'}{more}"
+
+
+def _describe_routes(action: ChangeRoutes) -> str:
+    told = [
+        f"{sign}{route_text(route.to, route.metric, route.via)}"
+        for routes, sign in ((action.add, "+"), (action.swap, "now "), (action.remove, "-"))
+        for route in routes
+    ]
+    more = f" and {len(told) - ELEMENTS_TOLD} more" if len(told) > ELEMENTS_TOLD else ""
+    return f"routes by {action.link}: {', '.join(told[:ELEMENTS_TOLD])}{more}"
 
 
 def _element(one: Element) -> str:

@@ -12,6 +12,7 @@ from agent.core.edits.pending import as_told
 from agent.core.limits import limit_values
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import LinkState, Observed
+from agent.core.planner.ports import find_ports
 from agent.core.services.dnsmasq import bridge_keys, service_name
 
 
@@ -89,13 +90,15 @@ def _seen(link: LinkState, spec: BridgeSpec | None, observed: Observed) -> Mappi
     wanted = frozenset(spec.addresses if spec is not None else ())
     ports = {one.name for one in observed.links.values() if one.master == link.ifindex}
     service = observed.services.get(service_name(link.name))
-    own = {port for port, bridge in observed.enslaved if bridge == link.name} | set(spec.ports if spec else ())
+    found = find_ports({spec.name: spec}, observed).links if spec is not None else {}
+    entries = {one.name: entry for (_, entry), one in found.items()}
+    own = {port for port, bridge in observed.enslaved if bridge == link.name} | set(entries)
     return {
         "addresses": " ".join(sorted(a.address for a in link.addresses if a.own or a.address in wanted)),
         "mac": link.mac,
         "mtu": str(link.mtu),
         "nat": _truth(observed.routing.translates(link.name)),
-        "ports": " ".join(sorted(ports & own)),
+        "ports": " ".join(sorted(entries.get(port, port) for port in ports & own)),
         "stp": _truth(link.stp),
         "up": _truth(link.up),
         **({"ipv6": mode} if (mode := _mode(link.name, spec, observed)) else {}),

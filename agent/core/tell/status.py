@@ -14,6 +14,7 @@ from agent.core.errors import UnitError
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Observed, ServiceState
 from agent.core.planner.draft import Plan
+from agent.core.planner.ports import find_ports
 from agent.core.routing.ipv6_wanted import uplinks6
 from agent.core.services.dnsmasq import is_served, pool_size, served_bridges, service_name
 from agent.core.services.leases import Lease
@@ -98,6 +99,8 @@ class Owners:
         self._names |= {bridge_resource(name) for name in bridges}
         self._services = {service_resource(service_name(name)): bridge_resource(name) for name in bridges}
         self._ports = {port: bridge_resource(bridge.name) for bridge in bridges.values() for port in bridge.ports}
+        found = find_ports({n: b for n, b in bridges.items() if b.ports}, observed)
+        self._ports |= {link.name: bridge_resource(bridge) for (bridge, _), link in found.links.items()}
 
     def of(self, resource: str) -> str:
         """The owner's resource name."""

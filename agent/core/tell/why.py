@@ -10,6 +10,7 @@ from agent.core.desired import VmSpec
 from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
 from agent.core.observed import Attempt, Intent, VmState
 from agent.core.planner.policy import next_start_s, streak, wants_to_run
+from agent.core.planner.ports import find_ports
 from agent.core.references import guests_of
 from agent.core.services.dnsmasq import bridge_keys, service_name
 from agent.core.tell.show import UnitText
@@ -74,7 +75,10 @@ class _Story:
         spec = self._desired.bridges.get(self._name)
         yield from self._units(spec.file if spec is not None else None)
         if spec is not None:
-            ports = f"ports {', '.join(spec.ports)}" if spec.ports else "no ports"
+            found = find_ports({spec.name: spec}, self._observed).links
+            links = {entry: link.name for (_, entry), link in found.items() if link.name != entry}
+            named = (f"{entry} ({links[entry]})" if entry in links else entry for entry in spec.ports)
+            ports = f"ports {', '.join(named)}" if spec.ports else "no ports"
             addresses = f"addresses {', '.join(spec.addresses)}" if spec.addresses else "no addresses"
             keys = "".join(f", {key} {value}" for key, value in bridge_keys(spec).items() if value)
             yield Statement("wanted", f"a bridge with {ports}, {addresses}, mtu {spec.mtu}{keys}")

@@ -6,8 +6,9 @@ it, `rates` are what others use. `routes6` are routes and proxy neighbours of IP
 
 from agent.host.netlink.cache import LinkCache
 from agent.host.netlink.links import Links
+from agent.host.netlink.main_table import MainTable
 from agent.host.netlink.messages import LinkStatistics
 from agent.host.netlink.rates import RatedLinks
 from agent.host.netlink.routes6 import Routes6
 
-__all__ = ["LinkCache", "LinkStatistics", "Links", "RatedLinks", "Routes6"]
+__all__ = ["LinkCache", "LinkStatistics", "Links", "MainTable", "RatedLinks", "Routes6"]

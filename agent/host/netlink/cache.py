@@ -10,6 +10,7 @@ from types import MappingProxyType
 from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
 from agent.host.netlink import messages as said
 from agent.host.netlink import traffic
+from agent.host.netlink.bus import place_of
 from agent.host.netlink.wire import Message
 
 
@@ -29,6 +30,7 @@ class LinkCache:
         self._roots: dict[int, QdiscState] = {}
         self._ingress_kinds: dict[int, str] = {}
         self._ingress: dict[int, IngressState] = {}
+        self._places: dict[tuple[int, str], str] = {}
         self._unread: set[int] = set()
         self._touched: set[int] = set()
         self._touched_addresses: set[int] = set()
@@ -170,6 +172,11 @@ class LinkCache:
         ifindex = link.ifindex
         known = self._addresses.get(ifindex)
         link = replace(link, addresses=tuple(known.values())) if known else link
+        if "/" in link.place:  # on a bus that is not PCI's: asked once, because a card never moves
+            key = (ifindex, link.place)
+            if key not in self._places:
+                self._places[key] = place_of(link.name, link.place)
+            link = replace(link, place=self._places[key])
         root, ingress = self._roots.get(ifindex), self._ingress.get(ifindex)
         if link.root is not root or link.ingress is not ingress:
             link = replace(link, root=root, ingress=ingress)
@@ -180,6 +187,7 @@ class LinkCache:
     def _forget(self, ifindex: int) -> None:
         for kept in (self._addresses, self._roots, self._ingress_kinds, self._ingress):
             kept.pop(ifindex, None)
+        self._places = {key: place for key, place in self._places.items() if key[0] != ifindex}
         if self._links.pop(ifindex, None) is not None:
             self._snapshot = None
 

@@ -48,6 +48,8 @@ RTEXT_FILTER_SKIP_STATS = 8
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PERM_ADDRESS = 52, 53, 54
+_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
 _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING, _IFLA_BR_MULTI_BOOLOPT = 5, 23, 46
@@ -115,7 +117,32 @@ def link_state(message: Message) -> LinkState | None:
         snooping=bool(_number(bridge.get(_IFLA_BR_MCAST_SNOOPING))),
         isolated=bool(_number(port.get(_IFLA_BRPORT_ISOLATED))),
         group_learning=_learns_from_groups(bridge),
+        altnames=_altnames(found.get(_IFLA_PROP_LIST, b"")),
+        permanent_mac=found.get(_IFLA_PERM_ADDRESS, b"").hex(":"),
+        place=_place(found),
     )
+
+
+def _altnames(properties: bytes) -> tuple[str, ...]:
+    """A link's other names: attributes of one number, as many as there are (net/core/rtnetlink.c: rtnl_prop_list)."""
+    names, start = [], 0
+    while start + 4 <= len(properties):
+        length, kind = struct.unpack_from("=HH", properties, start)
+        if length < 4:
+            break
+        if kind & 0x3FFF == _IFLA_ALT_IFNAME:
+            names.append(_text(properties[start + 4 : start + length]))
+        start += (length + 3) & ~3
+    return tuple(names)
+
+
+def _place(found: Mapping[int, bytes]) -> str:
+    """Where on the PCI bus the link's device is; of one on another bus, as virtio's own, its name there with the bus.
+
+    `bus.place_of` knows more of those.
+    """
+    name, bus = (_text(found.get(key, b"")) for key in (_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME))
+    return name if bus == "pci" else f"{bus}/{name}" if name else ""
 
 
 def _learns_from_groups(bridge: Mapping[int, bytes]) -> bool:
