@@ -17,11 +17,11 @@ from agent.core.desired import BridgeSpec
 from agent.core.errors import PermanentError, TransientError
 from agent.host import tap
 from agent.host.netlink import Links
-from agent.host.tap import TapSettings
+from agent.host.tap import TapSettings, ioctls
 from tests.netns import ip, ip_output, network_namespace
 
 UID = 1_900_000_001
-NEGOTIATED = TapSettings(12, tap.TUN_F_CSUM | tap.TUN_F_TSO4 | tap.TUN_F_TSO6)
+NEGOTIATED = TapSettings(12, ioctls.TUN_F_CSUM | ioctls.TUN_F_TSO4 | ioctls.TUN_F_TSO6)
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def there(name: str) -> bool:
 
 def set_settings(fd: int, settings: TapSettings) -> None:
     """What QEMU does when its guest has negotiated."""
-    fcntl.ioctl(fd, tap.TUNSETVNETHDRSZ, settings.header_bytes.to_bytes(4, "little"))
-    fcntl.ioctl(fd, tap.TUNSETOFFLOAD, settings.offload_flags)
+    fcntl.ioctl(fd, ioctls.TUNSETVNETHDRSZ, settings.header_bytes.to_bytes(4, "little"))
+    fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, settings.offload_flags)
 
 
 def test_a_tap_goes_with_its_descriptor_until_it_is_kept() -> None:
@@ -178,10 +178,10 @@ async def test_the_kernel_announces_changed_offloads(open_tap: Callable[[str], i
             links.catch_up()
             return links.events["newlink"] - before
 
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETOFFLOAD, 7)) == 1
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETOFFLOAD, 7)) == 0
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETVNETHDRSZ, (12).to_bytes(4, "little"))) == 0
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETOFFLOAD, 0)) == 1
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, 7)) == 1
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, 7)) == 0
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETVNETHDRSZ, (12).to_bytes(4, "little"))) == 0
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, 0)) == 1
 
 
 @pytest.fixture
