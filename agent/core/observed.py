@@ -27,6 +27,8 @@ class LinkState:
     to frames that come in, None for nothing. It is looked at for own taps only.
     `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED). `group_learning`: a bridge
     that learns who is where also from frames to 802.1's groups, which no filter sees; False before Linux 5.0.
+    `lower`: the ifindex of the link that this one is on, or for a veth its peer's (IFLA_LINK). `multi_queue`: a tap
+    that takes several descriptors, which it must have been made for.
     """
 
     ifindex: int
@@ -45,6 +47,8 @@ class LinkState:
     ingress: IngressState | None = None
     isolated: bool = False
     group_learning: bool = False
+    lower: int | None = None
+    multi_queue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,10 @@ class NicBackend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NicState:
-    """A NIC of a running guest; `link` is the name of the tap that its descriptor is attached to."""
+    """A NIC of a running guest; `link` is the name of the tap that its descriptors are attached to.
+
+    Of a dead one it is that of the new tap on which some of its queues are already, because a repair was interrupted.
+    """
 
     backend: NicBackend
     link: str | None = None
@@ -117,7 +124,7 @@ class VmState:
     None while that is not known, or cannot change. `media`: the block node in each CD-ROM drive, empty for none.
     `told_mtus`: what the guest was told of a NIC's MTU, by NIC, where that is another one by now.
     `reboot_ends`: whether a reboot of the guest ends this QEMU instead of being one; None while that is uncertain.
-    `rebooted`: its end was such a reboot.
+    `rebooted`: its end was such a reboot. `vhosts`: the NICs whose frames the kernel carries (vhost-net).
     """
 
     spec: VmSpec
@@ -144,6 +151,7 @@ class VmState:
     told_mtus: Mapping[str, int] = field(default_factory=dict)
     reboot_ends: bool | None = False
     rebooted: bool = False
+    vhosts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +282,8 @@ class HostState:
     `down`: an operator, or the shutdown of the host, wants no guest to run in this boot; `down_by_s`: from when on no
     guest gets any more time to shut itself down, None if each has its own.
     `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
-    not looked at. `absent` are programs of services that are not installed.
+    not looked at. `absent` are programs of services that are not installed. `vhost_problem`: what keeps guests from
+    vhost-net, empty for nothing.
     """
 
     boot_id: str = ""
@@ -287,6 +296,7 @@ class HostState:
     controllers: frozenset[str] | None = None
     down_by_s: float | None = None
     absent: frozenset[str] = frozenset()
+    vhost_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +307,7 @@ class Observed:
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
     the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` None: not looked at yet.
+    `opened` are the taps of which the agent has a descriptor: only who made a macvtap has the key to its device.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -320,3 +331,4 @@ class Observed:
     routing: Routing = field(default_factory=Routing)
     filters: Filters = field(default_factory=Filters)
     ipv6: Ipv6State | None = None
+    opened: frozenset[str] = frozenset()

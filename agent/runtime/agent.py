@@ -29,6 +29,7 @@ from agent.host.notify import Notifier
 from agent.host.processes import find_qemu
 from agent.host.service_files import ServiceFiles
 from agent.host.statedir import StateDirectory
+from agent.host.tap import vhost_problem
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
@@ -138,6 +139,7 @@ class Agent:
             services=starts.as_services,
             controllers=controllers_here(),
             absent=absent_programs(),
+            vhost_problem=vhost_problem(),
         )
         self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
@@ -153,7 +155,7 @@ class Agent:
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
         self._leases = Leases(state.path / "leases", self._doorbell.ring)
         self.measures = Measures(self._guests, links, self._leases.states)
-        link_executor = LinkExecutor(links, self._descriptors, self._keeper)
+        link_executor = LinkExecutor(links, self._descriptors, self._keeper, run_dir)
         executor = Executor(
             VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts),
             DeviceExecutor(self._guests, link_executor, self._descriptors),
@@ -299,6 +301,7 @@ class Agent:
                 qemu_problem=qemu.problem,
                 controllers=controllers_here(),
                 absent=absent_programs(),
+                vhost_problem=vhost_problem(),
             )
             self._leases.look()
             self._limits.look()
@@ -387,5 +390,6 @@ class Agent:
             leases=self._leases.states(),
             routing=self._routing.look(desired, vms, self._links.snapshot, uplinks),
             filters=self._filters.look(),
+            opened=self._descriptors.opened(),
             ipv6=ipv6,
         )

@@ -14,7 +14,7 @@ from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, find_process, find_process_with
-from agent.host.tap import fetch_descriptor, find_descriptor_number
+from agent.host.tap import fetch_descriptors, find_descriptor_numbers
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
 from agent.runtime.starts import Starts, unit_of
@@ -115,14 +115,14 @@ class Guests:
     def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
         """The service manager's copies first: fetching from QEMU needs ptrace rights, which a host may give nobody."""
         for nic in (*record.spec.nics, *record.leaving_nics):
-            if self._descriptors.take_back(record.spec.name, nic.id):
+            if self._descriptors.take_back(record.spec.name, nic):
                 continue
-            # Without a number it was plugged, or is not even that, when its agent died.
-            number = record.nic_fds.get(nic.id) or find_descriptor_number(process.pid, nic.tap)
-            if number is None:
+            # Without numbers it was plugged, or is not even that, when its agent died.
+            numbers = record.nic_fds.get(nic.id) or find_descriptor_numbers(process.pid, nic.tap)
+            if len(numbers) != nic.queues:
                 continue
             try:
-                self._descriptors.put(record.spec.name, nic.id, fetch_descriptor(process.pid, number))
+                self._descriptors.put(record.spec.name, nic, fetch_descriptors(process.pid, numbers))
             except ActionError as error:
                 log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic.id, why=str(error))
 

@@ -46,7 +46,8 @@ RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 RTEXT_FILTER_SKIP_STATS = 8
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_TUN_MULTI_QUEUE = 7
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
@@ -99,7 +100,8 @@ def link_state(message: Message) -> LinkState | None:
         return None
     info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
-    bridge = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind == "bridge" else {}
+    data = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind in {"bridge", "tun"} else {}
+    bridge, tun = (data, {}) if kind == "bridge" else ({}, data)
     port = attributes(info[_IFLA_INFO_SLAVE_DATA], 0) if _is_bridge_port(info) else {}
     return LinkState(
         ifindex=ifindex,
@@ -115,6 +117,8 @@ def link_state(message: Message) -> LinkState | None:
         snooping=bool(_number(bridge.get(_IFLA_BR_MCAST_SNOOPING))),
         isolated=bool(_number(port.get(_IFLA_BRPORT_ISOLATED))),
         group_learning=_learns_from_groups(bridge),
+        lower=_number(found.get(_IFLA_LINK)) or None,
+        multi_queue=bool(_number(tun.get(_IFLA_TUN_MULTI_QUEUE))),
     )
 
 
@@ -300,6 +304,32 @@ def new_ifb(name: str) -> Writable:
         ("IFLA_IFNAME", name),
         ("IFLA_GROUP", marks.GROUP),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ifb")]}),
+    ]
+    return cast("Writable", message)
+
+
+def new_macvtap(name: str, lower_ifindex: int, mac: str, queues: int) -> Writable:
+    """The body of the RTM_NEWLINK that makes a macvtap, recognisable as ours by its group from the first moment.
+
+    In mode "bridge": macvtaps on one link reach each other, and never the link itself (linux/if_link.h).
+    """
+    message = ifinfmsg()
+    message["attrs"] = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_LINK", lower_ifindex),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_GROUP", marks.GROUP),
+        ("IFLA_NUM_TX_QUEUES", queues),
+        ("IFLA_NUM_RX_QUEUES", queues),
+        (
+            "IFLA_LINKINFO",
+            {
+                "attrs": [
+                    ("IFLA_INFO_KIND", "macvtap"),
+                    ("IFLA_INFO_DATA", {"attrs": [("IFLA_MACVLAN_MODE", "bridge")]}),
+                ]
+            },
+        ),
     ]
     return cast("Writable", message)
 

@@ -4,18 +4,29 @@ Every function is an ioctl or two and never blocks for long. The sources are Doc
 linux/if_tun.h and linux/ethtool.h. Errors are TransientError where another try may help, else PermanentError.
 """
 
-from agent.host.tap.fetch import fetch_descriptor, find_descriptor_number
-from agent.host.tap.queues import attached_link, keep, open_tap, rearm
+from agent.host.tap.fetch import fetch_descriptor, fetch_descriptors, find_descriptor_numbers, find_same
+from agent.host.tap.macvtap import Births, open_macvtap
+from agent.host.tap.queues import Attachment, attached_link, attachment, close_all, keep, open_tap, rearm
 from agent.host.tap.settings import TapSettings, read_settings, settings_from_virtio
+from agent.host.tap.vhost import open_vhost, vhost_problem
 
 __all__ = [
+    "Attachment",
+    "Births",
     "TapSettings",
     "attached_link",
+    "attachment",
+    "close_all",
     "fetch_descriptor",
-    "find_descriptor_number",
+    "fetch_descriptors",
+    "find_descriptor_numbers",
+    "find_same",
     "keep",
+    "open_macvtap",
     "open_tap",
+    "open_vhost",
     "read_settings",
     "rearm",
     "settings_from_virtio",
+    "vhost_problem",
 ]

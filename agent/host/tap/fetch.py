@@ -7,13 +7,26 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from agent.core.errors import PermanentError
 from agent.host.tap.ioctls import translated
+from agent.host.tap.queues import close_all
 
 SYS_PIDFD_GETFD = 438
 """The same number on every architecture that has the call (asm-generic/unistd.h)."""
+
+
+def fetch_descriptors(pid: int, numbers: Sequence[int]) -> tuple[int, ...]:
+    """Copies of several descriptors of a process, all or none; errors as of `fetch_descriptor`."""
+    copies: list[int] = []
+    try:
+        copies.extend(fetch_descriptor(pid, number) for number in numbers)
+    except BaseException:
+        close_all(copies)
+        raise
+    return tuple(copies)
 
 
 def fetch_descriptor(pid: int, fd: int) -> int:
@@ -38,25 +51,53 @@ def fetch_descriptor(pid: int, fd: int) -> int:
         raise translated(e, f"fetch descriptor {fd} of process {pid}") from e
     finally:
         os.close(pidfd)
-    if not _is_tun(copy):
+    if not _is_tap(copy):
         os.close(copy)
         raise PermanentError(f"descriptor {fd} of process {pid} is not a tap's")
     return copy
 
 
-def find_descriptor_number(pid: int, name: str) -> int | None:
-    """The number under which a process has a tap of this name open, None if it has none or may not be looked at.
+def find_descriptor_numbers(pid: int, name: str) -> tuple[int, ...]:
+    """The numbers, lowest first, under which a process has a tap of this name open; none if it may not be looked at.
 
-    (/proc/PID/fdinfo/N names the tap: drivers/net/tun.c, tun_chr_show_fdinfo)
+    QEMU keeps the order in which it was given queues. (/proc/PID/fdinfo/N names the tap: drivers/net/tun.c,
+    tun_chr_show_fdinfo; that of a macvtap says nothing: `find_same`)
     """
+    return tuple(number for number, text in _fdinfo_of(pid) if f"iff:\t{name}\n" in text)
+
+
+def find_same(pid: int, fds: Sequence[int]) -> tuple[int, ...]:
+    """The numbers under which a process has the files of our descriptors open; none unless it has all of them.
+
+    Known by mount and inode (proc_pid_fdinfo(5): `mnt_id`, `ino`). Queues of one macvtap that were opened by one node
+    are told apart by nothing: QEMU was given them in this order.
+    """
+    open_there: dict[tuple[str, ...], list[int]] = {}
+    for number, text in _fdinfo_of(pid):
+        open_there.setdefault(_place_of(text), []).append(number)
+    found: list[int] = []
+    try:
+        for fd in fds:
+            found.append(open_there[_place_of(Path(f"/proc/self/fdinfo/{fd}").read_text())].pop(0))
+    except (OSError, KeyError, IndexError):
+        return ()
+    return tuple(found)
+
+
+def _place_of(text: str) -> tuple[str, ...]:
+    return tuple(line for line in text.splitlines() if line.startswith(("mnt_id:", "ino:")))
+
+
+def _fdinfo_of(pid: int) -> list[tuple[int, str]]:
+    """What the kernel says of each descriptor of a process, by number, lowest first."""
+    found: list[tuple[int, str]] = []
     try:
         for number in os.listdir(f"/proc/{pid}/fdinfo"):
             with contextlib.suppress(OSError):
-                if f"iff:\t{name}\n" in Path(f"/proc/{pid}/fdinfo/{number}").read_text():
-                    return int(number)
+                found.append((int(number), Path(f"/proc/{pid}/fdinfo/{number}").read_text()))
     except OSError:
-        return None
-    return None
+        return []
+    return sorted(found)
 
 
 def _pidfd_getfd(pidfd: int, fd: int) -> int:
@@ -69,7 +110,19 @@ def _pidfd_getfd(pidfd: int, fd: int) -> int:
     return copy
 
 
-def _is_tun(fd: int) -> bool:
-    """Whether a descriptor is one of /dev/net/tun, by its device number (misc major 10, minor 200)."""
+def _is_tap(fd: int) -> bool:
+    """Whether a descriptor is one of /dev/net/tun, by its device number (misc major 10, minor 200), or a macvtap's."""
     seen = os.fstat(fd)
-    return stat.S_ISCHR(seen.st_mode) and (os.major(seen.st_rdev), os.minor(seen.st_rdev)) == (10, 200)
+    if not stat.S_ISCHR(seen.st_mode):
+        return False
+    major = os.major(seen.st_rdev)
+    return (major, os.minor(seen.st_rdev)) == (10, 200) or major == macvtap_major()
+
+
+def macvtap_major() -> int | None:
+    """The kernel's number for macvtaps, given anew in each boot; None while it has none (proc_devices(5))."""
+    for line in Path("/proc/devices").read_text().splitlines():
+        number, _, name = line.strip().partition(" ")
+        if name == "macvtap":
+            return int(number)
+    return None
