@@ -59,7 +59,8 @@ class LaunchRecord:
     `instead_of`: the digest of the spec that QEMU refused, where it was launched as it last ran.
     `counted_from`: of disks whose latencies are not counted from the beginning, the time that all operations had taken
     by then, in nanoseconds by operation.
-    `vhosts`: the NICs that were plugged with vhost-net.
+    `vhosts`: the NICs that were plugged with vhost-net. `detached`: of NICs with several queues, the places of those
+    that their guest had switched off, which nobody can ask of a tap that is lost.
     """
 
     spec: VmSpec
@@ -82,6 +83,7 @@ class LaunchRecord:
     instead_of: str = ""
     counted_from: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     vhosts: tuple[str, ...] = ()
+    detached: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

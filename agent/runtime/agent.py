@@ -62,6 +62,7 @@ from agent.runtime.observe import (
 from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
 from agent.runtime.publisher import Published, publish, watch_lag
+from agent.runtime.queue_events import watch_queues
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services, absent_programs
@@ -215,6 +216,7 @@ class Agent:
                 self._limits.look()
                 self._descriptors.drop_rest()
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
+                group.create_task(watch_queues(self._guests.have_queues, self._doorbell.ring), name="queues")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
                 group.create_task(self._cap_serial_logs(), name="serial logs")

@@ -9,7 +9,7 @@ A NIC with several queues has a descriptor for each. All are had, or none: half 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.core.desired import NicSpec
@@ -141,6 +141,18 @@ class Descriptors:
             return NicState(NicBackend.DEAD, link)
         held.detached = frozenset(place for place, one in enumerate(found) if one is not None and one.detached)
         return NicState(NicBackend.ATTACHED, link)
+
+    def detached(self, vm: str) -> Mapping[str, tuple[int, ...]]:
+        """Of a guest's NICs with several queues, the places of those that are switched off, as of the last look."""
+        several = {key[1]: held for key, held in self._held.items() if key[0] == vm and len(held.fds) > 1}
+        return {nic: tuple(sorted(held.detached)) for nic, held in several.items()}
+
+    def recall_detached(self, vm: str, detached: Mapping[str, tuple[int, ...]]) -> None:
+        """Take what an earlier agent saw of a guest's queues, for a tap that is lost; of a living one the next look."""
+        for nic, places in detached.items():
+            held = self._held.get((vm, nic))
+            if held is not None:
+                held.detached = frozenset(places)
 
     def read_settings(self, stated: frozenset[str]) -> None:
         """Read anew what the taps of these names must have again after a loss; a dead one keeps its last ones."""

@@ -215,7 +215,8 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     changed = replace(link, **values)
     links = {name: one for name, one in observed.links.items() if name != action.link}
     vms = {name: _renamed_nics(state, action.link, changed.name) for name, state in observed.vms.items()}
-    return replace(observed, links={**links, changed.name: changed}, vms=vms)
+    opened = frozenset(changed.name if name == action.link else name for name in observed.opened)
+    return replace(observed, links={**links, changed.name: changed}, vms=vms, opened=opened)
 
 
 def _renamed_nics(state: VmState, old: str, new: str) -> VmState:

@@ -8,12 +8,15 @@ from agent.host.tap.fetch import fetch_descriptor, fetch_descriptors, find_descr
 from agent.host.tap.macvtap import Births, open_macvtap
 from agent.host.tap.queues import Attachment, attached_link, attachment, close_all, keep, open_tap, rearm
 from agent.host.tap.settings import TapSettings, read_settings, settings_from_virtio
+from agent.host.tap.uevents import LOST, Uevents
 from agent.host.tap.vhost import open_vhost, vhost_problem
 
 __all__ = [
+    "LOST",
     "Attachment",
     "Births",
     "TapSettings",
+    "Uevents",
     "attached_link",
     "attachment",
     "close_all",

@@ -75,13 +75,11 @@ def find_same(pid: int, fds: Sequence[int]) -> tuple[int, ...]:
     open_there: dict[tuple[str, ...], list[int]] = {}
     for number, text in _fdinfo_of(pid):
         open_there.setdefault(_place_of(text), []).append(number)
-    found: list[int] = []
     try:
-        for fd in fds:
-            found.append(open_there[_place_of(Path(f"/proc/self/fdinfo/{fd}").read_text())].pop(0))
+        places = [_place_of(Path(f"/proc/self/fdinfo/{fd}").read_text()) for fd in fds]
+        return tuple(open_there[place].pop(0) for place in places)
     except (OSError, KeyError, IndexError):
         return ()
-    return tuple(found)
 
 
 def _place_of(text: str) -> tuple[str, ...]:

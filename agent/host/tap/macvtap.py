@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
 import stat
 import struct
 from pathlib import Path
@@ -23,57 +22,33 @@ from typing import Self
 from agent.core.errors import PermanentError, TransientError
 from agent.host.tap.ioctls import IFF_MULTI_QUEUE, TAP_FLAGS, TUNSETIFF, translated
 from agent.host.tap.queues import attached_link, close_all
+from agent.host.tap.uevents import Uevents
 
 DEVICES = Path("/dev")
-_NETLINK_KOBJECT_UEVENT = 15
-_FROM_KERNEL = 1
-"""The multicast group of the kernel's own uevents; udev repeats them in another one."""
-
-_MESSAGE_BYTES = 8192
-_RECEIVE_BYTES = 4 << 20
 
 
 class Births:
     """Hears of devices that are made while it is entered: enter it before the macvtap is made."""
 
     def __enter__(self) -> Self:
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT
-            )
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_RCVBUFFORCE", 33), _RECEIVE_BYTES)
-            self._socket.bind((0, _FROM_KERNEL))
-        except OSError as e:
-            raise translated(e, "listen for the kernel's uevents") from e
+        self._uevents = Uevents()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._uevents.close()
 
     def device_of(self, ifindex: int) -> int:
         """The device number of the macvtap with this ifindex; TransientError `NoDescriptor` if it was not told."""
         found: int | None = None
         born = {"ACTION": "add", "SUBSYSTEM": "macvtap", "DEVNAME": f"tap{ifindex}"}
-        while (event := self._read()) is not None:
+        for event in self._uevents.read():
             if born.items() <= event.items():
                 found = os.makedev(int(event["MAJOR"]), int(event["MINOR"]))
         if found is None:
             raise TransientError(f"the kernel did not tell of the device of link {ifindex}", reason="NoDescriptor")
         return found
-
-    def _read(self) -> dict[str, str] | None:
-        """The next event's fields (Documentation/ABI, lib/kobject_uevent.c: KEY=value, each ended by a NUL)."""
-        try:
-            message = self._socket.recv(_MESSAGE_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:  # ENOBUFS: others' events were lost, and perhaps ours
-            return {}
-        fields = (part.partition("=") for part in message.decode(errors="replace").split("\0"))
-        return {key: value for key, separator, value in fields if separator}
 
 
 def open_macvtap(name: str, ifindex: int, device: int, queues: int, own_folder: Path) -> tuple[int, ...]:
