@@ -21,7 +21,7 @@ from agent.core.observed import LinkState
 from agent.host import tap
 from agent.host.netlink import Links
 from agent.host.tap import macvtap
-from tests.netns import ip, network_namespace
+from tests.netns import ip, ip_output, network_namespace
 
 MAC = "02:00:00:00:00:01"
 BROADCAST = bytes.fromhex("ffffffffffff")
@@ -49,6 +49,7 @@ async def test_frames_pass_between_its_descriptor_and_its_link(tmp_path: Path) -
     async with Links() as links:
         made, (fd,) = await make(links, tmp_path)
         assert is_own_macvtap(made)
+        assert "macvtap mode bridge" in ip_output("-d link show mt0")
         assert (made.kind, made.group, made.alias, made.lower) == ("macvtap", GROUP, "", links.snapshot["low"].ifindex)
         assert (links.snapshot["mt0"].mac, links.snapshot["mt0"].up) == (MAC, True)
         assert tap.attached_link(fd) == "mt0"

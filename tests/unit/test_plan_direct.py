@@ -16,7 +16,7 @@ from agent.core.planner.direct import WHY_REPLUGGED
 from agent.core.planning import plan
 from agent.core.reasons import Reason
 from agent.core.tell.vm_display import nic_attached
-from tests.unit.planning_world import ATTACHED, CARD, HOST, RUNNING, WEB, said, types
+from tests.unit.planning_world import ATTACHED, BRIDGE_LINK, CARD, DESIRED, HOST, RUNNING, WEB, said, types
 
 WAN = NicSpec("lan", "", "02:00:00:00:00:02", "web-lan", 0, direct="eth1")
 SPEC = replace(WEB, nics=(WAN,))
@@ -64,14 +64,23 @@ def test_it_is_made_then_the_guest_is_started() -> None:
         (TAP, False),
         (replace(TAP, alias="", group=GROUP), True),
         (replace(TAP, lower=99), True),
+        (replace(TAP, kind="tun", lower=None), True),
     ],
-    ids=["of an agent that is gone", "half made", "on another link"],
+    ids=["of an agent that is gone", "half made", "on another link", "of the bridge that it was on"],
 )
 def test_one_that_cannot_be_used_is_made_anew(link: LinkState, opened: bool) -> None:
     observed = seen(ETH1, link, state=None, opened=opened)
     delete = DeleteLink("tap/web/lan", Reason.SETTINGS, "web-lan", 12, link.alias)
     assert plan(DIRECT, observed, 0.0).actions == (delete,)
     assert plan(DIRECT, apply(observed, delete), 0.0).actions == (MADE,)
+
+
+def test_what_is_left_of_a_direct_nic_makes_room_for_its_tap() -> None:
+    observed = Observed(links={"br0": BRIDGE_LINK, "eth1": ETH1, "web-lan": TAP}, host=HOST)
+    delete = DeleteLink("tap/web/lan", Reason.SETTINGS, "web-lan", 12, TAP.alias)
+    assert plan(DESIRED, observed, 0.0).actions == (delete,)
+    (arm,) = plan(DESIRED, apply(observed, delete), 0.0).actions
+    assert isinstance(arm, ArmTap)
 
 
 def test_a_half_made_one_that_nobody_wants_is_removed() -> None:

@@ -67,7 +67,12 @@ def plan_macvtap_before_launch(draft: Draft, vm: str, uid: int, nic: NicSpec) ->
     if link is None:
         draft.propose(ArmTap(resource, Reason.MISSING, vm, uid, nic, None, running=False, lower_ifindex=lower.ifindex))
         return False
-    if link.lower != lower.ifindex or link.alias == "" or link.name not in draft.observed.opened:
+    if (
+        link.kind != "macvtap"
+        or link.lower != lower.ifindex
+        or link.alias == ""
+        or link.name not in draft.observed.opened
+    ):
         draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
         return False
     return maintain_macvtap(draft, vm, nic, link) and resource not in draft.observed.in_flight
@@ -109,7 +114,9 @@ def maintain_macvtap(draft: Draft, vm: str, nic: NicSpec, link: LinkState) -> bo
 
 
 def _is_own(link: LinkState, vm: str, nic: NicSpec) -> bool:
-    return is_own_macvtap(link) and link.alias in {"", tap_mark(vm, nic.id)}
+    """Also its tap, while it was on a bridge: it is made anew as a macvtap."""
+    mark = tap_mark(vm, nic.id)
+    return (is_own_macvtap(link) and link.alias in {"", mark}) or (link.kind == "tun" and link.alias == mark)
 
 
 def _mtu(draft: Draft, vm: str, nic: NicSpec) -> int:

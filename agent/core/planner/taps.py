@@ -168,11 +168,12 @@ def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
         action = ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, bridge, running=False)
         _propose_behind_gate(draft, spec.name, nic, action)
         return False
-    if not _is_own_tap(link, spec.name, nic):
+    is_former = link.kind == "macvtap" and link.alias == tap_mark(spec.name, nic.id)
+    if not (is_former or _is_own_tap(link, spec.name, nic)):
         draft.tell(resource, "Conflict", _conflict_message(draft, nic))
         return False
-    if link.multi_queue != (nic.queues > 1):
-        # The kernel attaches descriptors only to a tap that was made for as many: for one, or for several.
+    if is_former or link.multi_queue != (nic.queues > 1):
+        # It was direct until now; or the kernel attaches descriptors only to a tap that was made for as many.
         draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
         return False
     right, limited = _maintain_tap(draft, spec.name, nic, link), plan_rate(draft, spec.name, nic, link)

@@ -326,7 +326,7 @@ def new_macvtap(name: str, lower_ifindex: int, mac: str, queues: int) -> Writabl
             {
                 "attrs": [
                     ("IFLA_INFO_KIND", "macvtap"),
-                    ("IFLA_INFO_DATA", {"attrs": [("IFLA_MACVLAN_MODE", "bridge")]}),
+                    ("IFLA_INFO_DATA", {"attrs": [("IFLA_MACVTAP_MODE", "bridge")]}),
                 ]
             },
         ),
