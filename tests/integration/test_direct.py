@@ -73,6 +73,7 @@ def test_a_guest_on_a_link_of_the_host(agent: AgentProcess, peer: Box, boot_file
     # What the guest sends and receives is counted as for any other.
     sent = 'vmhost_nic_transmit_bytes_total{nic="lan",vm="web"}'
     received = 'vmhost_nic_receive_bytes_total{nic="lan",vm="web"}'
+    wait_for(lambda: f"{sent} " in agent.metrics() and f"{received} " in agent.metrics())
     before = agent.metric(sent), agent.metric(received)
     peer.ask("send_frames", [f"{nic['mac'].replace(':', '')}02000000000288b5{'00' * 1400}"] * 100)
     wait_for(lambda: agent.metric(received) - before[1] >= 140_000)
