@@ -52,6 +52,10 @@ media = "cdrom"
 path = "/srv/a.iso"
 bus = "virtio"
 read-only = true
+[vm.web.nic.wan]
+direct = "eth2"
+queues = "auto"
+vhost = "auto"
 [vm.web.nic.lan]
 bridge = "br-lan"
 mac = "DE:ad:be:ef:32:10"

@@ -78,7 +78,7 @@ class Launched:
 async def launched(
     launches: Launches,
     spec: VmSpec,
-    tap_fds: dict[str, int] | None = None,
+    tap_fds: dict[str, tuple[int, ...]] | None = None,
     extra: Sequence[str] = (),
     firmware: FirmwareSets | None = None,
 ) -> AsyncIterator[Launched]:

@@ -17,7 +17,7 @@ FINDINGS = frozenset(
 )
 """What the doctor finds outside of our state (`doctor_findings.KINDS`)."""
 
-NOTICES = frozenset({"Unsupported", "FellBack", "EditUnstartable"}) | FINDINGS
+NOTICES = frozenset({"Unsupported", "FellBack", "EditUnstartable", "HostApart"}) | FINDINGS
 """Types that tell what is worth knowing and stand in nothing's way."""
 
 

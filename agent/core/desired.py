@@ -13,6 +13,9 @@ from typing import NamedTuple
 MAX_DEVICES = 24
 """NICs and disks of one guest: each takes a root port of its own, and a PCIe root bus has 32 places."""
 
+MAX_QUEUES = 16
+"""Pairs of queues of one NIC: each costs three descriptors and two interrupts, and guests use one for each CPU."""
+
 
 class Restart(StrEnum):
     """What follows when a guest ends without its operator asking for it."""
@@ -100,6 +103,9 @@ class NicSpec:
     `link`: whether the guest sees its cable plugged in, "up" or "down".
     `anti_spoof`: it is held to its MAC and addresses; None: if it has any. `serves`: "dhcp", "ra", as others may not.
     `isolated`: it reaches no other isolated one on its bridge. `allow`, `deny`: what may be begun (`filter_entries`).
+    `queues`: how many pairs of queues it has, each with a descriptor of the tap. `vhost`: whether the kernel carries
+    its frames instead of QEMU, "true", "false", or "auto" for where guests have KVM and the host has vhost-net.
+    `direct`: the link of the host that it hangs on by a macvtap, instead of a bridge; both are never named.
     """
 
     id: str
@@ -118,6 +124,9 @@ class NicSpec:
     isolated: bool = False
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    queues: int = 1
+    vhost: str = "false"
+    direct: str = ""
 
     @property
     def held(self) -> bool:

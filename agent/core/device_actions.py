@@ -14,7 +14,8 @@ class ArmTap:
     """Make a NIC's tap and attach the NIC's descriptor to it.
 
     For a guest that is not running the descriptor is a new one; for a running one it is QEMU's own, re-armed, which
-    the guest does not notice. `bridge_ifindex` None leaves the tap without master.
+    the guest does not notice. `bridge_ifindex` None leaves the tap without master. `lower_ifindex`: of a NIC that is
+    direct, the link that its macvtap is to be on.
     """
 
     resource: str
@@ -25,11 +26,15 @@ class ArmTap:
     bridge_ifindex: int | None
     running: bool
     disruption: Disruption = Disruption.NONE
+    lower_ifindex: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReplugNic:
-    """Unplug a running guest's NIC and plug it again on a new tap: the last resort, which the guest notices."""
+    """Unplug a running guest's NIC and plug it again on a new tap: the last resort, which the guest notices.
+
+    `why` says what keeps its descriptors from being re-armed. `lower_ifindex` as for `ArmTap`.
+    """
 
     resource: str
     reason: Reason
@@ -38,6 +43,8 @@ class ReplugNic:
     nic: NicSpec
     bridge_ifindex: int | None
     disruption: Disruption = Disruption.LINK
+    lower_ifindex: int | None = None
+    why: str = "no descriptor of it can be had"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,13 @@ def is_own_ifb(link: LinkState) -> bool:
     return link.kind == "ifb" and (link.alias.startswith("vmhost:ifb/") or (link.alias == "" and link.group == GROUP))
 
 
+def is_own_macvtap(link: LinkState) -> bool:
+    """Whether a link is a macvtap of ours, also one whose making was interrupted before it had its alias."""
+    return link.kind == "macvtap" and (
+        link.alias.startswith("vmhost:tap/") or (link.alias == "" and link.group == GROUP)
+    )
+
+
 def guest_of(mark: str) -> str:
     """The guest that the mark of an own tap or ifb names; empty for an ifb that has none yet."""
     _, _, place = mark.partition("/")

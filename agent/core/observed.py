@@ -29,6 +29,8 @@ class LinkState:
     `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED). `group_learning`: a bridge
     that learns who is where also from frames to 802.1's groups, which no filter sees; False before Linux 5.0.
     `permanent_mac` is that of the hardware, `place` its address on the PCI bus (`0000:01:00.0`); empty if not known.
+    `lower`: the ifindex of the link that this one is on, or for a veth its peer's (IFLA_LINK). `multi_queue`: a tap
+    that takes several descriptors, which it must have been made for.
     """
 
     ifindex: int
@@ -50,6 +52,8 @@ class LinkState:
     altnames: tuple[str, ...] = ()
     permanent_mac: str = ""
     place: str = ""
+    lower: int | None = None
+    multi_queue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,10 @@ class NicBackend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NicState:
-    """A NIC of a running guest; `link` is the name of the tap that its descriptor is attached to."""
+    """A NIC of a running guest; `link` is the name of the tap that its descriptors are attached to.
+
+    Of a dead one it is that of the new tap on which some of its queues are already, because a repair was interrupted.
+    """
 
     backend: NicBackend
     link: str | None = None
@@ -122,7 +129,7 @@ class VmState:
     None while that is not known, or cannot change. `media`: the block node in each CD-ROM drive, empty for none.
     `told_mtus`: what the guest was told of a NIC's MTU, by NIC, where that is another one by now.
     `reboot_ends`: whether a reboot of the guest ends this QEMU instead of being one; None while that is uncertain.
-    `rebooted`: its end was such a reboot.
+    `rebooted`: its end was such a reboot. `vhosts`: the NICs whose frames the kernel carries (vhost-net).
     """
 
     spec: VmSpec
@@ -149,6 +156,7 @@ class VmState:
     told_mtus: Mapping[str, int] = field(default_factory=dict)
     reboot_ends: bool | None = False
     rebooted: bool = False
+    vhosts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +287,8 @@ class HostState:
     `down`: an operator, or the shutdown of the host, wants no guest to run in this boot; `down_by_s`: from when on no
     guest gets any more time to shut itself down, None if each has its own.
     `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
-    not looked at. `absent` are programs of services that are not installed.
+    not looked at. `absent` are programs of services that are not installed. `vhost_problem`: what keeps guests from
+    vhost-net, empty for nothing.
     """
 
     boot_id: str = ""
@@ -292,6 +301,7 @@ class HostState:
     controllers: frozenset[str] | None = None
     down_by_s: float | None = None
     absent: frozenset[str] = frozenset()
+    vhost_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +314,7 @@ class Observed:
     the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` and `routes` None: not looked at
     yet. `enslaved` are links that we put into bridges, each with its bridge, by the name that it has now; `cards` the
     number of the link that an entry of a bridge's `ports` put there, also of one that is gone.
+    `opened` are the taps of which the agent has a descriptor: only who made a macvtap has the key to its device.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -329,3 +340,4 @@ class Observed:
     filters: Filters = field(default_factory=Filters)
     ipv6: Ipv6State | None = None
     routes: RoutesState | None = None
+    opened: frozenset[str] = frozenset()

@@ -20,9 +20,10 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from agent.core.desired import DiskSpec, NicSpec, VmSpec
 from agent.core.errors import PermanentError, TransientError
@@ -35,9 +36,18 @@ MAX_PATH_BYTES = 107
 _KEPT = frozenset({RECORD, LOCK, LOG, f"{LOG}.1"})
 
 
+def _each_alone(value: object) -> object:
+    """Numbers as agents before 0.2 wrote them, which knew one queue a NIC and so no array."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: (one,) if isinstance(one, int) else one for key, one in value.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchRecord:
-    """A guest's launch. `nic_fds` are descriptor numbers inside QEMU, by NIC; `pid` is None until QEMU was spawned.
+    """A guest's launch. `nic_fds` are descriptor numbers inside QEMU, by NIC, one a queue.
+
+    `pid` is None until QEMU was spawned.
 
     `start_time` tells its process from a later one of the same pid; `exit_reason` is why it ended, once that is known.
     `stopping`: this launch is being ended by us, and what it does then is no end of its own. `unit`: the service that
@@ -49,6 +59,8 @@ class LaunchRecord:
     `instead_of`: the digest of the spec that QEMU refused, where it was launched as it last ran.
     `counted_from`: of disks whose latencies are not counted from the beginning, the time that all operations had taken
     by then, in nanoseconds by operation.
+    `vhosts`: the NICs that were plugged with vhost-net. `detached`: of NICs with several queues, the places of those
+    that their guest had switched off, which nobody can ask of a tap that is lost.
     """
 
     spec: VmSpec
@@ -56,7 +68,7 @@ class LaunchRecord:
     reset_generation: int = 0
     resume_generation: int = 0
     digest: str = ""
-    nic_fds: Mapping[str, int] = field(default_factory=dict)
+    nic_fds: Annotated[Mapping[str, tuple[int, ...]], BeforeValidator(_each_alone)] = field(default_factory=dict)
     pid: int | None = None
     start_time: int | None = None
     exit_reason: str | None = None
@@ -70,6 +82,8 @@ class LaunchRecord:
     rebooted: bool = False
     instead_of: str = ""
     counted_from: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    vhosts: tuple[str, ...] = ()
+    detached: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

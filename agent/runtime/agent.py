@@ -29,6 +29,7 @@ from agent.host.notify import Notifier
 from agent.host.processes import find_qemu
 from agent.host.service_files import ServiceFiles
 from agent.host.statedir import StateDirectory
+from agent.host.tap import vhost_problem
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
@@ -61,6 +62,7 @@ from agent.runtime.observe import (
 from agent.runtime.operator import Operator
 from agent.runtime.probes import Probes
 from agent.runtime.publisher import Published, publish, watch_lag
+from agent.runtime.queue_events import watch_queues
 from agent.runtime.reconcile import Reconciler
 from agent.runtime.routes import RouteLooks
 from agent.runtime.routing import RoutingLooks
@@ -139,6 +141,7 @@ class Agent:
             services=starts.as_services,
             controllers=controllers_here(),
             absent=absent_programs(),
+            vhost_problem=vhost_problem(),
         )
         self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
@@ -155,7 +158,7 @@ class Agent:
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
         self._leases = Leases(state.path / "leases", self._doorbell.ring)
         self.measures = Measures(self._guests, links, self._leases.states)
-        link_executor = LinkExecutor(links, self._descriptors, self._keeper)
+        link_executor = LinkExecutor(links, self._descriptors, self._keeper, run_dir)
         executor = Executor(
             VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts),
             DeviceExecutor(self._guests, link_executor, self._descriptors),
@@ -217,6 +220,7 @@ class Agent:
                 self._limits.look()
                 self._descriptors.drop_rest()
                 group.create_task(self._links.watch(self._doorbell.ring), name="netlink")
+                group.create_task(watch_queues(self._guests.have_queues, self._doorbell.ring), name="queues")
                 group.create_task(self._follow_units(), name="units")
                 group.create_task(self._look_regularly(), name="full look")
                 group.create_task(self._cap_serial_logs(), name="serial logs")
@@ -304,6 +308,7 @@ class Agent:
                 qemu_problem=qemu.problem,
                 controllers=controllers_here(),
                 absent=absent_programs(),
+                vhost_problem=vhost_problem(),
             )
             self._leases.look()
             self._limits.look()
@@ -394,6 +399,7 @@ class Agent:
             leases=self._leases.states(),
             routing=self._routing.look(desired, vms, self._links.snapshot, uplinks),
             filters=self._filters.look(),
+            opened=self._descriptors.opened(),
             ipv6=ipv6,
             routes=self._routes.look(desired, self._links.snapshot),
         )

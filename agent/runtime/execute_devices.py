@@ -7,6 +7,8 @@ gone already, is no error. What a guest is to be like was written down before (`
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from agent.core.desired import DiskSpec, NicSpec
@@ -34,8 +36,9 @@ from agent.core.qemu.argv import (
 )
 from agent.host.disks import grow_disk
 from agent.host.launches import LaunchRecord
+from agent.host.processes import kvm_usable
 from agent.host.qmp import CommandRefusedError
-from agent.host.tap import find_descriptor_number
+from agent.host.tap import find_descriptor_numbers, find_same
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.drives import add_nodes, clear_nodes, forgiving
 from agent.runtime.execute_links import LinkExecutor
@@ -44,6 +47,7 @@ from agent.runtime.guest import Guest
 from agent.runtime.guests import Guests
 from agent.runtime.latency import count_latencies
 from agent.runtime.negotiated import negotiated_settings
+from agent.runtime.vhost import open_for
 
 DETACH_WITHIN_S = 20.0
 """A guest with a driver lets go within 1.2 s; one that boots, or has none, is asked again later."""
@@ -96,14 +100,18 @@ class DeviceExecutor:
         guest, nic = self._guests.get(action.vm), action.nic
         # An interrupted try may have left its backend, which would keep the tap busy.
         await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
-        fd = self._descriptors.of_tap(action.vm, action.uid, nic)
-        await self._plug_nic(guest, nic, fd)
+        await self._plug_nic(guest, nic, self._descriptors.of_tap(action.vm, action.uid, nic))
 
-    async def _plug_nic(self, guest: Guest, nic: NicSpec, fd: int) -> None:
+    async def _plug_nic(self, guest: Guest, nic: NicSpec, fds: tuple[int, ...]) -> None:
         backend = netdev_id(nic.id)
         await self._guests.keep(guest.name, lambda record: without_tuned(record, link_key(nic.id)))
-        await guest.connection().send_descriptor(backend, fd)
-        await guest.execute("netdev_add", nic_netdev(nic, backend))
+        with ExitStack() as opened:
+            vhost_fds = open_for(guest.record.spec, nic, opened, kvm=kvm_usable())
+            # Before it is plugged, so that a tap that is lost from here on is healed as that of a NIC with vhost-net.
+            await self._guests.keep(guest.name, lambda record: _with_vhost(record, nic, used=bool(vhost_fds)))
+            names = await _send(guest, backend, fds)
+            vhost_names = await _send(guest, f"vhost-{nic.id}", vhost_fds)
+        await guest.execute("netdev_add", nic_netdev(nic, names, vhost_names))
         setting = nic_setting(nic)
         command, arguments = command_of(setting)
         try:
@@ -113,9 +121,11 @@ class DeviceExecutor:
         except CommandRefusedError:
             await forgiving(guest, "netdev_del", {"id": backend})
             raise
-        number = find_descriptor_number(guest.process.pid, nic.tap) if guest.process is not None else None
+        numbers = find_same(guest.process.pid, fds) if guest.process is not None and nic.direct else ()
+        if guest.process is not None and not nic.direct:
+            numbers = find_descriptor_numbers(guest.process.pid, nic.tap)
         told = dict([setting])
-        await self._guests.keep(guest.name, lambda record: with_tuned(_with_nic(record, nic, number), told))
+        await self._guests.keep(guest.name, lambda record: with_tuned(_with_nic(record, nic, numbers), told))
         await guest.look_at_devices()
 
     async def _unplug_nic(self, action: UnplugNic) -> None:
@@ -131,7 +141,8 @@ class DeviceExecutor:
 
     async def _replug_nic(self, action: ReplugNic) -> None:
         """Replace a NIC's lost tap: the guest notices, so it is only done where no descriptor of it can be had (Yama's
-        `ptrace_scope=3`, an agent without CAP_SYS_PTRACE). The NIC keeps its PCI address and its MAC.
+        `ptrace_scope=3`, an agent without CAP_SYS_PTRACE), or it is one that cannot be re-armed: of a macvtap, or one
+        that vhost-net holds. The NIC keeps its PCI address and its MAC.
 
         `PermanentError` on a machine that cannot unplug (microvm).
         """
@@ -139,9 +150,10 @@ class DeviceExecutor:
         await self._detach(guest, nic_id(nic.id), nic.id)
         await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         resource, reason, bridge = action.resource, action.reason, action.bridge_ifindex
-        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False)
+        lower = action.lower_ifindex
+        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False, lower_ifindex=lower)
         await self._links.arm(arm, lambda _: negotiated_settings(action.vm, nic, self._guests))
-        await self._plug_nic(guest, nic, self._links.descriptor(action.vm, nic.id))
+        await self._plug_nic(guest, nic, self._links.descriptors(action.vm, nic.id))
 
     async def _plug_disk(self, action: PlugDisk) -> None:
         """Plug a disk; its file is opened here, QEMU gets descriptors. What was refused leaves nothing in QEMU."""
@@ -204,9 +216,24 @@ class DeviceExecutor:
                 raise PermanentError(message, reason="ReplugRefused") from error
 
 
-def _with_nic(record: LaunchRecord, nic: NicSpec, number: int | None) -> LaunchRecord:
+async def _send(guest: Guest, name: str, fds: Sequence[int]) -> tuple[str, ...]:
+    """Hand descriptors to QEMU; the names under which it knows them (QMP `getfd`)."""
+    names = (name, *(f"{name}-{number}" for number in range(1, len(fds))))[: len(fds)]
+    for one, fd in zip(names, fds, strict=True):
+        await guest.connection().send_descriptor(one, fd)
+    return names
+
+
+def _with_vhost(record: LaunchRecord, nic: NicSpec, *, used: bool) -> LaunchRecord:
+    others = tuple(one for one in record.vhosts if one != nic.id)
+    return replace(record, vhosts=(*others, nic.id) if used else others)
+
+
+def _with_nic(record: LaunchRecord, nic: NicSpec, found: Sequence[int]) -> LaunchRecord:
     """A record with a NIC that was just plugged: the guest has been told of its MTU."""
-    numbers = record.nic_fds if number is None else {**record.nic_fds, nic.id: number}
+    numbers = {id_: fds for id_, fds in record.nic_fds.items() if id_ != nic.id}
+    if len(found) == nic.queues:
+        numbers[nic.id] = tuple(found)
     told = {id_: mtu for id_, mtu in record.told_mtus.items() if id_ != nic.id}
     return replace(record, nic_fds=numbers, told_mtus=told)
 
@@ -214,6 +241,7 @@ def _with_nic(record: LaunchRecord, nic: NicSpec, number: int | None) -> LaunchR
 def _without_nic(record: LaunchRecord, nic: NicSpec) -> LaunchRecord:
     numbers = {id_: number for id_, number in record.nic_fds.items() if id_ != nic.id}
     leaving = tuple(one for one in record.leaving_nics if one.id != nic.id)
+    record = _with_vhost(record, nic, used=False)
     return without_tuned(replace(record, leaving_nics=leaving, nic_fds=numbers), link_key(nic.id))
 
 

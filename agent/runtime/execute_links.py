@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 from agent.core.actions import (
     ChangeAddresses,
@@ -23,7 +24,7 @@ from agent.core.memory import Memory, with_port, without_port, without_ports_of
 from agent.core.routing.ipv6 import conf
 from agent.host.netlink import RatedLinks
 from agent.host.sysctls import change_sysctls
-from agent.host.tap import TapSettings, keep, open_tap, rearm
+from agent.host.tap import Births, TapSettings, keep, open_macvtap, open_tap, rearm
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.keeper import Keeper
 
@@ -34,8 +35,10 @@ LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddre
 class LinkExecutor:
     """Each method does one action and returns when the links' cache shows it, or raises an ActionError."""
 
-    def __init__(self, links: RatedLinks, descriptors: Descriptors, keeper: Keeper) -> None:
+    def __init__(self, links: RatedLinks, descriptors: Descriptors, keeper: Keeper, folder: Path) -> None:
+        """`folder` is one of the agent's own, for device nodes that are there for a moment."""
         self._links = links
+        self._folder = folder
         self._descriptors = descriptors
         self._keeper = keeper
 
@@ -67,26 +70,43 @@ class LinkExecutor:
         `ask_settings` asks the guest for what nobody could read, of a tap that was lost before this agent began.
         The tap persists only once it is marked: an agent that is killed in between leaves nothing that nobody owns.
         """
+        if action.nic.direct:
+            await self._make_macvtap(action)
+            return
         held = self._descriptors.find(action.vm, action.nic.id)
         if action.running:
             if held is None:
                 raise TransientError(f"no descriptor of {action.nic.tap} is at hand", reason="NoDescriptor")
-            fd = held.fd
+            fds = held.fds
             held.settings = held.settings or await ask_settings(action)
-            rearm(fd, action.nic.tap, action.uid, held.settings)
+            rearm(held.fds, action.nic.tap, action.uid, held.settings, held.detached)
         else:
-            fd = open_tap(action.nic.tap, action.uid)
-            self._descriptors.put(action.vm, action.nic.id, fd)
+            fds = open_tap(action.nic.tap, action.uid, action.nic.queues)
+            self._descriptors.put(action.vm, action.nic, fds)
         _bar_ipv6(action.nic.tap)
         await self.set_up_tap(action)
-        keep(fd)
+        keep(fds[0])
 
-    def descriptor(self, vm: str, nic: str) -> int:
-        """The descriptor of a NIC's tap that `arm` made."""
+    async def _make_macvtap(self, action: ArmTap) -> None:
+        """Make a direct NIC's macvtap and open it; it is marked only then, so that a half made one is known as such."""
+        nic = action.nic
+        if action.lower_ifindex is None:
+            raise TransientError(f"the link that {nic.tap} is to be on is not known", reason="LinkGone")
+        with Births() as births:
+            made = await self._links.create_macvtap(nic.tap, action.lower_ifindex, nic.mac, nic.queues)
+            device = births.device_of(made.ifindex)
+        fds = open_macvtap(nic.tap, made.ifindex, device, nic.queues, self._folder)
+        self._descriptors.put(action.vm, nic, fds)
+        _bar_ipv6(nic.tap)
+        change = LinkChange(up=True, alias=tap_mark(action.vm, nic.id))
+        await self._links.change(made.name, made.ifindex, made.alias, change)
+
+    def descriptors(self, vm: str, nic: str) -> tuple[int, ...]:
+        """The descriptors of a NIC's tap that `arm` made."""
         held = self._descriptors.find(vm, nic)
         if held is None:
             raise TransientError(f"no descriptor of {vm}'s {nic} is at hand", reason="NoDescriptor")
-        return held.fd
+        return held.fds
 
     async def set_up_tap(self, action: ArmTap) -> None:
         """Mark a fresh tap, enslave it and set it up, in one request; in two where it is isolated before it is up."""

@@ -54,6 +54,7 @@ from agent.runtime.keeper import Keeper
 from agent.runtime.latency import count_latencies
 from agent.runtime.starts import Start, Starts
 from agent.runtime.threads import run_to_end
+from agent.runtime.vhost import open_vhosts
 
 log = structlog.get_logger("vmhost.vms")
 
@@ -61,6 +62,14 @@ CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 """The unit of a process's start time (proc_pid_stat(5), field 22), which counts from the boot as our clock does."""
 
 FIRST_DISK_SET, CODE_SET, VARIABLES_SET, FIRST_LOG_SET = 1, 1001, 1002, 1101
+
+
+@dataclass(frozen=True, slots=True)
+class NicFiles:
+    """The descriptors of a guest's NICs, one a queue: of their taps, and of vhost-net where that carries them."""
+
+    tap_fds: Mapping[str, tuple[int, ...]]
+    vhost_fds: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,8 @@ class VmExecutor:
         # Not in the thread: a pass may look at the same descriptors at any moment.
         tap_fds = {nic.id: self._descriptors.of_tap(spec.name, spec.uid, nic) for nic in spec.nics}
         with ExitStack() as opened:
-            prepared = await run_to_end(self._prepare, action, tap_fds, opened)
+            vhost_fds = open_vhosts(spec, opened, kvm=kvm_usable())
+            prepared = await run_to_end(self._prepare, action, NicFiles(tap_fds, vhost_fds), opened)
             said_before = log_size(self._launches.log_path(spec.name))
             try:
                 guest = await self._spawn(prepared, qemu)
@@ -141,7 +151,7 @@ class VmExecutor:
         except OSError as error:
             log.warning("what a guest ran with is not kept", vm=guest.name, why=str(error))
 
-    def _prepare(self, action: LaunchVm, tap_fds: Mapping[str, int], opened: ExitStack) -> Prepared:
+    def _prepare(self, action: LaunchVm, nics: NicFiles, opened: ExitStack) -> Prepared:
         """Lock the guest, open its disks, and write down that it is being launched. Runs in a thread."""
         spec = action.spec
         lock = self._launches.lock(spec.name, spec.uid, serial_sockets(spec))
@@ -155,7 +165,8 @@ class VmExecutor:
         firmware = open_flash(spec, self._firmware, opened) if spec.firmware == "uefi" else None
         files = LaunchFiles(
             directory=directory,
-            tap_fds=tap_fds,
+            tap_fds=nics.tap_fds,
+            vhost_fds=nics.vhost_fds,
             disk_sets=disk_sets,
             kernel=prepare_boot_file(spec.kernel, directory, spec.uid) if spec.kernel else None,
             initrd=prepare_boot_file(spec.initrd, directory, spec.uid) if spec.initrd else None,
@@ -171,6 +182,7 @@ class VmExecutor:
             files.tap_fds,
             tuned=tuned_at_launch(spec),
             instead_of=action.instead_of,
+            vhosts=tuple(nics.vhost_fds),
         )
         self._launches.save(record)
         return Prepared(files, record, lock)

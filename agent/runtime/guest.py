@@ -132,6 +132,7 @@ class Guest:
             told_mtus=self.record.told_mtus,
             reboot_ends=self.record.reboot_ends if self.reboot_known else None,
             rebooted=self.record.rebooted or self._rebooted,
+            vhosts=frozenset(self.record.vhosts),
         )
 
     async def serve(self) -> None:

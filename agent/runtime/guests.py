@@ -14,7 +14,7 @@ from agent.core.errors import ActionError, TransientError
 from agent.core.observed import VmState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import Process, find_process, find_process_with
-from agent.host.tap import fetch_descriptor, find_descriptor_number
+from agent.host.tap import fetch_descriptors, find_descriptor_numbers
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.guest import Guest
 from agent.runtime.starts import Starts, unit_of
@@ -53,9 +53,30 @@ class Guests:
     def __iter__(self) -> Iterator[Guest]:
         return iter(tuple(self._guests.values()))
 
+    def have_queues(self) -> bool:
+        """Whether any has a NIC with several queues."""
+        return any(nic.queues > 1 for guest in self._guests.values() for nic in guest.record.spec.nics)
+
     def states(self) -> Mapping[str, VmState]:
         """What is known of each guest now."""
-        return {name: guest.state() for name, guest in self._guests.items()}
+        found = {name: guest.state() for name, guest in self._guests.items()}
+        for guest in self._guests.values():
+            self._note_queues(guest)
+        return found
+
+    def _note_queues(self, guest: Guest) -> None:
+        """Write down, beside whatever is done, which queues a guest has switched off: the next agent cannot ask."""
+        if not guest.alive or self._group is None or all(nic.queues == 1 for nic in guest.record.spec.nics):
+            return
+        detached = self._descriptors.detached(guest.name)
+        if guest.record.detached != detached and not guest.saving.locked():
+            self._group.create_task(self._keep_queues(guest.name, detached), name=f"queues of {guest.name}")
+
+    async def _keep_queues(self, name: str, detached: Mapping[str, tuple[int, ...]]) -> None:
+        try:
+            await self.keep(name, lambda record: replace(record, detached=detached))
+        except ActionError as error:
+            log.warning("which queues a guest uses is not kept", vm=name, why=str(error))
 
     def find(self, name: str) -> Guest | None:
         """The guest of a name, None if there is none."""
@@ -100,6 +121,7 @@ class Guests:
                     self._witness.killed(record.spec.name, status.violence)
                 continue
             self._fetch_descriptors(record, process)
+            self._descriptors.recall_detached(record.spec.name, record.detached)
             unit = record.unit or unit_of(process)
             guest = self.add(replace(record, pid=process.pid, start_time=process.start_time, unit=unit), process)
             guest.limits_awaited = bool(unit)
@@ -115,14 +137,14 @@ class Guests:
     def _fetch_descriptors(self, record: LaunchRecord, process: Process) -> None:
         """The service manager's copies first: fetching from QEMU needs ptrace rights, which a host may give nobody."""
         for nic in (*record.spec.nics, *record.leaving_nics):
-            if self._descriptors.take_back(record.spec.name, nic.id):
+            if self._descriptors.take_back(record.spec.name, nic):
                 continue
-            # Without a number it was plugged, or is not even that, when its agent died.
-            number = record.nic_fds.get(nic.id) or find_descriptor_number(process.pid, nic.tap)
-            if number is None:
+            # Without numbers it was plugged, or is not even that, when its agent died.
+            numbers = record.nic_fds.get(nic.id) or find_descriptor_numbers(process.pid, nic.tap)
+            if len(numbers) != nic.queues:
                 continue
             try:
-                self._descriptors.put(record.spec.name, nic.id, fetch_descriptor(process.pid, number))
+                self._descriptors.put(record.spec.name, nic, fetch_descriptors(process.pid, numbers))
             except ActionError as error:
                 log.warning("no descriptor of a NIC", vm=record.spec.name, nic=nic.id, why=str(error))
 

@@ -11,7 +11,7 @@ from agent.core.edits.digest import digest
 from agent.core.observed import LinkState
 from agent.host.launches import Launches, LaunchRecord
 from agent.host.processes import find_process_with, launched_as
-from agent.host.tap import find_descriptor_number
+from agent.host.tap import find_descriptor_numbers
 from agent.runtime.starts import unit_of
 
 
@@ -31,11 +31,11 @@ def rebuilt_record(
     uuid = found[1] if found else ""
     spec = unit or VmSpec(name, uuid, uid, nics=_nics_by_marks(name, links))
     spec = replace(spec, uuid=uuid or spec.uuid, uid=uid)
-    numbers = {nic.id: find_descriptor_number(process.pid, nic.tap) for nic in spec.nics}
+    numbers = {nic.id: find_descriptor_numbers(process.pid, nic.tap) for nic in spec.nics}
     return LaunchRecord(
         spec,
         digest=digest(spec),
-        nic_fds={nic: number for nic, number in numbers.items() if number is not None},
+        nic_fds={nic: found for nic, found in numbers.items() if found},
         pid=process.pid,
         start_time=process.start_time,
         unit=unit_of(process),

@@ -33,6 +33,12 @@ NIC_COUNTERS = (
 )
 """The guest's sense and the tap's: what the tap sends, its guest receives."""
 
+
+def mirrored(field: str) -> str:
+    """The counter of the other direction: a macvtap counts in the guest's sense (drivers/net/macvlan.c)."""
+    return f"{'rx' if field.startswith('tx') else 'tx'}{field[2:]}"
+
+
 NEVER = Histogram(LATENCY_BOUNDS_S, (0,) * (len(LATENCY_BOUNDS_S) + 1), 0.0)
 NO_DROPS = dict.fromkeys(DROP_REASONS, 0)
 
@@ -117,7 +123,7 @@ def nic_lines(lines: Lines, name: str, inputs: NicInputs) -> None:
         lines.add("nic_attached", nic.attached, nic.nic, name)
         if nic.traffic is not None:
             for metric, field in NIC_COUNTERS:
-                lines.add(metric, getattr(nic.traffic, field), nic.nic, name)
+                lines.add(metric, getattr(nic.traffic, mirrored(field) if nic.direct else field), nic.nic, name)
         dropped = {reason: count for (one, reason), count in inputs.dropped.items() if one == nic.nic}
         for reason, count in (NO_DROPS | dropped).items():
             lines.add("filtered_packets_total", count, nic.nic, reason, name)

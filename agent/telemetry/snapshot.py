@@ -64,7 +64,10 @@ class VmSample:
 
 @dataclass(frozen=True, slots=True)
 class NicSample:
-    """A guest's NIC; `attached` None where it could not be seen, `traffic` None where there is no tap to count on."""
+    """A guest's NIC; `attached` None where it could not be seen, `traffic` None where there is no tap to count on.
+
+    `direct`: that is a macvtap, which counts in its guest's sense.
+    """
 
     vm: str
     nic: str
@@ -72,6 +75,7 @@ class NicSample:
     up: bool
     attached: bool | None
     traffic: Traffic | None
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,7 @@ def _nic_samples(inputs: StatusInputs, readings: Readings) -> tuple[NicSample, .
             up=nic.tap in links and links[nic.tap].up,
             attached=nic_attached(vms.get(name), nic, links),
             traffic=readings.traffic.get(nic.tap),
+            direct=bool(nic.direct),
         )
         for name, spec in sorted(specs_of(inputs).items())
         for nic in spec.nics

@@ -32,7 +32,7 @@ class Claim(NamedTuple):
     `port` (what is published of the
     host's, as `core.routing.publications` writes it; two meet in any port of theirs).
     `key` None: the default, which depends on more than the file. `role` is what a link is to be (`bridge`, `port`,
-    `tap`), or `read-only` for a disk.
+    `tap`, `direct` for one that NICs share), or `read-only` for a disk.
     """
 
     kind: str
@@ -152,6 +152,10 @@ def _vm_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
         if _valid(values.parse_device_name, id_) is not None:
             yield from _optional("mac", values.parse_mac, nic, "mac", owner, f"nic/{id_}")
             yield from _optional("link", values.parse_link_name, nic, "tap", owner, f"nic/{id_}")
+            direct = _valid(values.parse_link_name, nic.get("direct"))
+            if direct is not None:
+                where = (*owner.where, "nic", id_, "direct")
+                yield Claim("link", direct, owner.resource, f"nic/{id_}", where, "direct")
 
 
 def _port_claims(owner: Claim, published: list[object]) -> Iterator[Claim]:

@@ -16,6 +16,9 @@ from agent.unitfile.parse import ParsedUnit
 from agent.unitfile.positions import position_of
 from agent.unitfile.values import quoted
 
+SHARED = frozenset({"read-only", "direct"})
+"""Roles in which several may have the same."""
+
 Identity = tuple[str, str | None, str, str, str]
 
 
@@ -92,7 +95,7 @@ def find_conflicts(sides: Iterable[Side], incumbents: Mapping[str, str]) -> Iter
         resources = {claim.resource for _, _, claim, _ in group}
         kind, key = group[0][2].kind, group[0][2].key
         alone = len(resources) == 1 and len({side.path for side, *_ in group}) == len(group)
-        if (alone and kind != "name") or all(claim.role == "read-only" for _, _, claim, _ in group):
+        if (alone and kind != "name") or all(claim.role in SHARED for _, _, claim, _ in group):
             continue
         incumbent = incumbents.get(key or "") if kind == "name" else None
         if incumbent not in {side.path for side, *_ in group}:
@@ -183,7 +186,7 @@ def _rival(group: list[_Held], place: int) -> _Held | None:
 
 
 def _rivals(one: _Held, other: _Held) -> bool:
-    if one.claim.role == other.claim.role == "read-only":
+    if one.claim.role == other.claim.role and one.claim.role in SHARED:
         return False
     if one.claim.kind == "port" and not _published(one.claim).meets(_published(other.claim)):
         return False
@@ -225,9 +228,17 @@ def _uuid_words(claim: Claim, rival: Claim) -> tuple[str, str]:
 
 
 def _link_words(claim: Claim, rival: Claim) -> tuple[str, str]:
-    whose = {"tap": "the tap of", "port": "a port of"}.get(rival.role, "the name of")
-    owner = _owner(rival) if rival.role == "tap" else f"[{rival.resource.replace('/', '.')}]"
-    return f"{claim.role} {quoted(claim.key or '')} is also {whose} {owner}", _default_hint(claim, "tap")
+    whose = {"tap": "the tap of", "port": "a port of", "direct": "the link that carries"}.get(rival.role, "the name of")
+    owner = _owner(rival) if rival.role in {"tap", "direct"} else f"[{rival.resource.replace('/', '.')}]"
+    return f"{claim.role} {quoted(claim.key or '')} is also {whose} {owner}", _link_hint(claim, rival)
+
+
+def _link_hint(claim: Claim, rival: Claim) -> str:
+    """The kernel gives what comes to a link to its bridge or to the macvtaps on it, never to both."""
+    if claim.role == "direct" and rival.role in {"port", "bridge"}:
+        name = rival.resource.partition("/")[2]
+        return f"bridge = {quoted(name)} puts the NIC there"
+    return _default_hint(claim, "tap")
 
 
 def _display_words(claim: Claim, rival: Claim) -> tuple[str, str]:

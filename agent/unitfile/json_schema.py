@@ -109,7 +109,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "to": "a socket for `vmhost console NAME --port ID`, or a log, both in the guest's run directory",
     },
     "NicTable": {
-        "bridge": "the bridge that it is plugged into",
+        "bridge": "the bridge that it is plugged into; a NIC has this or direct",
+        "direct": "a link of the host that it is put on by a macvtap, without any bridge. The guest and the host "
+        "cannot talk by it",
         "mac": "derived from the guest's uuid and the NIC's name unless given",
         "tap": "the host's end of it; a readable name is derived unless given",
         "model": "the card that the guest sees",
@@ -127,6 +129,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "allow": "what may be begun towards it (from, or neither word) and by it (to); with an entry of a direction "
         "all else of that direction is dropped. It names the guest's own ports",
         "deny": "what may not be begun, as allow; goes before allow",
+        "queues": "how many pairs of queues a virtio card has, so that several CPUs of the guest send and receive at "
+        "once; auto: one for each CPU that it may have",
+        "vhost": "the host's kernel carries its frames instead of QEMU (vhost-net); auto: where guests have KVM and "
+        "the host has /dev/vhost-net. A deleted tap of such a card is healed by a replug",
     },
 }
 """What each key is for, by table."""
@@ -166,7 +172,7 @@ def _tidied(value: MutableMapping[str, Any], text: str | None) -> dict[str, Any]
 
 
 def _as_written(default: object, plain: Mapping[str, Any]) -> object:
-    if plain["type"] == "string" and isinstance(default, int | float):
+    if plain.get("type") == "string" and isinstance(default, int | float):
         if default % 3600 == 0 and "h" in plain["pattern"]:
             return f"{default / 3600:.0f}h"
         return f"{default:.0f}{'s' if 's' in plain['pattern'] else 'M'}"

@@ -244,7 +244,8 @@ def _vms(
         uid, slots = assigner.uid(uuid), assigner.slots(uuid, devices_of(table))
         gone = {one for one in guests_of(table.after) if one not in tables or (name, one) in looping}
         waits = tuple(one for one in table.after if one.removeprefix(GUEST) not in gone)
-        mtus = {nic.bridge: bridges[nic.bridge].mtu for nic in table.nic.values() if nic.bridge in bridges}
+        used = {nic.bridge for nic in table.nic.values() if nic.bridge is not None}
+        mtus = {bridge: bridges[bridge].mtu for bridge in sorted(used) if bridge in bridges}
         depends = (uuid, uid, slots, mtus, waits)
         if name not in unit.memo.vms or unit.memo.vms[name][0] != depends:
             made = vm_spec(name, table, unit.path, uuid=uuid, uid=uid, slots=slots, mtus=mtus, after=waits)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
-from agent.unitfile import host_routes, order, served, values
+from agent.unitfile import host_routes, nics, order, served, values
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.filters import parse_entry
 from agent.unitfile.ipv6 import ipv6_mistakes
@@ -244,7 +244,10 @@ class DiskTable(Table):
 class NicTable(Table):
     """`[vm.NAME.nic.ID]`; rates in bits per second."""
 
-    bridge: LinkName
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["bridge"]}, {"required": ["direct"]}]})
+
+    bridge: LinkName | None = None
+    direct: LinkName | None = None
     mac: Mac | None = None
     tap: LinkName | None = None
     model: Literal["virtio", "e1000", "e1000e", "rtl8139"] = "virtio"
@@ -258,6 +261,8 @@ class NicTable(Table):
     isolated: bool = False
     allow: FilterEntries = ()
     deny: FilterEntries = ()
+    queues: nics.Queues = 1
+    vhost: nics.Vhost = False
 
 
 class SerialTable(Table):
@@ -355,6 +360,7 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     yield from _tasks_mistakes(table)
     yield from order_mistakes(table)
     yield from publish_mistakes(table)
+    yield from nics.nic_mistakes(table)
     if "kernel" not in table:
         for key in ("initrd", "append"):
             if key in table:

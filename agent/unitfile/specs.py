@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.core.desired import (
+    MAX_QUEUES,
     Apply,
     BridgeSpec,
     DhcpSpec,
@@ -145,16 +146,25 @@ def _disks(table: VmTable, slots: Mapping[str, int]) -> tuple[DiskSpec, ...]:
     )
 
 
+def _queues(table: VmTable) -> int:
+    """How many queues "auto" is: one for each CPU that the guest may have, so plugging one changes nothing here."""
+    return min(table.max_cpus or table.cpus, MAX_QUEUES)
+
+
+def _vhost(value: bool | str) -> str:
+    return value if isinstance(value, str) else "true" if value else "false"
+
+
 def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Mapping[str, int]) -> tuple[NicSpec, ...]:
     return tuple(
         NicSpec(
             id=name,
-            bridge=nic.bridge,
+            bridge=nic.bridge or "",
             mac=nic.mac or nic_mac(uuid, name),
             tap=nic.tap or derived_tap(vm, name),
             slot=slots[f"nic/{name}"],
             model=NIC_MODELS[nic.model],
-            mtu=nic.mtu or mtus.get(nic.bridge, DEFAULT_MTU),
+            mtu=nic.mtu or mtus.get(nic.bridge or "", DEFAULT_MTU),
             rate_in_bps=nic.rate_in,
             rate_out_bps=nic.rate_out,
             address=nic.address,
@@ -164,6 +174,9 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             isolated=nic.isolated,
             allow=nic.allow,
             deny=nic.deny,
+            queues=_queues(table) if nic.queues == "auto" else nic.queues,
+            vhost=_vhost(nic.vhost),
+            direct=nic.direct or "",
         )
         for name, nic in table.nic.items()
     )

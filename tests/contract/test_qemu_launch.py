@@ -31,7 +31,7 @@ def own_network() -> Iterator[None]:
 
 @pytest.fixture
 def tap_fd() -> Iterator[int]:
-    fd = open_tap("t0", UID)
+    (fd,) = open_tap("t0", UID)
     yield fd
     os.close(fd)
 
@@ -68,7 +68,7 @@ async def test_it_starts_with_everything_in_its_place(
     await create_disk(root)
     lan = NicSpec(id="lan", bridge="br", mac="02:00:00:00:00:01", tap="t0", slot=0, mtu=1400)
     spec = paused_vm(machine=machine, nics=(lan,), disks=(root,))
-    async with launched(launches, spec, {"lan": tap_fd}) as guest:
+    async with launched(launches, spec, {"lan": (tap_fd,)}) as guest:
         monitor = await guest.monitor()
         everywhere = {"pvpanic": (3, 0), "rng": (4, 0)}
         assert (await root_bus(monitor)).items() >= (expected | everywhere).items()
@@ -176,7 +176,7 @@ async def test_a_nic_is_plugged_again_with_the_same_devices(launches: Launches, 
     async with launched(launches, paused_vm()) as guest:
         monitor = await guest.monitor()
         await monitor.send_descriptor("tap-lan", tap_fd)
-        await monitor.execute("netdev_add", nic_netdev(lan, "tap-lan"))
+        await monitor.execute("netdev_add", nic_netdev(lan, ("tap-lan",)))
         await monitor.execute("device_add", nic_device("q35", lan))
         assert await bus_of(monitor, "nic-lan") == "slot-7"
 

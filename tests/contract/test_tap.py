@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +18,11 @@ from agent.core.desired import BridgeSpec
 from agent.core.errors import PermanentError, TransientError
 from agent.host import tap
 from agent.host.netlink import Links
-from agent.host.tap import TapSettings
+from agent.host.tap import Attachment, TapSettings, ioctls
 from tests.netns import ip, ip_output, network_namespace
 
 UID = 1_900_000_001
-NEGOTIATED = TapSettings(12, tap.TUN_F_CSUM | tap.TUN_F_TSO4 | tap.TUN_F_TSO6)
+NEGOTIATED = TapSettings(12, ioctls.TUN_F_CSUM | ioctls.TUN_F_TSO4 | ioctls.TUN_F_TSO6)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def open_tap() -> Iterator[Callable[[str], int]]:
     opened: list[int] = []
 
     def opening(name: str) -> int:
-        opened.append(tap.open_tap(name, UID))
+        opened.extend(tap.open_tap(name, UID))
         return opened[-1]
 
     yield opening
@@ -50,17 +51,17 @@ def there(name: str) -> bool:
 
 def set_settings(fd: int, settings: TapSettings) -> None:
     """What QEMU does when its guest has negotiated."""
-    fcntl.ioctl(fd, tap.TUNSETVNETHDRSZ, settings.header_bytes.to_bytes(4, "little"))
-    fcntl.ioctl(fd, tap.TUNSETOFFLOAD, settings.offload_flags)
+    fcntl.ioctl(fd, ioctls.TUNSETVNETHDRSZ, settings.header_bytes.to_bytes(4, "little"))
+    fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, settings.offload_flags)
 
 
 def test_a_tap_goes_with_its_descriptor_until_it_is_kept() -> None:
-    fd = tap.open_tap("t0", UID)
+    (fd,) = tap.open_tap("t0", UID)
     assert tap.attached_link(fd) == "t0"
     assert not os.get_inheritable(fd)
     os.close(fd)
     assert not there("t0")
-    fd = tap.open_tap("t0", UID)
+    (fd,) = tap.open_tap("t0", UID)
     tap.keep(fd)
     os.close(fd)
     assert there("t0")
@@ -70,7 +71,7 @@ def test_a_tap_goes_with_its_descriptor_until_it_is_kept() -> None:
 
 
 def test_a_kept_tap_is_attached_to_again(open_tap: Callable[[str], int]) -> None:
-    fd = tap.open_tap("t0", UID)
+    (fd,) = tap.open_tap("t0", UID)
     tap.keep(fd)
     os.close(fd)
     assert tap.attached_link(open_tap("t0")) == "t0"
@@ -105,7 +106,7 @@ def test_a_dead_descriptor_has_no_link_and_is_rearmed_with_its_settings(open_tap
     settings = tap.read_settings(fd, "t0")
     ip("link del t0")
     assert tap.attached_link(fd) is None
-    tap.rearm(fd, "t0", UID, settings)
+    tap.rearm([fd], "t0", UID, settings)
     assert tap.attached_link(fd) == "t0"
     assert tap.read_settings(fd, "t0") == NEGOTIATED
     assert f"user {UID}" in ip_output("-d link show t0")
@@ -115,7 +116,7 @@ def test_a_dead_descriptor_has_no_link_and_is_rearmed_with_its_settings(open_tap
 def test_a_living_descriptor_is_not_rearmed(open_tap: Callable[[str], int]) -> None:
     fd = open_tap("t0")
     with pytest.raises(PermanentError):
-        tap.rearm(fd, "t1", UID, TapSettings())
+        tap.rearm([fd], "t1", UID, TapSettings())
 
 
 async def test_frames_reach_the_reader_of_a_rearmed_tap_through_the_bridge(open_tap: Callable[[str], int]) -> None:
@@ -159,7 +160,7 @@ async def test_frames_reach_the_reader_of_a_rearmed_tap_through_the_bridge(open_
         before = await frame_with(b"before")
         await links.delete("t0", links.snapshot["t0"].ifindex, "vmhost:tap/a/b")
         assert tap.attached_link(fd) is None
-        tap.rearm(fd, "t0", UID, NEGOTIATED)
+        tap.rearm([fd], "t0", UID, NEGOTIATED)
         await heal()
         after = await frame_with(b"behind")
     # 12 bytes of virtio header, 14 of Ethernet, 20 of IP, 8 of UDP.
@@ -178,10 +179,10 @@ async def test_the_kernel_announces_changed_offloads(open_tap: Callable[[str], i
             links.catch_up()
             return links.events["newlink"] - before
 
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETOFFLOAD, 7)) == 1
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETOFFLOAD, 7)) == 0
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETVNETHDRSZ, (12).to_bytes(4, "little"))) == 0
-        assert events_of(lambda: fcntl.ioctl(fd, tap.TUNSETOFFLOAD, 0)) == 1
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, 7)) == 1
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, 7)) == 0
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETVNETHDRSZ, (12).to_bytes(4, "little"))) == 0
+        assert events_of(lambda: fcntl.ioctl(fd, ioctls.TUNSETOFFLOAD, 0)) == 1
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def holder() -> Iterator[subprocess.Popen[str]]:
     """A process that holds the tap `t0` as descriptor 3 and a file as descriptor 4; it prints when it is ready."""
     script = (
         "import os, sys\nfrom agent.host import tap\n"
-        f"os.dup2(tap.open_tap('t0', {UID}), 103)\nos.dup2(os.open('/dev/null', os.O_RDWR), 104)\n"
+        f"os.dup2(*tap.open_tap('t0', {UID}), 103)\nos.dup2(os.open('/dev/null', os.O_RDWR), 104)\n"
         "print('ready', flush=True)\nsys.stdin.read()"
     )
     with subprocess.Popen(
@@ -209,7 +210,7 @@ def test_a_descriptor_is_fetched_from_another_process_and_rearmed(holder: subpro
         assert tap.attached_link(fd) == "t0"
         assert not os.get_inheritable(fd)
         ip("link del t0")
-        tap.rearm(fd, "t0", UID, NEGOTIATED)
+        tap.rearm([fd], "t0", UID, NEGOTIATED)
         again = tap.fetch_descriptor(holder.pid, 103)
         assert tap.attached_link(again) == "t0"
         os.close(again)
@@ -254,3 +255,120 @@ def test_without_ptrace_rights_the_error_names_them() -> None:
 )
 def test_settings_follow_from_what_the_guest_negotiated(features: list[str], settings: TapSettings) -> None:
     assert tap.settings_from_virtio(features) == settings
+
+
+def queues_of(name: str) -> tuple[int, int]:
+    """How many queues of a tap are on, and off, as the kernel says."""
+    words = ip_output(f"-d link show {name}").split()
+    return int(words[words.index("numqueues") + 1]), int(words[words.index("numdisabled") + 1])
+
+
+def switch(fd: int, *, on: bool) -> None:
+    """What QEMU does when its guest uses more queues, or fewer."""
+    flag = 0x0200 if on else ioctls.IFF_DETACH_QUEUE
+    fcntl.ioctl(fd, ioctls.TUNSETQUEUE, struct.pack("=16xH22x", flag))
+
+
+@pytest.fixture
+def four() -> Iterator[tuple[int, ...]]:
+    """The descriptors of a tap `t0` with four queues."""
+    fds = tap.open_tap("t0", UID, 4)
+    yield fds
+    tap.close_all(fds)
+
+
+def test_a_tap_of_several_queues_is_re_armed_whole_with_those_off_that_were(four: tuple[int, ...]) -> None:
+    set_settings(four[0], NEGOTIATED)
+    switch(four[2], on=False)
+    switch(four[3], on=False)
+    assert [tap.attachment(fd) for fd in four] == [
+        Attachment("t0"),
+        Attachment("t0"),
+        Attachment("t0", detached=True),
+        Attachment("t0", detached=True),
+    ]
+    assert queues_of("t0") == (2, 2)
+    ip("link del t0")
+    assert [tap.attachment(fd) for fd in four] == [None] * 4
+    tap.rearm(four, "t0", UID, NEGOTIATED, {2, 3})
+    assert queues_of("t0") == (2, 2)
+    assert tap.read_settings(four[0], "t0") == NEGOTIATED
+    switch(four[2], on=True)  # as QEMU does, which fails where a queue is on already
+    switch(four[1], on=False)
+    assert queues_of("t0") == (2, 2)
+    assert f"user {UID}" in ip_output("-d link show t0")
+
+
+def test_a_re_arming_that_was_interrupted_is_finished(four: tuple[int, ...]) -> None:
+    ip("link del t0")
+    tap.rearm(four[:2], "t0", UID, NEGOTIATED, {1})
+    assert queues_of("t0") == (1, 1)
+    tap.rearm(four, "t0", UID, NEGOTIATED, {1, 3})
+    assert queues_of("t0") == (2, 2)
+
+
+def test_a_tap_takes_one_descriptor_or_several_as_it_was_made(four: tuple[int, ...]) -> None:
+    tap.keep(four[0])
+    with pytest.raises(PermanentError):
+        tap.open_tap("t0", UID)
+    more = tap.open_tap("t0", UID, 2)
+    assert queues_of("t0") == (6, 0)
+    tap.close_all(more)
+    (fd,) = tap.open_tap("t1", UID)
+    tap.keep(fd)
+    os.close(fd)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(PermanentError):
+        tap.open_tap("t1", UID, 2)
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+async def test_the_kernel_says_which_taps_take_several(four: tuple[int, ...], open_tap: Callable[[str], int]) -> None:
+    assert tap.attached_link(four[0]) == "t0"
+    open_tap("t1")
+    async with Links() as links:
+        assert {name: link.multi_queue for name, link in links.snapshot.items() if name != "lo"} == {
+            "t0": True,
+            "t1": False,
+        }
+
+
+def test_all_queues_are_found_in_another_process_in_their_order() -> None:
+    script = (
+        f"import sys\nfrom agent.host import tap\nprint(*tap.open_tap('t0', {UID}, 3), flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        numbers = tuple(map(int, process.stdout.readline().split()))
+        assert tap.find_descriptor_numbers(process.pid, "t0") == numbers
+        fds = tap.fetch_descriptors(process.pid, numbers)
+        assert [tap.attached_link(fd) for fd in fds] == ["t0"] * 3
+        open_before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(TransientError):
+            tap.fetch_descriptors(process.pid, (*numbers, 999))
+        assert len(os.listdir("/proc/self/fd")) == open_before
+        tap.close_all(fds)
+        process.kill()
+    assert tap.find_descriptor_numbers(process.pid, "t0") == ()
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("/dev/no-such-thing", "/dev/no-such-thing: No such file or directory; `modprobe vhost_net` brings it"),
+        ("/etc/passwd", "/etc/passwd is no character device"),
+        ("/dev/null", ""),
+    ],
+)
+def test_what_keeps_guests_from_vhost(device: str, why: str) -> None:
+    assert tap.vhost_problem(device) == why
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/vhost-net"), reason="no vhost-net in this kernel")
+def test_vhost_net_is_opened_once_a_queue() -> None:
+    fds = tap.open_vhost(3)
+    assert len(set(fds)) == 3
+    tap.close_all(fds)
+    assert tap.vhost_problem() == ""

@@ -107,9 +107,12 @@ def _inflict_on_link(observed: Observed, kind: str, link: LinkState) -> Observed
         freed = {n: replace(o, master=None) if o.master == link.ifindex else o for n, o in links.items()}
         return replace(observed, links=freed)
     if kind == "tap":
+        observed = replace(observed, opened=observed.opened - {link.name})
         return _with_backend(replace(observed, links=links), link.name, NicState(NicBackend.DEAD))
     name = f"x{link.ifindex}"
     seen = replace(observed, links={**links, name: replace(link, name=name)})
+    if link.name in observed.opened:
+        seen = replace(seen, opened=observed.opened - {link.name} | {name})
     return _with_backend(seen, link.name, NicState(NicBackend.ATTACHED, name))
 
 

@@ -24,14 +24,14 @@ from agent.core.routing.ipv6 import conf, proxy_delay
 from agent.core.routing.ruleset import Element
 from agent.core.services.dnsmasq import dnsmasq_services
 from tests.property.faults import faults, inflict
-from tests.property.worlds import GUESTS, PORTS, dices, hosts, settle, wishes
+from tests.property.worlds import CARD, GUESTS, PORTS, dices, hosts, settle, wishes
 
 MEMORIES = tuple(HostMemory(mib << 20) for mib in (0, 700, 1300, 64_000))
 """A guest of these may take some 600 MiB: room for none, for one, for two, for all."""
 
 
 def is_foreign(link: LinkState) -> bool:
-    return not link.alias.startswith("vmhost:") and link.name not in PORTS
+    return not link.alias.startswith("vmhost:") and link.name not in (*PORTS, CARD)
 
 
 def assert_as_wanted(desired: Desired, observed: Observed) -> None:
@@ -49,6 +49,13 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
         for nic in state.spec.nics:
             tap = observed.links[nic.tap]
             assert tap.alias == tap_mark(name, nic.id)
+            if nic.direct:
+                lower = observed.links[nic.direct]
+                assert (tap.kind, tap.lower, tap.mac, tap.up) == ("macvtap", lower.ifindex, nic.mac, True)
+                assert lower.up
+                assert tap.mtu == min(nic.mtu, lower.mtu)
+                continue
+            assert tap.multi_queue == (nic.queues > 1)
             assert tap.master == observed.links[nic.bridge].ifindex
             assert tap.isolated == nic.isolated
             assert_filtered(nic, desired, observed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from agent.core.routing.ipv6 import Ipv6State, conf, proxy_delay
 
 BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")
+CARD = "eth4"
+"""The link of direct NICs."""
+
 GUESTS = ("one", "two", "three")
 LIMITS = (Limits(), Limits(), Limits(cpu_weight=200), Limits(cpu_quota_us=500_000, io_weight=7, tasks=81))
 DHCPS = (None, DhcpSpec("10.0.0.100", "10.0.0.120", 3600), DhcpSpec("10.0.0.100", "10.0.0.150", 3600, ports=True))
@@ -74,9 +78,14 @@ def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
             isolated=draw(st.booleans()),
             allow=draw(st.sampled_from(ALLOWS)),
             deny=draw(st.sampled_from(ALLOWS)),
+            queues=draw(st.sampled_from((1, 1, 4))),
+            vhost=draw(st.sampled_from(("false", "auto", "true"))),
         )
         for i, bridge in enumerate(draw(st.lists(st.sampled_from(bridges), max_size=2)) if bridges else [])
     )
+    if draw(st.integers(0, 3)) == 0:
+        wan = NicSpec("wan", "", f"02:00:00:00:0{number}:20", f"{name}-wan", 3, direct=CARD)
+        nics += (replace(wan, queues=draw(st.sampled_from((1, 2))), vhost=draw(st.sampled_from(("false", "true")))),)
     disks = (DiskSpec("root", f"/srv/{name}.qcow2", "qcow2", 5, size_bytes=1 << 20),) if draw(st.booleans()) else ()
     return VmSpec(
         name,
@@ -108,6 +117,8 @@ def hosts(draw: st.DrawFn) -> Observed:
         addresses = (AddressState("192.0.2.7/24"),) if draw(st.integers(0, 4)) == 0 else ()
         links[port] = LinkState(index, port, None, draw(st.booleans()), addresses=addresses)
     links["wan"] = LinkState(9, "wan", None, True, addresses=(AddressState("fd00::1/64"),))
+    if draw(st.integers(0, 3)):
+        links[CARD] = LinkState(8, CARD, None, draw(st.booleans()), draw(st.sampled_from((1500, 1400))))
     names = (conf("wan", "forwarding"), conf("wan", "proxy_ndp"), conf("wan", "accept_ra"), proxy_delay("wan"))
     settings = {name: draw(st.sampled_from([0, 1, 80])) for name in names}
     foreign = draw(st.sets(st.sampled_from(["br-b", "two-n0", "docker0"]), max_size=2))
@@ -116,7 +127,9 @@ def hosts(draw: st.DrawFn) -> Observed:
     return Observed(
         links=links,
         disks={f"/srv/{name}.qcow2": DiskState(False, True, False) for name in GUESTS},
-        host=HostState(boot_id="boot", services=draw(st.booleans())),
+        host=HostState(
+            boot_id="boot", services=draw(st.booleans()), vhost_problem=draw(st.sampled_from(("", "no vhost")))
+        ),
         max_disruption=99,
         filters=Filters(FilterState()),
         ipv6=Ipv6State(uplink=draw(st.sampled_from(["wan", "wan", ""])), settings=settings),

@@ -18,7 +18,7 @@ from agent.unitfile.parse import parse_unit
 from agent.unitfile.specs import vm_spec
 from tests.unit.planning_world import WEB
 
-FILES = LaunchFiles("/r/we,b", {"lan": 7}, {id_: DiskSet(1, (8,)) for id_ in ("root", "boot", "cd", "drivers")})
+FILES = LaunchFiles("/r/we,b", {"lan": (7,)}, {id_: DiskSet(1, (8,)) for id_ in ("root", "boot", "cd", "drivers")})
 ROOT = DiskSpec("root", "/srv/web.raw", "raw", 3)
 CD = DiskSpec("cd", "/srv/a.iso", "raw", 1, read_only=True, media="cdrom", bus="sata")
 HATCH = replace(WEB, extra_args=("-device", "edu"))

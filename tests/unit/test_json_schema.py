@@ -154,7 +154,7 @@ def test_every_key_at_once_is_taken() -> None:
         ('[vm.web]\nuuid = "6b6c4b0e-1d2f-4c58-9d1b-2f6c5d0a7e1"', ".vm.web.uuid pattern"),
         ('[vm.web]\nrestart = "alwys"', ".vm.web.restart enum"),
         ('[vm.web]\nafter = ["web"]', ".vm.web.after[] pattern"),
-        ('[vm.web.nic.lan]\nmodel = "virtio"', ".vm.web.nic.lan required"),
+        ('[vm.web.nic.lan]\nmodel = "virtio"', ".vm.web.nic.lan anyOf"),
         ('[vm.web]\nvnc = "10.0.0.1:1"', ".vm.web.vnc pattern"),
         ("[vm.web]\nvnc = 1", ".vm.web.vnc type"),
         ('[vm.web.disk.cd]\nmedia = "dvd"', ".vm.web.disk.cd.media enum"),

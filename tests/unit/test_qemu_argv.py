@@ -18,6 +18,7 @@ from agent.core.qemu.argv import (
     nic_device,
     nic_netdev,
     qemu_argv,
+    wants_vhost,
 )
 from agent.core.qemu.platform import number_of_root_ports, root_port
 
@@ -26,7 +27,7 @@ LAN = NicSpec(id="lan", bridge="br-lan", mac="02:00:00:00:00:01", tap="web-lan",
 ROOT = DiskSpec(id="root", path="/srv/web.qcow2", format="qcow2", slot=1)
 SWAP = DiskSpec(id="swap", path="/srv/s.raw", format="raw", slot=9, cache="none", read_only=True, discard=False)
 WEB = VmSpec(name="web", uuid=UUID, uid=7, cpus=2, memory_mib=1024, accel="tcg", nics=(LAN,), disks=(ROOT, SWAP))
-FILES = LaunchFiles("/run/vmhost/vms/web", {"lan": 7}, {"root": DiskSet(0, (8, 9)), "swap": DiskSet(1, (10,), True)})
+FILES = LaunchFiles("/run/vmhost/vms/web", {"lan": (7,)}, {"root": DiskSet(0, (8, 9)), "swap": DiskSet(1, (10,), True)})
 
 
 def options(argv: tuple[str, ...], option: str) -> list[str]:
@@ -162,7 +163,7 @@ def test_only_virtio_takes_an_mtu() -> None:
 
 
 def test_hot_plugging_uses_the_same_devices_with_a_named_descriptor() -> None:
-    assert nic_netdev(LAN, "tap-lan-2") == {"type": "tap", "id": "tap-lan", "fd": "tap-lan-2"}
+    assert nic_netdev(LAN, ("tap-lan-2",)) == {"type": "tap", "id": "tap-lan", "fd": "tap-lan-2"}
 
 
 def test_what_the_operator_writes_cannot_become_an_option() -> None:
@@ -237,3 +238,39 @@ def test_golden_serial_ports() -> None:
         '-device {"driver": "isa-serial", "id": "serial-kernel", "chardev": "serial-kernel", "index": 1}'
     )
     assert {30, 31} <= set(files.fds)
+
+
+def test_golden_queues_and_vhost() -> None:
+    nics = (replace(LAN, queues=2), replace(LAN, id="wan", slot=2, queues=4, vhost="true", direct="eth1", bridge=""))
+    files = LaunchFiles("/r/web", {"lan": (7, 8), "wan": (9, 10, 11, 12)}, vhost_fds={"wan": (20, 21, 22, 23)})
+    argv = qemu_argv(replace(WEB, nics=nics, disks=()), "qemu", files, kvm=False)
+    assert " ".join(argv[argv.index("-netdev") :]) == (
+        '-netdev {"type": "tap", "id": "tap-lan", "fds": "7:8"} '
+        '-device {"driver": "virtio-net-pci", "id": "nic-lan", "netdev": "tap-lan", "mac": "02:00:00:00:00:01", '
+        '"romfile": "", "host_mtu": 1400, "mq": true, "vectors": 6, "bus": "slot-0", "addr": "0x0"} '
+        '-netdev {"type": "tap", "id": "tap-wan", "fds": "9:10:11:12", "vhost": true, "vhostfds": "20:21:22:23"} '
+        '-device {"driver": "virtio-net-pci", "id": "nic-wan", "netdev": "tap-wan", "mac": "02:00:00:00:00:01", '
+        '"romfile": "", "host_mtu": 1400, "mq": true, "vectors": 10, "bus": "slot-2", "addr": "0x0"}'
+    )
+    assert set(files.fds) == {7, 8, 9, 10, 11, 12, 20, 21, 22, 23}
+
+
+def test_one_queue_with_vhost_is_named_in_the_singular() -> None:
+    vhost = {"type": "tap", "id": "tap-lan", "fd": "7", "vhost": True, "vhostfd": "9"}
+    assert nic_netdev(LAN, ("7",), ("9",)) == vhost
+
+
+@pytest.mark.parametrize(
+    ("vhost", "accel", "kvm", "model", "wanted"),
+    [
+        ("false", "kvm", True, "virtio-net-pci", False),
+        ("true", "tcg", False, "virtio-net-pci", True),
+        ("auto", "tcg", True, "virtio-net-pci", False),
+        ("auto", "auto", True, "virtio-net-pci", True),
+        ("auto", "auto", False, "virtio-net-pci", False),
+        ("auto", "kvm", False, "virtio-net-pci", True),
+        ("auto", "kvm", True, "e1000", False),
+    ],
+)
+def test_who_is_to_have_vhost(vhost: str, accel: str, kvm: bool, model: str, wanted: bool) -> None:
+    assert wants_vhost(replace(WEB, accel=accel), replace(LAN, vhost=vhost, model=model), kvm=kvm) is wanted

@@ -237,7 +237,8 @@ DEVICES = {
     '[vm.web.nic."l n"]\nbridge = "b"': "1:13: error: the name of a NIC must be 1 to 15 lower-case letters, digits "
     'and -, beginning with a letter or digit, not "l n"',
     '[vm.web.disk.a]\nsize = "1G"': '1:14: error: a disk needs path (only a drive with media = "cdrom" may be empty)',
-    "[vm.web.nic.lan]": "1:13: error: [vm.web.nic.lan] needs bridge",
+    "[vm.web.nic.lan]": "1:13: error: a NIC needs bridge "
+    '(or direct = "LINK", which puts it on a link of the host itself)',
     '[vm.web.disk.a]\npath = "/a.vmdk"': '2:1: error: path "/a.vmdk" does not tell the format '
     '(add format = "raw" or "qcow2")',
     '[vm.web.disk.a]\npath = "/a.raw"\nsize = "0G"': '3:1: error: size must be "1K" to "8192T", not "0G"',

@@ -116,6 +116,9 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
     },
     "nic": {
         "bridge": _live("its tap is moved to the other bridge; the guest sees its cable stay plugged"),
+        "direct": _restart("at its next start, from or to a bridge as well"),
+        "queues": _restart(),
+        "vhost": _restart(),
         "mac": _restart(),
         "tap": _live("its tap is renamed"),
         "model": _restart(),

@@ -28,6 +28,10 @@ _LIVE_VM = tuple(
 )
 _LIVE_NIC = tuple(field.name for field in fields(NicSpec) if is_live("nic", field.name))
 _LIVE_DISK = tuple(field.name for field in fields(DiskSpec) if is_live("disk", field.name))
+_LIVE_ANYWHERE = ("tap", "mtu", "link")
+"""What of a NIC is live also while it waits to be put from a bridge onto a link, or back: its filters and limits belong
+to where it is."""
+
 _LIVE_MEDIUM = ("path", "format")
 """A medium's format follows from its path."""
 
@@ -99,6 +103,8 @@ def _are_one(one: NicSpec | DiskSpec, other: NicSpec | DiskSpec) -> bool:
 def _edited(state: VmState, device: Device, wanted: Device, live: Collection[str]) -> Device:
     """A device that stays, with what is live of its edits. A size is that of its file: of another one, it waits too."""
     names = (*live, *_LIVE_MEDIUM) if _takes_media(state, device, wanted) else live
+    if _has_new_place(device, wanted):
+        names = _LIVE_ANYWHERE
     if _has_new_file(device, wanted):
         names = [name for name in names if name != "size_bytes"]
     return replace(device, **{name: getattr(wanted, name) for name in names})
@@ -106,6 +112,10 @@ def _edited(state: VmState, device: Device, wanted: Device, live: Collection[str
 
 def _has_new_file(device: NicSpec | DiskSpec, wanted: NicSpec | DiskSpec) -> bool:
     return isinstance(device, DiskSpec) and isinstance(wanted, DiskSpec) and device.path != wanted.path
+
+
+def _has_new_place(device: NicSpec | DiskSpec, wanted: NicSpec | DiskSpec) -> bool:
+    return isinstance(device, NicSpec) and isinstance(wanted, NicSpec) and device.direct != wanted.direct
 
 
 def _takes_media(state: VmState, device: NicSpec | DiskSpec, wanted: NicSpec | DiskSpec) -> bool:

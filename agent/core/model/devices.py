@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import PlugDisk, PlugNic, TakeOver, UnplugDisk, UnplugNic
 from agent.core.edits.pending import told_mtus
 from agent.core.edits.tuning import disk_setting, link_key, medium_key, nic_setting, throttle_key, tuned_at_launch
 from agent.core.marks import tap_mark
 from agent.core.observed import NicBackend, NicState, Observed, VmState
 from agent.core.preconditions import require
-from agent.core.qemu.argv import devices_at_launch, disk_node, drive_node, nic_id
+from agent.core.qemu.argv import devices_at_launch, disk_node, drive_node, nic_id, wants_vhost
 from agent.core.qemu.platform import root_port_id
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 
@@ -22,6 +23,12 @@ def with_devices_at_launch(state: VmState) -> VmState:
     media = {disk.id: drive_node(disk) for disk in spec.disks if disk.media == "cdrom"}
     cpus = spec.cpus if spec.max_cpus is not None else None
     return replace(state, devices=devices_at_launch(spec), tuned=tuned_at_launch(spec), media=media, cpus=cpus)
+
+
+def uses_vhost(observed: Observed, spec: VmSpec, nic: NicSpec) -> bool:
+    """Whether a NIC that is plugged now gets vhost-net."""
+    kvm = observed.host.memory is not None and observed.host.memory.kvm
+    return not observed.host.vhost_problem and wants_vhost(spec, nic, kvm=kvm)
 
 
 def with_devices(observed: Observed, action: TakeOver | PlugNic | UnplugNic | PlugDisk | UnplugDisk) -> VmState:
@@ -39,12 +46,16 @@ def with_devices(observed: Observed, action: TakeOver | PlugNic | UnplugNic | Pl
             link = observed.links.get(nic.tap)
             require(link is not None and link.alias == tap_mark(action.vm, nic.id) and link.up, f"{nic.tap} is ready")
             require(_has_place(state, nic.slot) and nic_id(nic.id) not in devices, f"{nic.id} can be plugged")
+            require(not nic.direct or nic.tap in observed.opened, f"{nic.tap} is open")
+            own = frozenset({nic.id}) if uses_vhost(observed, state.spec, nic) else frozenset()
+            state = replace(state, vhosts=(state.vhosts - {nic.id}) | own)
             attached = {**state.nics, nic.id: NicState(NicBackend.ATTACHED, nic.tap)}
             state = replace(state, nics=attached, devices=devices | {nic_id(nic.id)})
             state = replace(state, tuned={**state.tuned, **dict([nic_setting(nic)])})
         case UnplugNic(nic=nic):
             require(nic in state.leaving_nics, "only a NIC that is leaving is unplugged")
             others = {i: n for i, n in state.nics.items() if i != nic.id}
+            state = replace(state, vhosts=state.vhosts - {nic.id})
             rest = tuple(one for one in state.leaving_nics if one != nic)
             state = replace(state, nics=others, leaving_nics=rest, devices=devices - {nic_id(nic.id)})
             state = replace(state, tuned=_without(state.tuned, link_key(nic.id)))

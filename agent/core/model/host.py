@@ -21,6 +21,7 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    LinkChange,
     PauseVm,
     ReleasePort,
     ReleaseVm,
@@ -43,13 +44,24 @@ from agent.core.device_actions import (
 )
 from agent.core.edits.tuning import untold
 from agent.core.guest_unit import unit_name
-from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
-from agent.core.model.devices import with_devices, with_devices_at_launch, with_tuning
+from agent.core.marks import (
+    GROUP,
+    bridge_mark,
+    derived_ifb,
+    ifb_mark,
+    is_own_bridge,
+    is_own_ifb,
+    is_own_macvtap,
+    port_resource,
+    tap_mark,
+)
+from agent.core.model.devices import uses_vhost, with_devices, with_devices_at_launch, with_tuning
 from agent.core.model.filters import require_filters, with_filters
 from agent.core.model.firewall import with_routing
 from agent.core.model.ipv6 import with_ipv6, without_places
 from agent.core.model.routes import with_routes, without_routes
 from agent.core.model.services import with_services
+from agent.core.model.taps import with_tap
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -93,7 +105,7 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
         ):
             return _apply_to_links(observed, action)
         case ArmTap() | ReplugNic():
-            return _apply_to_tap(observed, action)
+            return with_tap(observed, action)
         case CreateDisk() | GrowDisk():
             return _apply_to_disk(observed, action)
         case TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
@@ -145,7 +157,7 @@ def _next_ifindex(observed: Observed) -> int:
 
 
 def _is_own(link: LinkState) -> bool:
-    return link.alias.startswith("vmhost:") or is_own_bridge(link) or is_own_ifb(link)
+    return link.alias.startswith("vmhost:") or is_own_bridge(link) or is_own_ifb(link) or is_own_macvtap(link)
 
 
 def _apply_to_links(
@@ -201,7 +213,9 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     link = _link(observed, action.link, action.ifindex)
     change = action.change
     ours = _is_own(link) or link.name in {port for port, _ in observed.enslaved} or change.alias is not None
-    _require(ours or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
+    # As a port, a link that a unit names for its NICs is set up, and no more.
+    is_set_up = change == LinkChange(up=True) and action.resource == port_resource(link.name)
+    _require(ours or is_set_up or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
     values = {
         name: value
         for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping", "isolated", "group_learning")
@@ -215,7 +229,8 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     changed = replace(link, **values)
     links = {name: one for name, one in observed.links.items() if name != action.link}
     vms = {name: _renamed_nics(state, action.link, changed.name) for name, state in observed.vms.items()}
-    return replace(observed, links={**links, changed.name: changed}, vms=vms)
+    opened = frozenset(changed.name if name == action.link else name for name in observed.opened)
+    return replace(observed, links={**links, changed.name: changed}, vms=vms, opened=opened)
 
 
 def _renamed_nics(state: VmState, old: str, new: str) -> VmState:
@@ -244,6 +259,7 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     return replace(
         seen,
         links=freed,
+        opened=observed.opened - {action.link},
         enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link),
         cards={place: index for place, index in observed.cards.items() if place[1] != action.link},
     )
@@ -280,23 +296,6 @@ def _change_rate_out(observed: Observed, action: ChangeRate, tap: LinkState) -> 
     root, mark = _bucket(action.rate_out_bps, action.mtu), ifb_mark(action.vm, action.nic)
     made = LinkState(ifindex, name, "ifb", True, alias=mark, group=GROUP, root=root)
     return _with_link(_with_link(observed, made), replace(tap, ingress=replace(ingress, redirect=ifindex)))
-
-
-def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
-    present = observed.links.get(action.nic.tap)
-    mark = tap_mark(action.vm, action.nic.id)
-    _require(present is None or present.alias == mark, f"{action.nic.tap} is free or ours")
-    index = present.ifindex if present else _next_ifindex(observed)
-    require_filters(observed, action.vm, action.nic)
-    link = LinkState(index, action.nic.tap, "tun", True, action.nic.mtu, action.nic.mac, action.bridge_ifindex, mark)
-    link = replace(link, isolated=action.nic.isolated and action.bridge_ifindex is not None)
-    seen = _with_link(observed, link)
-    if isinstance(action, ArmTap) and not action.running:
-        return seen
-    state = observed.vms[action.vm]
-    _require(state.alive, "only a running guest's descriptor is re-armed")
-    nics = {**state.nics, action.nic.id: NicState(NicBackend.ATTACHED, action.nic.tap)}
-    return replace(seen, vms={**observed.vms, action.vm: replace(state, nics=nics)})
 
 
 def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
@@ -411,12 +410,16 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
     for nic in spec.nics:
         link = observed.links.get(nic.tap)
         _require(link is not None and link.alias == tap_mark(spec.name, nic.id) and link.up, f"{nic.tap} is ready")
+        _require(not nic.direct or nic.tap in observed.opened, f"{nic.tap} is open")
+        fits = link is not None and link.multi_queue == (nic.queues > 1)
+        _require(bool(nic.direct) or fits, f"{nic.tap} takes {nic.queues} descriptors")
     _require(all(observed.disks[disk.path].exists for disk in spec.disks if disk.path), "all disks are there")
     nics: Mapping[str, NicState] = {nic.id: NicState(NicBackend.ATTACHED, nic.tap) for nic in spec.nics}
     shortage = Room({}, replace(observed, in_flight={}, short=frozenset())).shortage(spec)
     _require(shortage is None, f"the host can hold {spec.name}: {shortage}")
     pid = 1000 + len(observed.vms)
     state = VmState(spec, True, pid, action.generation, action.reset_generation, "prelaunch", nics=nics)
+    state = replace(state, vhosts=frozenset(nic.id for nic in spec.nics if uses_vhost(observed, spec, nic)))
     state = replace(state, resume_generation=action.resume_generation)
     if observed.host.services:
         state = replace(state, unit=unit_name(spec.name), limits=spec.limits)

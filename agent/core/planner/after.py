@@ -84,7 +84,7 @@ def _places(draft: Draft, spec: VmSpec) -> Iterator[tuple[str, str]]:
 
 def _bridges(draft: Draft, spec: VmSpec) -> Iterator[tuple[str, str]]:
     links = draft.observed.links
-    for name in sorted({nic.bridge for nic in spec.nics}):
+    for name in sorted({nic.bridge for nic in spec.nics if not nic.direct}):
         link = links.get(name)
         if link is None or not is_own_bridge(link) or not link.up:
             yield "Waiting", f"waits for bridge {name}"

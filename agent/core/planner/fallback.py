@@ -56,6 +56,8 @@ def _as_it_ran(former: VmSpec, wanted: VmSpec) -> VmSpec:
 
 
 def _plugged_as(nic: NicSpec, wanted: NicSpec) -> NicSpec:
+    if nic.direct != wanted.direct:
+        return nic  # what belongs to a bridge goes with it
     plugged = replace(nic, bridge=wanted.bridge, tap=wanted.tap)
     return replace(plugged, rate_in_bps=wanted.rate_in_bps, rate_out_bps=wanted.rate_out_bps)
 

@@ -7,8 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from agent.core.actions import Action, ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
-from agent.core.marks import guest_of, is_own_bridge, tap_mark, tap_resource
+from agent.core.marks import guest_of, is_own_bridge, is_own_macvtap, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
+from agent.core.planner.direct import (
+    WHY_REPLUGGED,
+    find_lower,
+    plan_macvtap_before_launch,
+    plan_running_macvtap,
+    tell_apart,
+)
 from agent.core.planner.disks import asks_to_let_go
 from agent.core.planner.draft import Draft
 from agent.core.planner.pauses import STILL
@@ -39,6 +46,10 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
     resource = tap_resource(name, nic.id)
     backend = state.nics.get(nic.id, UNSEEN)
     link = draft.observed.links.get(nic.tap)
+    if nic.direct:
+        tell_apart(draft, name, nic)
+    if nic.vhost == "true":
+        _tell_without_vhost(draft, name, nic, state)
     if backend.backend is NicBackend.ATTACHED and backend.link != nic.tap:
         _plan_renamed_tap(draft, name, backend.link or "", nic)
     elif backend.backend is NicBackend.ATTACHED:
@@ -47,26 +58,77 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
                 resource, "TapElsewhere", f"{nic.tap} is attached but not in this network namespace; move it back"
             )
         else:
-            _maintain_tap(draft, name, nic, link)
-            plan_rate(draft, name, nic, link)
-    elif link is not None and not _is_own_tap(link, name, nic):
+            _maintain(draft, name, nic, link)
+    elif link is not None and not (_is_own_tap(link, name, nic) or _is_half_armed(backend, nic)):
         draft.tell(resource, "Conflict", _conflict_message(draft, nic))
-    elif backend.backend is NicBackend.DEAD:
+    elif backend.backend is NicBackend.DEAD and not (nic.direct or nic.id in state.vhosts):
         bridge = _bridge_ifindex(draft, nic)
         action = ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, bridge, running=True)
         _propose_behind_gate(draft, name, nic, action)
-    elif link is None and state.spec.machine == MICROVM:
-        message = f"{nic.tap} is gone, no descriptor of it can be had, and a microvm cannot replug a NIC"
+    elif link is None or backend.backend is NicBackend.DEAD:
+        _plan_replug(draft, name, state, nic)
+    else:
+        _maintain(draft, name, nic, link)
+
+
+def _is_half_armed(backend: NicState, nic: NicSpec) -> bool:
+    """Whether a tap has some of the guest's own queues already: a repair was interrupted before it was marked."""
+    return backend.backend is NicBackend.DEAD and backend.link == nic.tap
+
+
+def _plan_replug(draft: Draft, name: str, state: VmState, nic: NicSpec) -> None:
+    """Plan to plug a NIC anew whose tap is gone and cannot be re-armed; the guest notices, and it is said why."""
+    resource, why = tap_resource(name, nic.id), _why_replugged(state, nic)
+    if state.spec.machine == MICROVM:
+        message = f"{nic.tap} is gone, {why}, and a microvm cannot replug a NIC"
         draft.tell(resource, "TapLost", f"{message}; `vmhost restart {name}` brings it back")
-    elif link is None and state.run_state in STILL:
+        return
+    if state.run_state in STILL:
         message = f"{nic.tap} is gone, and a NIC cannot be replugged while its guest is {state.run_state}"
         draft.tell(resource, "TapLost", f"{message}; that follows once {name} runs")
-    elif link is None:
-        bridge = _bridge_ifindex(draft, nic)
-        _propose_behind_gate(draft, name, nic, ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, bridge))
-    else:
-        _maintain_tap(draft, name, nic, link)
-        plan_rate(draft, name, nic, link)
+        return
+    lower = find_lower(draft, name, nic) if nic.direct else None
+    if nic.direct and lower is None:
+        return
+    action = ReplugNic(
+        resource,
+        Reason.MISSING,
+        name,
+        state.spec.uid,
+        nic,
+        _bridge_ifindex(draft, nic),
+        lower_ifindex=lower.ifindex if lower is not None else None,
+        why=why,
+    )
+    _propose_behind_gate(draft, name, nic, action)
+
+
+def _why_replugged(state: VmState, nic: NicSpec) -> str:
+    if nic.direct:
+        return WHY_REPLUGGED
+    if nic.id in state.vhosts:
+        return "vhost-net keeps to the old one"
+    return "no descriptor of it can be had"
+
+
+def _tell_without_vhost(draft: Draft, name: str, nic: NicSpec, state: VmState | None) -> None:
+    """Tell of a NIC that is to have vhost-net and goes without, slower: a guest without it is better than none."""
+    problem = draft.observed.host.vhost_problem
+    resource = tap_resource(name, nic.id)
+    if state is not None and nic.id not in state.vhosts:
+        then = problem or f"vhost-net is there by now: `vmhost restart {name}` takes it"
+        draft.tell(resource, "VhostMissing", f"{nic.id} goes without vhost-net, which is slower: {then}")
+    elif state is None and problem:
+        draft.tell(resource, "VhostMissing", f"{nic.id} will go without vhost-net, which is slower: {problem}")
+
+
+def _maintain(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> None:
+    """Keep the tap of a running guest as it is to be."""
+    if nic.direct:
+        plan_running_macvtap(draft, name, nic, link)
+        return
+    _maintain_tap(draft, name, nic, link)
+    plan_rate(draft, name, nic, link)
 
 
 def _propose_behind_gate(draft: Draft, name: str, nic: NicSpec, action: Action) -> None:
@@ -97,13 +159,22 @@ def plan_taps_before_launch(draft: Draft, spec: VmSpec) -> bool:
 def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
     resource = tap_resource(spec.name, nic.id)
     link = draft.observed.links.get(nic.tap)
+    if nic.vhost == "true":
+        _tell_without_vhost(draft, spec.name, nic, None)
+    if nic.direct:
+        return plan_macvtap_before_launch(draft, spec.name, spec.uid, nic)
     if link is None:
         bridge = _bridge_ifindex(draft, nic)
         action = ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, bridge, running=False)
         _propose_behind_gate(draft, spec.name, nic, action)
         return False
-    if not _is_own_tap(link, spec.name, nic):
+    is_former = link.kind == "macvtap" and link.alias == tap_mark(spec.name, nic.id)
+    if not (is_former or _is_own_tap(link, spec.name, nic)):
         draft.tell(resource, "Conflict", _conflict_message(draft, nic))
+        return False
+    if is_former or link.multi_queue != (nic.queues > 1):
+        # It was direct until now; or the kernel attaches descriptors only to a tap that was made for as many.
+        draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
         return False
     right, limited = _maintain_tap(draft, spec.name, nic, link), plan_rate(draft, spec.name, nic, link)
     if draft.is_gated(spec.name, nic.id):
@@ -123,7 +194,8 @@ def _conflict_message(draft: Draft, nic: NicSpec) -> str:
 
 
 def _is_own_tap(link: LinkState, name: str, nic: NicSpec) -> bool:
-    return link.kind == "tun" and link.alias == tap_mark(name, nic.id)
+    kind = "macvtap" if nic.direct else "tun"
+    return link.kind == kind and link.alias == tap_mark(name, nic.id)
 
 
 def _bridge_ifindex(draft: Draft, nic: NicSpec) -> int | None:
@@ -184,7 +256,8 @@ def plan_unwanted_taps(draft: Draft, wanted: Sequence[Mapping[str, VmSpec]], hel
     ours = [
         link
         for link in draft.observed.links.values()
-        if link.kind == "tun" and link.name not in used and link.alias.startswith("vmhost:tap/")
+        if link.name not in used
+        and ((link.kind == "tun" and link.alias.startswith("vmhost:tap/")) or is_own_macvtap(link))
     ]
     if not ours:
         return
@@ -196,5 +269,7 @@ def plan_unwanted_taps(draft: Draft, wanted: Sequence[Mapping[str, VmSpec]], hel
     for link in ours:
         if (link.name, link.alias) in keep or guest_of(link.alias) in held:
             continue
-        resource = link.alias.removeprefix("vmhost:")
+        if not link.alias and any(link.name == tap for tap, _ in keep):
+            continue  # that of a NIC, which sees to it
+        resource = link.alias.removeprefix("vmhost:") or f"tap/{link.name}"
         draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))

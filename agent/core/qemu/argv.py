@@ -64,23 +64,26 @@ class FirmwareSets:
 class LaunchFiles:
     """What a launch hands to QEMU: the guest's run directory, descriptors by NIC and disk, paths to boot from.
 
+    `tap_fds` has one for each queue of a NIC, `vhost_fds` as many for those whose frames the kernel is to carry.
     `log_sets`: set id and descriptor of each log, by serial port.
     """
 
     directory: str
-    tap_fds: Mapping[str, int] = field(default_factory=dict)
+    tap_fds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     disk_sets: Mapping[str, DiskSet] = field(default_factory=dict)
     kernel: str | None = None
     initrd: str | None = None
     firmware: FirmwareSets | None = None
     log_sets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vhost_fds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def fds(self) -> tuple[int, ...]:
         """All descriptors that QEMU must inherit for its devices."""
         flash = (self.firmware.code, self.firmware.variables) if self.firmware else ()
         logs = (fd for _, fd in self.log_sets.values())
-        return (*self.tap_fds.values(), *logs, *(fd for disk in (*self.disk_sets.values(), *flash) for fd in disk.fds))
+        nics = (fd for fds in (*self.tap_fds.values(), *self.vhost_fds.values()) for fd in fds)
+        return (*nics, *logs, *(fd for disk in (*self.disk_sets.values(), *flash) for fd in disk.fds))
 
 
 def qemu_argv(spec: VmSpec, qemu: str, files: LaunchFiles, kvm: bool) -> tuple[str, ...]:
@@ -124,6 +127,19 @@ def _cpus(spec: VmSpec) -> str:
     if spec.max_cpus is None:
         return str(spec.cpus)
     return f"cpus={spec.cpus},maxcpus={most_cpus(spec)}"
+
+
+def wants_vhost(spec: VmSpec, nic: NicSpec, *, kvm: bool) -> bool:
+    """Whether the kernel is to carry a NIC's frames, where the host can; `kvm` as for `qemu_argv`.
+
+    By itself only with KVM: without, the guest's own processors are what it waits for.
+    """
+    return nic.vhost == "true" or (nic.vhost == "auto" and resolved_accel(spec, kvm) == "kvm" and has_queues(nic))
+
+
+def has_queues(nic: NicSpec) -> bool:
+    """Whether a NIC is a virtio one: no other has several queues, or can be carried by the kernel."""
+    return nic.model.startswith("virtio-net")
 
 
 def resolved_accel(spec: VmSpec, kvm: bool) -> str:
@@ -256,7 +272,8 @@ def disk_device(machine: str, disk: DiskSpec, boot_index: int | None = None) -> 
 
 def _nics(spec: VmSpec, files: LaunchFiles) -> Iterable[str]:
     for nic in spec.nics:
-        yield from ("-netdev", _json(nic_netdev(nic, str(files.tap_fds[nic.id]))))
+        tap_fds, vhost_fds = files.tap_fds[nic.id], files.vhost_fds.get(nic.id, ())
+        yield from ("-netdev", _json(nic_netdev(nic, (*map(str, tap_fds),), (*map(str, vhost_fds),))))
         yield from ("-device", _json(nic_device(spec.machine, nic)))
 
 
@@ -270,16 +287,26 @@ def netdev_id(nic: str) -> str:
     return f"tap-{nic}"
 
 
-def nic_netdev(nic: NicSpec, fd: str) -> Json:
-    """A NIC's backend, for `-netdev` and `netdev_add`; `fd` is a number, over QMP the name that `getfd` gave."""
-    return {"type": "tap", "id": netdev_id(nic.id), "fd": fd}
+def nic_netdev(nic: NicSpec, fds: tuple[str, ...], vhost_fds: tuple[str, ...] = ()) -> Json:
+    """A NIC's backend, for `-netdev` and `netdev_add`: a descriptor of its tap for each queue, and of vhost-net if any.
+
+    Each is a number, over QMP the name that `getfd` gave. (QEMU, qapi/net.json: NetdevTapOptions)
+    """
+    s = "s" if len(fds) > 1 else ""
+    vhost = {"vhost": True, f"vhostfd{s}": ":".join(vhost_fds)} if vhost_fds else {}
+    return {"type": "tap", "id": netdev_id(nic.id), f"fd{s}": ":".join(fds), **vhost}
 
 
 def nic_device(machine: str, nic: NicSpec) -> Json:
-    """A NIC's device, for `-device` and `device_add`. Its option ROM is left out: it costs seconds of each boot."""
+    """A NIC's device, for `-device` and `device_add`. Its option ROM is left out: it costs seconds of each boot.
+
+    One with several queues has an interrupt for each direction of each, for its control queue and for its
+    configuration (virtio 1.2, 4.1.4.3).
+    """
     ids = {"id": nic_id(nic.id), "netdev": netdev_id(nic.id), "mac": nic.mac, "romfile": ""}
     mtu = {"host_mtu": nic.mtu} if nic.model.startswith("virtio-net") else {}
-    return {"driver": nic.model, **ids, **mtu, **place(machine, nic.slot)}
+    queues = {"mq": True, "vectors": 2 * nic.queues + 2} if nic.queues > 1 else {}
+    return {"driver": nic.model, **ids, **mtu, **queues, **place(machine, nic.slot)}
 
 
 def devices_at_launch(spec: VmSpec) -> frozenset[str]:

@@ -66,6 +66,8 @@ def filter_wish(
     indexes = {name: link.ifindex for name in bridges if (link := links.get(name)) is not None}
     for name, state in vms.items():
         for nic in (*state.spec.nics, *state.leaving_nics):
+            if nic.direct:
+                continue  # its frames pass no bridge
             backend = state.nics.get(nic.id)
             attached = backend is not None and backend.backend is NicBackend.ATTACHED
             present = (backend.link if backend is not None and attached else None) or nic.tap
@@ -80,6 +82,8 @@ def filter_wish(
                 free.append((nic.bridge, nic.mac))
     for name, spec in specs.items():
         for nic in spec.nics if name not in vms else ():
+            if nic.direct:
+                continue
             wish = _nic_wish(name, nic, bridges.get(nic.bridge, _NO_BRIDGE), nic.tap)
             if wish is not None:
                 found.append(wish)

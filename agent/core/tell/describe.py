@@ -83,12 +83,16 @@ def describe(action: Action) -> str:
 
 def _describe_tap(action: ArmTap | ReplugNic) -> str:
     match action:
+        case ArmTap(nic=nic) if nic.direct:
+            return f"make macvtap {nic.tap} on {nic.direct}"
+        case ArmTap(nic=nic, running=True) if nic.queues > 1:
+            return f"re-arm QEMU's {nic.queues} descriptors of {nic.id} onto a new tap {nic.tap}"
         case ArmTap(nic=nic, running=True):
             return f"re-arm QEMU's descriptor of {nic.id} onto a new tap {nic.tap}"
         case ArmTap(nic=nic):
             return f"make tap {nic.tap} in {nic.bridge}"
-        case ReplugNic(nic=nic):
-            return f"replug {nic.id} on a new tap {nic.tap}: its descriptor is out of reach, the guest notices"
+        case ReplugNic(nic=nic, why=why):
+            return f"replug {nic.id} on a new tap {nic.tap}: {why}, the guest notices"
 
 
 def _describe_service(action: StartService | ReloadService | StopService) -> str:

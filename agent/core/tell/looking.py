@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from agent.core.desired import NicSpec
 from agent.core.measures import GuestMeasure
 from agent.core.tell.looks import GuestLook, NicCount
 from agent.core.tell.status import StatusInputs
@@ -30,18 +31,24 @@ def looks_at(
     found = []
     for name, spec in sorted(specs.items()):
         state = observed.vms.get(name)
-        nics = [(nic.id, traffic[nic.tap]) for nic in spec.nics if nic.tap in traffic]
+        nics = [(nic, traffic[nic.tap]) for nic in spec.nics if nic.tap in traffic]
         found.append(
             GuestLook(
                 name,
                 str(vm_display_state(name, desired.vms.get(name), observed, types.get(name, ()))),
                 state.pid if state is not None and state.alive else None,
                 measures.get(name),
-                tuple(NicCount(nic, counted.tx_bytes, counted.rx_bytes) for nic, counted in nics),
+                tuple(_count(nic, counted) for nic, counted in nics),
                 traffic_at_s,
             )
         )
     return found
+
+
+def _count(nic: NicSpec, counted: Counted) -> NicCount:
+    """In the guest's sense: what a tap sends, its guest receives; a macvtap counts so already."""
+    sent, received = counted.rx_bytes, counted.tx_bytes
+    return NicCount(nic.id, sent, received) if nic.direct else NicCount(nic.id, received, sent)
 
 
 def _condition_types(inputs: StatusInputs) -> Mapping[str, set[str]]:

@@ -275,16 +275,20 @@ def _vm_status(inputs: StatusInputs, name: str, found: _Found, leased: Mapping[t
 def _nic_status(inputs: StatusInputs, name: str, nic: NicSpec, lease: Lease | None) -> Json:
     """A NIC. Its address is the static one that its unit names, else the one that it was given."""
     leased = lease.address if lease is not None else None
+    state = inputs.observed.vms.get(name)
     rate_in, rate_out = rates_in_force(name, nic, inputs.observed.links)
     return {
         "name": nic.id,
         "tap": nic.tap,
-        "bridge": nic.bridge,
+        "bridge": nic.bridge or None,
+        "direct": nic.direct or None,
+        "queues": nic.queues,
+        "vhost": state is not None and nic.id in state.vhosts,
         "mac": nic.mac,
         "address": nic.address[0] if nic.address else leased,
         "addresses": list(nic.address),
         "leased": leased,
-        "attached": nic_attached(inputs.observed.vms.get(name), nic, inputs.observed.links),
+        "attached": nic_attached(state, nic, inputs.observed.links),
         "rate_in": rate_in,
         "rate_out": rate_out,
     }

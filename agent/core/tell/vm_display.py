@@ -132,12 +132,16 @@ def is_paused_as_asked(state: VmState | None, intent: Intent) -> bool:
 def nic_attached(state: VmState | None, nic: NicSpec, links: Mapping[str, LinkState]) -> bool | None:
     """Whether frames can pass between a running guest's NIC and its bridge: live descriptor, tap up and in the bridge.
 
+    Of a direct NIC: its macvtap up, on its link, which is up too.
+
     None where the agent cannot see QEMU's descriptor although the tap stands as it should.
     """
     if state is None or not state.alive:
         return False
-    tap, bridge = links.get(nic.tap), links.get(nic.bridge)
-    if tap is None or bridge is None or tap.master != bridge.ifindex or not tap.up:
+    tap, place = links.get(nic.tap), links.get(nic.direct or nic.bridge)
+    if tap is None or place is None or not tap.up or (nic.direct and not place.up):
+        return False
+    if (tap.lower if nic.direct else tap.master) != place.ifindex:
         return False
     seen = state.nics.get(nic.id, NicState(NicBackend.UNKNOWN))
     if seen.backend is NicBackend.UNKNOWN:

@@ -182,7 +182,7 @@ class _Story:
         if spec is None or not any(c.type == "Waiting" for c, _ in self._conditions):
             return
         targets = [vm_resource(one) for one in guests_of(spec.after)]
-        targets += sorted({bridge_resource(nic.bridge) for nic in spec.nics})
+        targets += sorted({bridge_resource(nic.bridge) for nic in spec.nics if not nic.direct})
         for target in targets:
             found = next((c for c, _ in self._inputs.status.conditions if _is_of(c, target)), None)
             if found is not None:

@@ -65,6 +65,28 @@ class Links(LinkView):
             self._show_addresses(made.ifindex)
             self._read_back(made.ifindex)
 
+    async def create_macvtap(self, name: str, lower_ifindex: int, mac: str, queues: int) -> LinkState:
+        """Make a macvtap on a link; it is down, and known as ours by its group until it is marked.
+
+        A link that has the name, or a lower one that is gone: TransientError. PermanentError `Unsupported` where the
+        kernel has no macvtap, `Conflict` where the lower link is a bridge's port or its driver takes none.
+        """
+        what = f"create macvtap {name}"
+        with self._doing(what):
+            message = said.new_macvtap(name, lower_ifindex, mac, queues)
+            try:
+                await self._elsewhere(said.RTM_NEWLINK, message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            except KernelRefusedError as e:
+                if e.number == errno.EOPNOTSUPP:
+                    problem = f"{what}: the kernel has no macvtap; `modprobe macvtap` brings it"
+                    raise PermanentError(problem, reason="Unsupported") from e
+                raise
+            self.catch_up()
+            made = self.snapshot.get(name)
+            if made is None:
+                raise OutcomeUnknownError(f"{what}: it is gone again", reason="LinkGone")
+            return made
+
     async def change(self, link: str, ifindex: int, expect_alias: str, change: LinkChange) -> None:
         """Set fields of a link, all in one request but that it is isolated, if `ifindex` still has this name and alias.
 

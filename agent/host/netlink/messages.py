@@ -46,7 +46,8 @@ RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 RTEXT_FILTER_SKIP_STATS = 8
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_TUN_MULTI_QUEUE = 7
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PERM_ADDRESS = 52, 53, 54
 _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57
@@ -101,7 +102,8 @@ def link_state(message: Message) -> LinkState | None:
         return None
     info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
-    bridge = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind == "bridge" else {}
+    data = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind in {"bridge", "tun"} else {}
+    bridge, tun = (data, {}) if kind == "bridge" else ({}, data)
     port = attributes(info[_IFLA_INFO_SLAVE_DATA], 0) if _is_bridge_port(info) else {}
     return LinkState(
         ifindex=ifindex,
@@ -120,6 +122,8 @@ def link_state(message: Message) -> LinkState | None:
         altnames=_altnames(found.get(_IFLA_PROP_LIST, b"")),
         permanent_mac=found.get(_IFLA_PERM_ADDRESS, b"").hex(":"),
         place=_place(found),
+        lower=_number(found.get(_IFLA_LINK)) or None,
+        multi_queue=bool(_number(tun.get(_IFLA_TUN_MULTI_QUEUE))),
     )
 
 
@@ -327,6 +331,32 @@ def new_ifb(name: str) -> Writable:
         ("IFLA_IFNAME", name),
         ("IFLA_GROUP", marks.GROUP),
         ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ifb")]}),
+    ]
+    return cast("Writable", message)
+
+
+def new_macvtap(name: str, lower_ifindex: int, mac: str, queues: int) -> Writable:
+    """The body of the RTM_NEWLINK that makes a macvtap, recognisable as ours by its group from the first moment.
+
+    In mode "bridge": macvtaps on one link reach each other, and never the link itself (linux/if_link.h).
+    """
+    message = ifinfmsg()
+    message["attrs"] = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_LINK", lower_ifindex),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_GROUP", marks.GROUP),
+        ("IFLA_NUM_TX_QUEUES", queues),
+        ("IFLA_NUM_RX_QUEUES", queues),
+        (
+            "IFLA_LINKINFO",
+            {
+                "attrs": [
+                    ("IFLA_INFO_KIND", "macvtap"),
+                    ("IFLA_INFO_DATA", {"attrs": [("IFLA_MACVTAP_MODE", "bridge")]}),
+                ]
+            },
+        ),
     ]
     return cast("Writable", message)
 
