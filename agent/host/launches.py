@@ -37,7 +37,7 @@ _KEPT = frozenset({RECORD, LOCK, LOG, f"{LOG}.1"})
 
 
 def _each_alone(value: object) -> object:
-    """Numbers as agents before 0.2 wrote them, which knew one queue a NIC and so no array."""
+    """Numbers as earlier agents wrote them, which knew one queue a NIC and so no array."""
     if not isinstance(value, Mapping):
         return value
     return {key: (one,) if isinstance(one, int) else one for key, one in value.items()}

@@ -121,13 +121,20 @@ def assert_limited(vm: str, nic: NicSpec, observed: Observed) -> None:
         assert (tap.ingress and tap.ingress.redirect) == (ifb.ifindex if ifb else 0)
 
 
+def has_place(nic: NicSpec, observed: Observed) -> bool:
+    """Whether the bridge of a NIC is ours, or the link that it is to be on is there."""
+    if nic.direct:
+        return nic.direct in observed.links
+    return observed.links[nic.bridge].alias == bridge_mark(nic.bridge)
+
+
 def runnable(desired: Desired, observed: Observed) -> set[str]:
     """The guests that nothing foreign stands in the way of."""
     names: set[str] = set()
     for name in (name for name in GUESTS if name in desired.vms):
         spec = desired.vms[name]
         clear = all(
-            observed.links[nic.bridge].alias == bridge_mark(nic.bridge)
+            has_place(nic, observed)
             and observed.links.get(nic.tap, LinkState(0, nic.tap, "tun", alias=tap_mark(name, nic.id))).alias
             == tap_mark(name, nic.id)
             for nic in spec.nics

@@ -6,10 +6,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from agent.core.desired import NicSpec, VmSpec
 from agent.core.memory import VERSION
 from agent.core.migrations import STEPS, migrated, version_of
 from agent.core.observed import Intent
+from agent.host.launches import Launches, LaunchRecord
 from agent.host.statedir import LaterStateError, StateDirectory
 
 OF_VERSION_1 = """
@@ -77,3 +80,22 @@ def test_the_state_before_is_kept_and_named_to_whoever_goes_back(tmp_path: Path)
 def test_a_migrated_state_stays_as_it_is() -> None:
     state = tomllib.loads(OF_VERSION_1)
     assert migrated(migrated(state)) == migrated(state)
+
+
+def test_a_launch_of_an_agent_that_knew_one_queue_a_nic_is_known(tmp_path: Path) -> None:
+    launches = Launches(tmp_path)
+    launches.open()
+    lan = NicSpec("lan", "br0", "02:00:00:00:00:02", "web-lan", 0)
+    launches.directory("web").mkdir()
+    launches.save(LaunchRecord(VmSpec("web", "u", 7, nics=(lan,)), nic_fds={"lan": (5,)}))
+    path = launches.directory("web") / "launch.toml"
+    written = tomllib.loads(path.read_text())
+    assert written["nic_fds"] == {"lan": [5]}
+    del written["vhosts"], written["detached"]
+    for key in ("queues", "vhost", "direct"):
+        del written["spec"]["nics"][0][key]
+    path.write_text(tomli_w.dumps({**written, "nic_fds": {"lan": 5}}))
+    (record,) = launches.read()
+    assert isinstance(record, LaunchRecord)
+    assert (record.nic_fds, record.vhosts, record.detached) == ({"lan": (5,)}, (), {})
+    assert record.spec.nics == (lan,)
