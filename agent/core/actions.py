@@ -27,13 +27,16 @@ from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding
 from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
+from agent.core.vlans import PortVlans
 
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
     """Fields to set on a link; None leaves a field alone. `master` 0 takes the link out of its bridge.
 
-    `isolated` is of a port, and set once it is in its bridge, before it goes up.
+    `isolated` and `vlans` are of a port, and set once it is in its bridge, before it goes up. With `vlans` that bridge
+    must heed them, and give a new port none by itself.
     """
 
     up: bool | None = None
@@ -46,15 +49,20 @@ class LinkChange:
     snooping: bool | None = None
     isolated: bool | None = None
     group_learning: bool | None = None
+    vlans: PortVlans | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CreateBridge:
-    """Make a bridge, mark it, give it MAC, MTU and addresses, and set it up."""
+    """Make a bridge, mark it, give it MAC, MTU and addresses, and set it up.
+
+    `vlans`: it heeds VLANs from its first moment on, and carries these itself.
+    """
 
     resource: str
     reason: Reason
     spec: BridgeSpec
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.NONE
 
 
@@ -82,6 +90,7 @@ class EnslavePort:
     port: str
     port_ifindex: int
     mtu: int | None = None
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.NONE
 
 
@@ -315,6 +324,8 @@ Action = (
     | ChangeForwarding
     | EndConnections
     | ChangeIpv6
+    | ChangeVlans
+    | CreateVlan
 )
 
 

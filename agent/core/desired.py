@@ -53,6 +53,21 @@ class DnsSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class VlanSpec:
+    """A wanted VLAN link of the host, on the link `link`, with VLAN `id` (1 to 4094); `name` is the link's own.
+
+    `on_bridge`: it is of a bridge's table, and that bridge must carry it.
+    """
+
+    name: str
+    link: str
+    id: int
+    file: str = ""
+    addresses: tuple[str, ...] = ()
+    on_bridge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BridgeSpec:
     """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well.
 
@@ -60,6 +75,7 @@ class BridgeSpec:
     `nat`: what comes from its own subnets and leaves by another link has the host's address there (IPv4).
     `ipv6`: how its guests reach the internet over IPv6 (`core.routing.ipv6`), empty for not at all; `uplink`: the link
     that leads there, empty for that of the default route.
+    `vlans`: the host's own links in VLANs of it.
     """
 
     name: str
@@ -76,6 +92,7 @@ class BridgeSpec:
     nat: bool = False
     ipv6: str = ""
     uplink: str = ""
+    vlans: tuple[VlanSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,8 @@ class NicSpec:
     `link`: whether the guest sees its cable plugged in, "up" or "down".
     `anti_spoof`: it is held to its MAC and addresses; None: if it has any. `serves`: "dhcp", "ra", as others may not.
     `isolated`: it reaches no other isolated one on its bridge. `allow`, `deny`: what may be begun (`filter_entries`).
+    `vlan`: the VLAN that it is in, without knowing of it. `trunk`: those that it gets with their tags (`core.vlans`);
+    `native`: the one that it gets without.
     """
 
     id: str
@@ -105,6 +124,9 @@ class NicSpec:
     isolated: bool = False
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    vlan: int | None = None
+    trunk: tuple[str, ...] = ()
+    native: int | None = None
 
     @property
     def held(self) -> bool:
@@ -220,6 +242,7 @@ class Desired:
     `unresolved_guests` gives the file by name and by uuid of each guest that a file's present text names, where that
     text cannot run: whether it is wanted will be known when it is mended.
     `complete` False: the units were not read yet, so nothing is unwanted.
+    `vlans` are links of the host in VLANs, but those of bridges.
     """
 
     bridges: Mapping[str, BridgeSpec] = field(default_factory=dict)
@@ -228,3 +251,4 @@ class Desired:
     unresolved_files: frozenset[str] = frozenset()
     unresolved_guests: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True
+    vlans: Mapping[str, VlanSpec] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agent.core.desired import DiskSpec, NicSpec
 from agent.core.edits.live import Edit
 from agent.core.reasons import Disruption, Reason
+from agent.core.vlans import PortVlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class ArmTap:
     """Make a NIC's tap and attach the NIC's descriptor to it.
 
     For a guest that is not running the descriptor is a new one; for a running one it is QEMU's own, re-armed, which
-    the guest does not notice. `bridge_ifindex` None leaves the tap without master.
+    the guest does not notice. `bridge_ifindex` None leaves the tap without master; `vlans` are what it carries there.
     """
 
     resource: str
@@ -24,6 +25,7 @@ class ArmTap:
     nic: NicSpec
     bridge_ifindex: int | None
     running: bool
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.NONE
 
 
@@ -37,6 +39,7 @@ class ReplugNic:
     uid: int
     nic: NicSpec
     bridge_ifindex: int | None
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.LINK
 
 

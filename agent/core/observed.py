@@ -17,6 +17,7 @@ from agent.core.routing.firewall import Routing
 from agent.core.routing.ipv6 import Ipv6State
 from agent.core.services.leases import Lease
 from agent.core.services.spec import ServiceSpec
+from agent.core.vlans import BridgeVlans, PortVlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class LinkState:
     to frames that come in, None for nothing. It is looked at for own taps only.
     `isolated`: a bridge's port that no other such port of it reaches (IFLA_BRPORT_ISOLATED). `group_learning`: a bridge
     that learns who is where also from frames to 802.1's groups, which no filter sees; False before Linux 5.0.
+    `bridging`: how a bridge treats VLANs, None where its kernel knows none. `vlans`: what a port of a bridge that heeds
+    them carries, or that bridge itself; None: not looked at.
+    `vlan_id` is a VLAN link's, `lower` the ifindex of the link that it is on.
     """
 
     ifindex: int
@@ -45,6 +49,10 @@ class LinkState:
     ingress: IngressState | None = None
     isolated: bool = False
     group_learning: bool = False
+    bridging: BridgeVlans | None = None
+    vlans: PortVlans | None = None
+    vlan_id: int | None = None
+    lower: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +281,7 @@ class HostState:
     `memory` None: not looked at.
     `down`: an operator, or the shutdown of the host, wants no guest to run in this boot; `down_by_s`: from when on no
     guest gets any more time to shut itself down, None if each has its own.
+    `bridge_vlans`: whether bridges that are made heed VLANs where that is asked for, as far as a forecast can tell.
     `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
     not looked at. `absent` are programs of services that are not installed.
     """
@@ -287,6 +296,7 @@ class HostState:
     controllers: frozenset[str] | None = None
     down_by_s: float | None = None
     absent: frozenset[str] = frozenset()
+    bridge_vlans: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ class DeviceExecutor:
         await self._detach(guest, nic_id(nic.id), nic.id)
         await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         resource, reason, bridge = action.resource, action.reason, action.bridge_ifindex
-        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False)
+        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False, vlans=action.vlans)
         await self._links.arm(arm, lambda _: negotiated_settings(action.vm, nic, self._guests))
         await self._plug_nic(guest, nic, self._links.descriptor(action.vm, nic.id))
 

@@ -21,20 +21,31 @@ from agent.core.errors import ActionError, TransientError
 from agent.core.marks import tap_mark
 from agent.core.memory import Memory
 from agent.core.routing.ipv6 import conf
-from agent.host.netlink import RatedLinks
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
+from agent.host.netlink import VlanLinks
 from agent.host.sysctls import change_sysctls
 from agent.host.tap import TapSettings, keep, open_tap, rearm
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.keeper import Keeper
 
 AskSettings = Callable[[ArmTap], Awaitable[TapSettings]]
-LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink | ChangeRate
+LinkAction = (
+    CreateBridge
+    | ChangeLink
+    | EnslavePort
+    | ReleasePort
+    | ChangeAddresses
+    | DeleteLink
+    | ChangeRate
+    | ChangeVlans
+    | CreateVlan
+)
 
 
 class LinkExecutor:
     """Each method does one action and returns when the links' cache shows it, or raises an ActionError."""
 
-    def __init__(self, links: RatedLinks, descriptors: Descriptors, keeper: Keeper) -> None:
+    def __init__(self, links: VlanLinks, descriptors: Descriptors, keeper: Keeper) -> None:
         self._links = links
         self._descriptors = descriptors
         self._keeper = keeper
@@ -42,8 +53,12 @@ class LinkExecutor:
     async def change(self, action: LinkAction) -> None:
         """Do an action on a bridge, a port, or an existing tap."""
         match action:
-            case CreateBridge(spec=spec):
-                await self._links.create_bridge(spec)
+            case CreateBridge(spec=spec, vlans=vlans):
+                await self._links.create_bridge(spec, vlans)
+            case CreateVlan(spec=vlan, lower_ifindex=lower):
+                await self._links.create_vlan(vlan, lower)
+            case ChangeVlans():
+                await self._links.change_vlans(action)
             case ChangeLink(link=link, ifindex=ifindex, expect_alias=alias, change=change):
                 await self._links.change(link, ifindex, alias, change)
             case ChangeRate():
@@ -54,7 +69,7 @@ class LinkExecutor:
                 await self._links.delete(link, ifindex, alias)
                 await self._keeper.update(lambda memory: _without_bridge(memory, link))
             case EnslavePort(port=port, bridge=bridge):
-                await self._links.enslave(action.port_ifindex, action.bridge_ifindex, action.mtu)
+                await self._links.enslave(action.port_ifindex, action.bridge_ifindex, action.mtu, action.vlans)
                 await self._keeper.update(lambda memory: _with_port(memory, port, bridge))
             case ReleasePort(port=port, bridge=bridge):
                 await self._links.release(action.port_ifindex, action.bridge_ifindex)
@@ -99,6 +114,7 @@ class LinkExecutor:
             master=action.bridge_ifindex,
             alias=tap_mark(action.vm, action.nic.id),
             isolated=True if action.nic.isolated and action.bridge_ifindex is not None else None,
+            vlans=action.vlans,
         )
         await self._links.change(link.name, link.ifindex, link.alias, change)
 

@@ -21,6 +21,7 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    LinkChange,
     PauseVm,
     ReleasePort,
     ReleaseVm,
@@ -43,12 +44,23 @@ from agent.core.device_actions import (
 )
 from agent.core.edits.tuning import untold
 from agent.core.guest_unit import unit_name
-from agent.core.marks import GROUP, bridge_mark, derived_ifb, ifb_mark, is_own_bridge, is_own_ifb, tap_mark
+from agent.core.marks import (
+    GROUP,
+    bridge_mark,
+    derived_ifb,
+    ifb_mark,
+    is_own_bridge,
+    is_own_ifb,
+    is_own_vlan,
+    tap_mark,
+    vlan_mark,
+)
 from agent.core.model.devices import with_devices, with_devices_at_launch, with_tuning
 from agent.core.model.filters import require_filters, with_filters
 from agent.core.model.firewall import with_routing
 from agent.core.model.ipv6 import with_ipv6, without_places
 from agent.core.model.services import with_services
+from agent.core.model.vlans import entered, made_bridge, require_own_vlans, with_vlans
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -75,6 +87,7 @@ from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding
 from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
 
 
 def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
@@ -90,6 +103,8 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             | ChangeRate()
         ):
             return _apply_to_links(observed, action)
+        case ChangeVlans() | CreateVlan():
+            return with_vlans(observed, action)
         case ArmTap() | ReplugNic():
             return _apply_to_tap(observed, action)
         case CreateDisk() | GrowDisk():
@@ -140,7 +155,7 @@ def _next_ifindex(observed: Observed) -> int:
 
 
 def _is_own(link: LinkState) -> bool:
-    return link.alias.startswith("vmhost:") or is_own_bridge(link) or is_own_ifb(link)
+    return link.alias.startswith("vmhost:") or is_own_bridge(link) or is_own_ifb(link) or is_own_vlan(link)
 
 
 def _apply_to_links(
@@ -153,13 +168,13 @@ def _apply_to_links(
             addresses = tuple(AddressState(address, own=True) for address in spec.addresses)
             mark = bridge_mark(spec.name)
             index = _next_ifindex(observed)
-            return _with_link(
-                observed,
-                LinkState(index, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, 0, addresses, spec.stp),
+            made = LinkState(
+                index, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, GROUP, addresses, spec.stp
             )
+            return _with_link(observed, made_bridge(observed, made, action.vlans))
         case ChangeAddresses(add=add, remove=remove):
             link = _link(observed, action.bridge, action.ifindex)
-            _require(is_own_bridge(link), "addresses are set on own bridges only")
+            _require(is_own_bridge(link) or is_own_vlan(link), "addresses are set on own links only")
             _require(all(a.own for a in link.addresses if a.address in remove), "only own addresses are removed")
             kept = tuple(a for a in link.addresses if a.address not in remove)
             return _with_link(observed, replace(link, addresses=kept + tuple(AddressState(a, own=True) for a in add)))
@@ -167,12 +182,13 @@ def _apply_to_links(
             port = _link(observed, action.port, action.port_ifindex)
             _require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
             port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
+            port = entered(observed, port, action.vlans)
             return replace(_with_link(observed, port), enslaved=observed.enslaved | {(action.port, action.bridge)})
         case ReleasePort():
             port = _link(observed, action.port, action.port_ifindex)
             _require((action.port, action.bridge) in observed.enslaved, "only a port that we enslaved is released")
             return replace(
-                _with_link(observed, replace(port, master=None)),
+                _with_link(observed, replace(port, master=None, vlans=None)),
                 enslaved=observed.enslaved - {(action.port, action.bridge)},
             )
         case ChangeLink():
@@ -187,7 +203,9 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     link = _link(observed, action.link, action.ifindex)
     change = action.change
     ours = _is_own(link) or link.name in {port for port, _ in observed.enslaved} or change.alias is not None
-    _require(ours or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
+    beneath = any(is_own_vlan(one) and one.lower == link.ifindex for one in observed.links.values())
+    beneath = beneath and change == LinkChange(up=True)  # a VLAN link needs the one that it is on
+    _require(ours or beneath or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
     values = {
         name: value
         for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping", "isolated", "group_learning")
@@ -197,8 +215,11 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
         values |= {"master": change.master or None, "isolated": change.isolated or False}
         for name, nic in _nics_of(observed, link.alias):
             require_filters(observed, name, nic)
+            require_own_vlans(nic, change.master or None, change.vlans)
     _require(change.name is None or change.name not in observed.links, "a link is renamed to a free name only")
     changed = replace(link, **values)
+    if change.master is not None:
+        changed = entered(observed, changed, change.vlans)
     links = {name: one for name, one in observed.links.items() if name != action.link}
     vms = {name: _renamed_nics(state, action.link, changed.name) for name, state in observed.vms.items()}
     return replace(observed, links={**links, changed.name: changed}, vms=vms)
@@ -219,13 +240,18 @@ def _hangs_on_guest(observed: Observed, link: str) -> bool:
 
 
 def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
+    if action.link not in observed.links and action.expect_alias == vlan_mark(action.link):
+        return observed  # it went with the bridge that it was on
     link = _link(observed, action.link, action.ifindex)
     _require(_is_own(link) and link.alias == action.expect_alias, f"only an own link is deleted, {link.name} is not")
     _require(not _hangs_on_guest(observed, link.name), f"{link.name} hangs on a running guest")
     led_to = {one.ingress.redirect for one in observed.links.values() if one.ingress is not None}
     _require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
     links = {name: one for name, one in observed.links.items() if name != action.link}
-    freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
+    links = {n: one for n, one in links.items() if one.kind != "vlan" or one.lower != link.ifindex}
+    freed = {
+        n: replace(one, master=None, vlans=None) if one.master == link.ifindex else one for n, one in links.items()
+    }
     seen = without_places(observed, action.link)
     return replace(seen, links=freed, enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link))
 
@@ -271,6 +297,8 @@ def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
     require_filters(observed, action.vm, action.nic)
     link = LinkState(index, action.nic.tap, "tun", True, action.nic.mtu, action.nic.mac, action.bridge_ifindex, mark)
     link = replace(link, isolated=action.nic.isolated and action.bridge_ifindex is not None)
+    require_own_vlans(action.nic, action.bridge_ifindex, action.vlans)
+    link = entered(observed, link, action.vlans)
     seen = _with_link(observed, link)
     if isinstance(action, ArmTap) and not action.running:
         return seen

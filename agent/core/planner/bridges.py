@@ -17,6 +17,7 @@ from agent.core.desired import BridgeSpec
 from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
+from agent.core.planner.vlans import uplink_place
 from agent.core.reasons import Reason
 
 
@@ -25,7 +26,9 @@ def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec
     resource = bridge_resource(spec.name)
     link = draft.observed.links.get(spec.name)
     if link is None:
-        draft.propose(CreateBridge(resource, Reason.MISSING, spec))
+        wish = draft.vlans.get(spec.name)
+        vlans = wish.own if wish is not None else None
+        draft.propose(CreateBridge(resource, Reason.MISSING, spec, vlans))
         _tell_missing_ports(draft, spec)
         return
     if not is_own_bridge(link):
@@ -116,7 +119,11 @@ def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bri
         draft.tell(resource, "PortAddressed", message)
         return
     reason = Reason.DETACHED if (port, spec.name) in draft.observed.enslaved else Reason.WANTED
-    draft.propose(EnslavePort(resource, reason, spec.name, bridge.ifindex, port, link.ifindex, spec.port_mtu))
+    place, mtu = uplink_place(draft, bridge), spec.port_mtu
+    if place.bridge is None:
+        draft.tell_deviating(resource)  # until its bridge heeds VLANs
+    else:
+        draft.propose(EnslavePort(resource, reason, spec.name, bridge.ifindex, port, link.ifindex, mtu, place.vlans))
 
 
 def _plan_enslaved_port(draft: Draft, spec: BridgeSpec, link: LinkState) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from agent.core.actions import Action, ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
-from agent.core.marks import guest_of, is_own_bridge, tap_mark, tap_resource
+from agent.core.marks import guest_of, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.planner.disks import asks_to_let_go
 from agent.core.planner.draft import Draft
 from agent.core.planner.pauses import STILL
 from agent.core.planner.rates import plan_rate
+from agent.core.planner.vlans import place_of
 from agent.core.qemu.argv import nic_id
 from agent.core.qemu.platform import MICROVM
 from agent.core.reasons import Reason
@@ -52,8 +53,8 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
     elif link is not None and not _is_own_tap(link, name, nic):
         draft.tell(resource, "Conflict", _conflict_message(draft, nic))
     elif backend.backend is NicBackend.DEAD:
-        bridge = _bridge_ifindex(draft, nic)
-        action = ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, bridge, running=True)
+        at = place_of(draft, nic)
+        action = ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, at.bridge, running=True, vlans=at.vlans)
         _propose_behind_gate(draft, name, nic, action)
     elif link is None and state.spec.machine == MICROVM:
         message = f"{nic.tap} is gone, no descriptor of it can be had, and a microvm cannot replug a NIC"
@@ -62,8 +63,9 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
         message = f"{nic.tap} is gone, and a NIC cannot be replugged while its guest is {state.run_state}"
         draft.tell(resource, "TapLost", f"{message}; that follows once {name} runs")
     elif link is None:
-        bridge = _bridge_ifindex(draft, nic)
-        _propose_behind_gate(draft, name, nic, ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, bridge))
+        at = place_of(draft, nic)
+        replug = ReplugNic(resource, Reason.MISSING, name, state.spec.uid, nic, at.bridge, at.vlans)
+        _propose_behind_gate(draft, name, nic, replug)
     else:
         _maintain_tap(draft, name, nic, link)
         plan_rate(draft, name, nic, link)
@@ -98,8 +100,8 @@ def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
     resource = tap_resource(spec.name, nic.id)
     link = draft.observed.links.get(nic.tap)
     if link is None:
-        bridge = _bridge_ifindex(draft, nic)
-        action = ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, bridge, running=False)
+        at = place_of(draft, nic)
+        action = ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, at.bridge, running=False, vlans=at.vlans)
         _propose_behind_gate(draft, spec.name, nic, action)
         return False
     if not _is_own_tap(link, spec.name, nic):
@@ -126,14 +128,13 @@ def _is_own_tap(link: LinkState, name: str, nic: NicSpec) -> bool:
     return link.kind == "tun" and link.alias == tap_mark(name, nic.id)
 
 
-def _bridge_ifindex(draft: Draft, nic: NicSpec) -> int | None:
-    link = draft.observed.links.get(nic.bridge)
-    return link.ifindex if link is not None and is_own_bridge(link) else None
-
-
 def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> bool:
-    """Put a tap back into its bridge, up, with its MTU and mark; whether nothing was to be done."""
-    bridge = _bridge_ifindex(draft, nic)
+    """Put a tap back into its bridge, up, with its MTU and mark; whether nothing was to be done.
+
+    One that is in its bridge while that does not heed VLANs yet stays there; one that is barred leaves.
+    """
+    place = place_of(draft, nic)
+    bridge = place.bridge
     mark = tap_mark(name, nic.id)
     if (
         link.up
@@ -143,17 +144,18 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
         and link.isolated is (nic.isolated and bridge is not None)
     ):
         # Nearly always, for a thousand guests in each pass: nothing is built that nobody will look at.
-        return bridge is not None
+        return bridge is not None or place.barred
     moves = bridge is not None and link.master != bridge
     if moves and draft.is_gated(name, nic.id):
         draft.tell_deviating(tap_resource(name, nic.id))
         return False
     change = LinkChange(
-        master=bridge if moves else None,
+        master=bridge if moves else 0 if place.barred and link.master is not None else None,
         isolated=_isolation(nic, link, bridge, moves=moves),
         up=None if link.up else True,
         mtu=None if link.mtu == nic.mtu else nic.mtu,
         alias=None if link.alias == mark else mark,
+        vlans=place.vlans if moves else None,
     )
     reasons = (
         (change.master, Reason.DETACHED),
@@ -164,7 +166,7 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
     )
     reason = next((reason for value, reason in reasons if value is not None), None)
     if reason is None:
-        return bridge is not None
+        return bridge is not None or place.barred
     draft.propose(ChangeLink(tap_resource(name, nic.id), reason, link.name, link.ifindex, link.alias, change))
     return False
 

@@ -9,5 +9,6 @@ from agent.host.netlink.links import Links
 from agent.host.netlink.messages import LinkStatistics
 from agent.host.netlink.rates import RatedLinks
 from agent.host.netlink.routes6 import Routes6
+from agent.host.netlink.vlan_links import VlanLinks
 
-__all__ = ["LinkCache", "LinkStatistics", "Links", "RatedLinks", "Routes6"]
+__all__ = ["LinkCache", "LinkStatistics", "Links", "RatedLinks", "Routes6", "VlanLinks"]
