@@ -1,0 +1,24 @@
+"""Tests of VLANs with real frames; they need a kernel that has VLANs, which the virtual lab's has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.netns import ip, network_namespace
+from tests.vlan.world import has_vlans
+
+
+@pytest.fixture(scope="session")
+def vlans() -> None:
+    if not has_vlans():
+        pytest.skip("this kernel has no VLANs; the virtual lab's has")
+
+
+@pytest.fixture
+def cable(vlans: None) -> Iterator[None]:
+    """A namespace with a card `eth1`, whose other end `far` is what is plugged into it."""
+    with network_namespace():
+        ip("link add eth1 type veth peer name far", "link set far up")
+        yield
