@@ -130,7 +130,7 @@ def reaches_untagged(nic: NicSpec) -> bool:
 
 def uplink_vlans(nics: Iterable[NicSpec], host_ids: Iterable[int]) -> PortVlans:
     """What a bridge's cards carry: all that its NICs and the host have there, and the network without tags."""
-    carried = joined(((one, one) for one in host_ids))
+    carried = joined((one, one) for one in host_ids)
     distinct = {(nic.vlan, nic.trunk, nic.native) for nic in nics}
     ids = joined((*carried, *itertools.chain.from_iterable(_nic_vlans(*one).ids for one in distinct)))
     return PortVlans(without(ids, UNTAGGED_ID), UNTAGGED_PORT.untagged, UNTAGGED_ID)

@@ -1,4 +1,4 @@
-"""The values of `vlan`, `trunk`, `native` and `id`, and what they must have in common: as in `agent.unitfile.values`."""
+"""The values of `vlan`, `trunk`, `native` and `id`, as in `agent.unitfile.values`, and what goes together of them."""
 
 from __future__ import annotations
 

@@ -43,6 +43,10 @@ def changed(world: World) -> set[str]:
     return {port.link for one in world.done if isinstance(one, ChangeVlans) for port in one.ports}
 
 
+def bridge_vlan(words: str) -> None:
+    subprocess.run(["bridge", "vlan", *words.split()], check=True, timeout=20)
+
+
 def bridge_says(words: str) -> bool:
     return words in ip_output("-d link show br0")
 
@@ -57,7 +61,8 @@ async def test_ports_and_the_bridge_itself_carry_what_is_derived() -> None:
             "tv-lan": [(20, UNTAGGED)],
             "nas-lan": [(1, UNTAGGED)],
         }
-        assert bridge_says("vlan_filtering 1") and bridge_says("vlan_default_pvid 0 ")
+        assert bridge_says("vlan_filtering 1")
+        assert bridge_says("vlan_default_pvid 0 ")
         assert "192.0.2.1/24" in ip_output("addr show br0.30")
         assert changed(world) == set(), "all came as they should be"
 
@@ -88,7 +93,8 @@ async def test_a_bridge_in_use_begins_and_ends_to_heed_vlans() -> None:
         assert world.tags("cable") == {"nas.lan": None}
         assert world.tags("cable", 20) == {"fw.lan": 20, "tv.lan": None}
         await world.edit(plain)
-        assert bridge_says("vlan_filtering 0") and bridge_says("vlan_default_pvid 1 ")
+        assert bridge_says("vlan_filtering 0")
+        assert bridge_says("vlan_default_pvid 1 ")
         assert set(world.tags("cable")) == {"fw.lan", "tv.lan", "nas.lan"}
         assert set(map(str, carried())) == {"br0", "eth1", "fw-lan", "tv-lan", "nas-lan"}
         assert all(vlans == [(1, UNTAGGED)] for vlans in carried().values())
@@ -114,7 +120,8 @@ async def test_damage_is_healed(damage: list[str]) -> None:
         await world.settle()
         assert world.done
         assert carried() == before
-        assert bridge_says("vlan_filtering 1") and bridge_says("vlan_default_pvid 0 ")
+        assert bridge_says("vlan_filtering 1")
+        assert bridge_says("vlan_default_pvid 0 ")
         assert bridge_says("vlan_protocol 802.1Q")
 
 
@@ -125,7 +132,7 @@ async def test_vlans_that_somebody_changes_by_hand_are_put_right(words: str) -> 
     async with made_world() as world:
         await world.edit(UNITS)
         before = carried()
-        subprocess.run(["bridge", "vlan", *words.split()], check=True, timeout=20)
+        bridge_vlan(words)
         assert carried() != before
         await world.settle()
         assert carried() == before
@@ -136,7 +143,7 @@ async def test_ports_of_others_keep_what_they_carry() -> None:
     async with made_world() as world:
         await world.edit(BRIDGE + vm("nas", ("lan", "")))
         ip("link add theirs type veth peer name theirs-far", "link set theirs master br0 up")
-        subprocess.run(["bridge", "vlan", "add", "dev", "theirs", "vid", "77"], check=True, timeout=20)
+        bridge_vlan("add dev theirs vid 77")
         theirs = carried()["theirs"]
         assert theirs == [(1, UNTAGGED), (77, ())]
         await world.edit(UNITS)
@@ -148,7 +155,8 @@ async def test_an_adopted_bridge_is_set_right() -> None:
     ip("link set eth1 master br0 up")
     async with made_world() as world:
         await world.edit(UNITS.replace("[bridge.br0]\n", "[bridge.br0]\nadopt = true\n"))
-        assert bridge_says("vlan_protocol 802.1Q") and bridge_says("vlan_default_pvid 0 ")
+        assert bridge_says("vlan_protocol 802.1Q")
+        assert bridge_says("vlan_default_pvid 0 ")
         world.ends["cable"] = Far("far")
         assert world.tags("cable", 20) == {"fw.lan": 20, "tv.lan": None}
         assert world.tags("cable") == {"nas.lan": None}

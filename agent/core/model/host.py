@@ -101,10 +101,10 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             | ChangeLink()
             | DeleteLink()
             | ChangeRate()
+            | ChangeVlans()
+            | CreateVlan()
         ):
             return _apply_to_links(observed, action)
-        case ChangeVlans() | CreateVlan():
-            return with_vlans(observed, action)
         case ArmTap() | ReplugNic():
             return _apply_to_tap(observed, action)
         case CreateDisk() | GrowDisk():
@@ -160,9 +160,19 @@ def _is_own(link: LinkState) -> bool:
 
 def _apply_to_links(
     observed: Observed,
-    action: CreateBridge | ChangeAddresses | EnslavePort | ReleasePort | ChangeLink | DeleteLink | ChangeRate,
+    action: CreateBridge
+    | ChangeAddresses
+    | EnslavePort
+    | ReleasePort
+    | ChangeLink
+    | DeleteLink
+    | ChangeRate
+    | ChangeVlans
+    | CreateVlan,
 ) -> Observed:
     match action:
+        case ChangeVlans() | CreateVlan():
+            return with_vlans(observed, action)
         case CreateBridge(spec=spec):
             _require(spec.name not in observed.links, f"{spec.name} does not exist yet")
             addresses = tuple(AddressState(address, own=True) for address in spec.addresses)

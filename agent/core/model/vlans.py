@@ -79,7 +79,7 @@ def _changed(observed: Observed, action: ChangeVlans) -> Observed:
             require(not is_tagged(nic), f"{nic.tap} is in a VLAN: its bridge goes on heeding them")
     links = dict(observed.links)
     for name, link in observed.links.items():
-        if link.ifindex == bridge.ifindex or link.master == bridge.ifindex:
+        if bridge.ifindex in {link.ifindex, link.master}:
             links[name] = _carrying(link, wanted.get(link.ifindex), action.setting)
     return replace(observed, links={**links, bridge.name: replace(links[bridge.name], bridging=action.setting)})
 

@@ -14,7 +14,7 @@ from agent.core.actions import (
     ReleasePort,
 )
 from agent.core.desired import BridgeSpec
-from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, port_resource
+from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, is_own_vlan, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.planner.vlans import uplink_place
@@ -120,10 +120,16 @@ def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bri
         return
     reason = Reason.DETACHED if (port, spec.name) in draft.observed.enslaved else Reason.WANTED
     place, mtu = uplink_place(draft, bridge), spec.port_mtu
-    if place.bridge is None:
-        draft.tell_deviating(resource)  # until its bridge heeds VLANs
+    if place.bridge is None or _waits_for_its_link(draft, link):
+        draft.tell_deviating(resource)  # until its bridge heeds VLANs, or it can be set up
     else:
         draft.propose(EnslavePort(resource, reason, spec.name, bridge.ifindex, port, link.ifindex, mtu, place.vlans))
+
+
+def _waits_for_its_link(draft: Draft, link: LinkState) -> bool:
+    """Whether it is a VLAN link of ours on one that is still down: nothing is up on that."""
+    lower = next((one for one in draft.observed.links.values() if one.ifindex == link.lower), None)
+    return is_own_vlan(link) and (lower is None or not lower.up)
 
 
 def _plan_enslaved_port(draft: Draft, spec: BridgeSpec, link: LinkState) -> None:

@@ -273,6 +273,8 @@ def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[
         message += f"before {bridge} sees them, so no guest would get any; "
         message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
         draft.tell(resource, "VlanLinkOnPort", message)
+    elif lower is None and spec.on_bridge:
+        draft.tell_deviating(resource)  # its bridge is about to be made
     elif lower is None:
         draft.tell(resource, "LinkMissing", f"there is no link {spec.link}; {spec.name} is made when it appears")
     elif spec.on_bridge and not is_own_bridge(lower):

@@ -124,7 +124,8 @@ def _cached_wish(vm: str, nic: NicSpec, bridge: BridgeSpec, present: str, left: 
         return NicWish(vm, nic, nameless=True, is_asked=is_asked)
     elements = _on(nic, bridge, taps)
     leaving = _on(replace(nic, bridge=left.name), left, taps) - elements if left is not None else frozenset()
-    of_bridge = {one.partition("/")[0] for link in (bridge, *bridge.vlans) for one in link.addresses}
+    of_bridge = {one.partition("/")[0] for one in bridge.addresses}
+    of_bridge |= {one.partition("/")[0] for vlan in bridge.vlans for one in vlan.addresses}
     taken = tuple(one for one in nic.address if one in of_bridge)
     wish = NicWish(vm, nic, elements, leaving, taken, is_asked=is_asked)
     return wish if elements or leaving or taken else None

@@ -64,10 +64,10 @@ def describe(action: Action) -> str:
             | ChangeAddresses()
             | DeleteLink()
             | ChangeRate()
+            | ChangeVlans()
+            | CreateVlan()
         ):
             return _describe_link(action)
-        case ChangeVlans() | CreateVlan():
-            return _describe_vlans(action)
         case ArmTap() | ReplugNic():
             return _describe_tap(action)
         case CreateDisk() | GrowDisk() | TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
@@ -238,9 +238,19 @@ def _describe_rate(action: ChangeRate) -> str:
 
 
 def _describe_link(
-    action: CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink | ChangeRate,
+    action: CreateBridge
+    | ChangeLink
+    | EnslavePort
+    | ReleasePort
+    | ChangeAddresses
+    | DeleteLink
+    | ChangeRate
+    | ChangeVlans
+    | CreateVlan,
 ) -> str:
     match action:
+        case ChangeVlans() | CreateVlan():
+            return _describe_vlans(action)
         case CreateBridge(spec=spec):
             return f"make bridge {spec.name}"
         case ChangeLink(link=link):
