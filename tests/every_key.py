@@ -13,6 +13,15 @@ ipv6 = "routed"
 uplink = "eth0"
 dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
+[bridge.br-lan.vlan.20]
+addresses = ["192.168.20.1/24"]
+name = "lan20"
+
+[vlan.v30]
+link = "eth2"
+id = 30
+addresses = ["192.168.30.1/24"]
+
 [vm.web]
 cpus = 2
 max-cpus = 2
@@ -65,4 +74,9 @@ serves = ["dhcp", "ra"]
 isolated = true
 allow = ["022/tcp  from 10.0.0.0/8", "icmp", "from fd00::/64", "5000-5010/udp"]
 deny = ["25/tcp to 0.0.0.0/0", "to 192.0.2.7/32"]
+trunk = [20, "100-120", 10]
+native = 1
+[vm.web.nic.dmz]
+bridge = "br-lan"
+vlan = 20
 """
