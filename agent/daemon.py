@@ -24,7 +24,7 @@ from agent.core.defaults import GROUP, SOCKET_NAME
 from agent.core.errors import AgentError
 from agent.core.rights import Readers, Rights
 from agent.core.tell.status import AgentFacts
-from agent.host.netlink import RatedLinks
+from agent.host.netlink import VlanLinks
 from agent.host.notify import Notifier
 from agent.host.peers import find_group
 from agent.host.statedir import LaterStateError, StateDirectory, StateRefusedError, lock_directory
@@ -143,7 +143,7 @@ async def _serve(settings: Settings, state: StateDirectory, notifier: Notifier, 
     memory, problem = await asyncio.to_thread(state.load)
     qemu = await look_for_qemu()
     rights = Rights(os.geteuid(), await asyncio.to_thread(find_group, GROUP), settings.readers)
-    async with RatedLinks() as links, asyncio.TaskGroup() as group:
+    async with VlanLinks() as links, asyncio.TaskGroup() as group:
         metrics = Metrics(version=facts.version, qemu=qemu.version, started_s=time.time(), clock_s=now_s)
         chronicle = Chronicle(Journal(), metrics)
         if problem:

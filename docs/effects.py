@@ -13,6 +13,8 @@ from agent.core.edits.effects import EFFECTS, PLUGGING
 
 TABLES = {
     "bridge": "bridge.NAME",
+    "host-vlan": "bridge.NAME.vlan.ID",
+    "vlan": "vlan.NAME",
     "vm": "vm.NAME",
     "disk": "vm.NAME.disk.ID",
     "cdrom": 'vm.NAME.disk.ID, where media = "cdrom"',

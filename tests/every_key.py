@@ -15,6 +15,15 @@ gateway = ["192.168.0.254", "fd00::fe"]
 routes = [{ to = "10.0.0.0/8", via = "192.168.0.253", metric = 100 }, { to = "fd01::/64", via = "fd00::fd" }]
 dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
+[bridge.br-lan.vlan.20]
+addresses = ["192.168.20.1/24"]
+name = "lan20"
+
+[vlan.v30]
+link = "eth2"
+id = 30
+addresses = ["192.168.30.1/24"]
+
 [vm.web]
 cpus = 2
 max-cpus = 2
@@ -71,4 +80,9 @@ serves = ["dhcp", "ra"]
 isolated = true
 allow = ["022/tcp  from 10.0.0.0/8", "icmp", "from fd00::/64", "5000-5010/udp"]
 deny = ["25/tcp to 0.0.0.0/0", "to 192.0.2.7/32"]
+trunk = [20, "100-120", 10]
+native = 1
+[vm.web.nic.dmz]
+bridge = "br-lan"
+vlan = 20
 """

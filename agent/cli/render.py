@@ -109,6 +109,7 @@ def _conditions(status: Json) -> Iterator[tuple[str, str]]:
     """All conditions with the resource of which they are told (the guest's for its taps and disks)."""
     holders = [("", status["agent"])]
     holders += [(f"bridge/{bridge['name']}", bridge) for bridge in status["bridges"]]
+    holders += [(f"vlan/{vlan['name']}", vlan) for vlan in status.get("vlans", [])]
     holders += [(f"vm/{vm['name']}", vm) for vm in status["vms"]]
     for owner, holder in holders:
         for one in holder["conditions"]:

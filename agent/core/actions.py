@@ -28,13 +28,16 @@ from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
+from agent.core.vlans import PortVlans
 
 
 @dataclass(frozen=True, slots=True)
 class LinkChange:
     """Fields to set on a link; None leaves a field alone. `master` 0 takes the link out of its bridge.
 
-    `isolated` is of a port, and set once it is in its bridge, before it goes up.
+    `isolated` and `vlans` are of a port, and set once it is in its bridge, before it goes up. With `vlans` that bridge
+    must heed them, and give a new port none by itself.
     """
 
     up: bool | None = None
@@ -47,15 +50,20 @@ class LinkChange:
     snooping: bool | None = None
     isolated: bool | None = None
     group_learning: bool | None = None
+    vlans: PortVlans | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CreateBridge:
-    """Make a bridge, mark it, give it MAC, MTU and addresses, and set it up."""
+    """Make a bridge, mark it, give it MAC, MTU and addresses, and set it up.
+
+    `vlans`: it heeds VLANs from its first moment on, and carries these itself.
+    """
 
     resource: str
     reason: Reason
     spec: BridgeSpec
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.NONE
 
 
@@ -87,6 +95,7 @@ class EnslavePort:
     port_ifindex: int
     mtu: int | None = None
     entry: str = ""
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.NONE
 
 
@@ -321,6 +330,8 @@ Action = (
     | EndConnections
     | ChangeIpv6
     | ChangeRoutes
+    | ChangeVlans
+    | CreateVlan
 )
 
 

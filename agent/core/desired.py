@@ -65,6 +65,21 @@ class RouteSpec(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class VlanSpec:
+    """A wanted VLAN link of the host, on the link `link`, with VLAN `id` (1 to 4094); `name` is the link's own.
+
+    `on_bridge`: it is of a bridge's table, and that bridge must carry it.
+    """
+
+    name: str
+    link: str
+    id: int
+    file: str = ""
+    addresses: tuple[str, ...] = ()
+    on_bridge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BridgeSpec:
     """A wanted bridge. `port_mtu` is set only where the unit names an MTU: then its ports get it as well.
 
@@ -73,7 +88,7 @@ class BridgeSpec:
     `ipv6`: how its guests reach the internet over IPv6 (`core.routing.ipv6`), empty for not at all; `uplink`: the link
     that leads there, empty for that of the default route.
     `ports` are links as units call them (`planner.ports`). `gateway`, of each IP version at most one, and `routes` are
-    the host's own ways that lead by this bridge.
+    the host's own ways that lead by this bridge. `vlans`: the host's own links in VLANs of it.
     """
 
     name: str
@@ -92,6 +107,7 @@ class BridgeSpec:
     uplink: str = ""
     gateway: tuple[str, ...] = ()
     routes: tuple[RouteSpec, ...] = ()
+    vlans: tuple[VlanSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,8 @@ class NicSpec:
     `queues`: how many pairs of queues it has, each with a descriptor of the tap. `vhost`: whether the kernel carries
     its frames instead of QEMU, "true", "false", or "auto" for where guests have KVM and the host has vhost-net.
     `direct`: the link of the host that it hangs on by a macvtap, instead of a bridge; both are never named.
+    `vlan`: the VLAN that it is in, without knowing of it. `trunk`: those that it gets with their tags (`core.vlans`);
+    `native`: the one that it gets without.
     """
 
     id: str
@@ -127,6 +145,9 @@ class NicSpec:
     queues: int = 1
     vhost: str = "false"
     direct: str = ""
+    vlan: int | None = None
+    trunk: tuple[str, ...] = ()
+    native: int | None = None
 
     @property
     def held(self) -> bool:
@@ -242,6 +263,7 @@ class Desired:
     `unresolved_guests` gives the file by name and by uuid of each guest that a file's present text names, where that
     text cannot run: whether it is wanted will be known when it is mended.
     `complete` False: the units were not read yet, so nothing is unwanted.
+    `vlans` are links of the host in VLANs, but those of bridges.
     """
 
     bridges: Mapping[str, BridgeSpec] = field(default_factory=dict)
@@ -250,3 +272,4 @@ class Desired:
     unresolved_files: frozenset[str] = frozenset()
     unresolved_guests: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True
+    vlans: Mapping[str, VlanSpec] = field(default_factory=dict)

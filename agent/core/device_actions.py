@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from agent.core.desired import DiskSpec, NicSpec
 from agent.core.edits.live import Edit
 from agent.core.reasons import Disruption, Reason
+from agent.core.vlans import PortVlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +15,8 @@ class ArmTap:
     """Make a NIC's tap and attach the NIC's descriptor to it.
 
     For a guest that is not running the descriptor is a new one; for a running one it is QEMU's own, re-armed, which
-    the guest does not notice. `bridge_ifindex` None leaves the tap without master. `lower_ifindex`: of a NIC that is
-    direct, the link that its macvtap is to be on.
+    the guest does not notice. `bridge_ifindex` None leaves the tap without master; `vlans` are what it carries there.
+    `lower_ifindex`: of a NIC that is direct, the link that its macvtap is to be on.
     """
 
     resource: str
@@ -25,6 +26,7 @@ class ArmTap:
     nic: NicSpec
     bridge_ifindex: int | None
     running: bool
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.NONE
     lower_ifindex: int | None = None
 
@@ -42,6 +44,7 @@ class ReplugNic:
     uid: int
     nic: NicSpec
     bridge_ifindex: int | None
+    vlans: PortVlans | None = None
     disruption: Disruption = Disruption.LINK
     lower_ifindex: int | None = None
     why: str = "no descriptor of it can be had"

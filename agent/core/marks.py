@@ -13,7 +13,7 @@ import uuid as uuids
 from agent.core.observed import LinkState
 
 GROUP = 0x766D686F
-"""The link group of our bridges and ifbs ("vmho")."""
+"""The link group of our bridges, VLAN links and ifbs ("vmho")."""
 
 ADDRESS_PROTOCOL = 118
 """The IFA_PROTO of addresses that we put on a link."""
@@ -43,6 +43,16 @@ def tap_mark(vm: str, nic: str) -> str:
 def ifb_mark(vm: str, nic: str) -> str:
     """The alias of the own ifb link through which passes what a NIC sends, while that is limited."""
     return f"vmhost:ifb/{vm}/{nic}"
+
+
+def vlan_mark(name: str) -> str:
+    """The alias of an own VLAN link."""
+    return f"vmhost:vlan/{name}"
+
+
+def is_own_vlan(link: LinkState) -> bool:
+    """Whether a link is a VLAN link of ours, also one whose making was interrupted before it had its alias."""
+    return link.kind == "vlan" and (link.alias == vlan_mark(link.name) or (link.alias == "" and link.group == GROUP))
 
 
 def is_own_ifb(link: LinkState) -> bool:
@@ -85,6 +95,16 @@ def port_resource(name: str) -> str:
     return f"port/{name}"
 
 
+def vlans_resource(bridge: str) -> str:
+    """The resource name of what a bridge and its ports carry."""
+    return f"bridge/{bridge}/vlans"
+
+
+def vlan_resource(name: str) -> str:
+    """The resource name of a VLAN link of the host."""
+    return f"vlan/{name}"
+
+
 def tap_resource(vm: str, nic: str) -> str:
     """The resource name of a NIC's tap."""
     return f"tap/{vm}/{nic}"
@@ -123,6 +143,14 @@ def derived_tap(vm: str, nic: str) -> str:
     if len(readable) <= MAX_LINK_NAME:
         return readable
     return "vm" + hashlib.sha256(readable.encode()).hexdigest()[: MAX_LINK_NAME - 2]
+
+
+def derived_vlan(link: str, number: int) -> str:
+    """The default name of a VLAN link: `br-lan.20` where it fits into a link's name, else hashed."""
+    readable = f"{link}.{number}"
+    if len(readable.encode()) <= MAX_LINK_NAME:
+        return readable
+    return "vl" + hashlib.sha256(readable.encode()).hexdigest()[: MAX_LINK_NAME - 2]
 
 
 @functools.lru_cache(4096)

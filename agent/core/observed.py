@@ -18,6 +18,7 @@ from agent.core.routing.ipv6 import Ipv6State
 from agent.core.routing.routes import RoutesState
 from agent.core.services.leases import Lease
 from agent.core.services.spec import ServiceSpec
+from agent.core.vlans import BridgeVlans, PortVlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class LinkState:
     `permanent_mac` is that of the hardware, `place` its address on the PCI bus (`0000:01:00.0`); empty if not known.
     `lower`: the ifindex of the link that this one is on, or for a veth its peer's (IFLA_LINK). `multi_queue`: a tap
     that takes several descriptors, which it must have been made for.
+    `bridging`: how a bridge treats VLANs, None where its kernel knows none. `vlans`: what a port of a bridge that heeds
+    them carries, or that bridge itself; None: not looked at. `vlan_id` is a VLAN link's.
     """
 
     ifindex: int
@@ -54,6 +57,9 @@ class LinkState:
     place: str = ""
     lower: int | None = None
     multi_queue: bool = False
+    bridging: BridgeVlans | None = None
+    vlans: PortVlans | None = None
+    vlan_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +292,7 @@ class HostState:
     `memory` None: not looked at.
     `down`: an operator, or the shutdown of the host, wants no guest to run in this boot; `down_by_s`: from when on no
     guest gets any more time to shut itself down, None if each has its own.
+    `bridge_vlans`: whether bridges that are made heed VLANs where that is asked for, as far as a forecast can tell.
     `services`: guests are started as services of their own. `controllers`: those of the host's control groups, None if
     not looked at. `absent` are programs of services that are not installed. `vhost_problem`: what keeps guests from
     vhost-net, empty for nothing.
@@ -302,6 +309,7 @@ class HostState:
     down_by_s: float | None = None
     absent: frozenset[str] = frozenset()
     vhost_problem: str = ""
+    bridge_vlans: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from agent.core.planner.room import Room
 from agent.core.planner.routes import plan_routes
 from agent.core.planner.services import plan_services
 from agent.core.planner.taps import plan_unwanted_taps
+from agent.core.planner.vlans import plan_bridge_vlans, plan_vlan_links, vlan_wishes
 from agent.core.planner.vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.text import counted
 
@@ -60,15 +61,18 @@ def plan(desired: Desired, observed: Observed, now_s: float) -> Plan:
     wanted = sort_guests(desired, observed, stops, held)
     starts = starts_of(desired.vms, observed.refused)
     bridges = needed_bridges(desired, observed, wanted, starts)
+    draft.vlans = vlan_wishes(desired, observed, bridges, starts)
     for name, bridge in bridges.items():
         plan_bridge(draft, bridge)
         if name not in desired.bridges:
             message = f"no unit wants {name} any more, but guests use it; it stays on its last spec until they are gone"
             draft.tell(bridge_resource(name), "StillNeeded", message)
+    ports = find_ports(bridges, observed)
+    plan_bridge_vlans(draft, bridges, starts, ports)
+    plan_vlan_links(draft, desired, bridges, ports)
     plan_services(draft, desired, bridges, held)
     for name, hold in held.items():
         tell_held(draft, name, hold)
-    ports = find_ports(bridges, observed)
     plan_filters(draft, bridges, starts, ports, complete=desired.complete)
     plan_ports(draft, bridges, ports)
     tell_taken_macs(draft, bridges, starts, ports)

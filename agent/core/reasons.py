@@ -28,6 +28,7 @@ class Reason(StrEnum):
     SETTINGS = "settings"
     RATE = "rate"
     ELEMENT = "element"
+    VLAN = "vlan"
     SPACE = "space"
     EXITED = "exited"
     WANTED = "wanted"

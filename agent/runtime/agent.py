@@ -24,7 +24,7 @@ from agent.core.routing.ipv6_wanted import uplinks6
 from agent.core.tell.status import AgentFacts
 from agent.host.launches import Launches
 from agent.host.logs import cap_log
-from agent.host.netlink import RatedLinks
+from agent.host.netlink import VlanLinks
 from agent.host.notify import Notifier
 from agent.host.processes import find_qemu
 from agent.host.service_files import ServiceFiles
@@ -116,7 +116,7 @@ class Agent:
         run_dir: Path,
         state: StateDirectory,
         memory: Memory,
-        links: RatedLinks,
+        links: VlanLinks,
         chronicle: Chronicle,
         max_disruption: int,
         facts: AgentFacts,

@@ -41,6 +41,7 @@ from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
 from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
@@ -127,7 +128,7 @@ class Executor:
                 await self._links.arm(action, lambda arm: negotiated_settings(arm.vm, arm.nic, self._guests))
             case CreateBridge() | ChangeLink() | ChangeAddresses() | EnslavePort() | ReleasePort() | DeleteLink():
                 await self._links.change(action)
-            case ChangeRate():
+            case ChangeRate() | ChangeVlans() | CreateVlan():
                 await self._links.change(action)
             case StartService():
                 await self._services.start(action)

@@ -150,8 +150,8 @@ class DeviceExecutor:
         await self._detach(guest, nic_id(nic.id), nic.id)
         await forgiving(guest, "netdev_del", {"id": netdev_id(nic.id)})
         resource, reason, bridge = action.resource, action.reason, action.bridge_ifindex
-        lower = action.lower_ifindex
-        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, running=False, lower_ifindex=lower)
+        lower, vlans = action.lower_ifindex, action.vlans
+        arm = ArmTap(resource, reason, action.vm, action.uid, nic, bridge, False, vlans, lower_ifindex=lower)
         await self._links.arm(arm, lambda _: negotiated_settings(action.vm, nic, self._guests))
         await self._plug_nic(guest, nic, self._links.descriptors(action.vm, nic.id))
 

@@ -22,20 +22,31 @@ from agent.core.errors import ActionError, TransientError
 from agent.core.marks import tap_mark
 from agent.core.memory import Memory, with_port, without_port, without_ports_of
 from agent.core.routing.ipv6 import conf
-from agent.host.netlink import RatedLinks
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
+from agent.host.netlink import VlanLinks
 from agent.host.sysctls import change_sysctls
 from agent.host.tap import Births, TapSettings, keep, open_macvtap, open_tap, rearm
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.keeper import Keeper
 
 AskSettings = Callable[[ArmTap], Awaitable[TapSettings]]
-LinkAction = CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink | ChangeRate
+LinkAction = (
+    CreateBridge
+    | ChangeLink
+    | EnslavePort
+    | ReleasePort
+    | ChangeAddresses
+    | DeleteLink
+    | ChangeRate
+    | ChangeVlans
+    | CreateVlan
+)
 
 
 class LinkExecutor:
     """Each method does one action and returns when the links' cache shows it, or raises an ActionError."""
 
-    def __init__(self, links: RatedLinks, descriptors: Descriptors, keeper: Keeper, folder: Path) -> None:
+    def __init__(self, links: VlanLinks, descriptors: Descriptors, keeper: Keeper, folder: Path) -> None:
         """`folder` is one of the agent's own, for device nodes that are there for a moment."""
         self._links = links
         self._folder = folder
@@ -45,8 +56,12 @@ class LinkExecutor:
     async def change(self, action: LinkAction) -> None:
         """Do an action on a bridge, a port, or an existing tap."""
         match action:
-            case CreateBridge(spec=spec):
-                await self._links.create_bridge(spec)
+            case CreateBridge(spec=spec, vlans=vlans):
+                await self._links.create_bridge(spec, vlans)
+            case CreateVlan(spec=vlan, lower_ifindex=lower):
+                await self._links.create_vlan(vlan, lower)
+            case ChangeVlans():
+                await self._links.change_vlans(action)
             case ChangeLink(link=link, ifindex=ifindex, expect_alias=alias, change=change):
                 await self._links.change(link, ifindex, alias, change)
             case ChangeRate():
@@ -57,7 +72,7 @@ class LinkExecutor:
                 await self._links.delete(link, ifindex, alias)
                 await self._keeper.update(lambda memory: _without_bridge(memory, link))
             case EnslavePort(port=port, bridge=bridge):
-                await self._links.enslave(action.port_ifindex, action.bridge_ifindex, action.mtu)
+                await self._links.enslave(action.port_ifindex, action.bridge_ifindex, action.mtu, action.vlans)
                 place, indexes = (action.entry or port, bridge), (action.port_ifindex, action.bridge_ifindex)
                 await self._keeper.update(lambda memory: with_port(memory, place, *indexes))
             case ReleasePort(port=port, bridge=bridge):
@@ -120,6 +135,7 @@ class LinkExecutor:
             master=action.bridge_ifindex,
             alias=tap_mark(action.vm, action.nic.id),
             isolated=True if action.nic.isolated and action.bridge_ifindex is not None else None,
+            vlans=action.vlans,
         )
         await self._links.change(link.name, link.ifindex, link.alias, change)
 

@@ -50,7 +50,7 @@ ACTION_KINDS = sorted(kind_name(kind) for kind in get_args(Action))
 OUTCOMES = ("done", "failed", "unknown")
 
 REPAIRS: Mapping[str, str] = {
-    "bridge": "address down mac missing mtu settings unmarked",
+    "bridge": "address down mac missing mtu settings unmarked vlan",
     "filters": "element missing settings",
     "firewall": "element missing settings",
     "forwarding": "settings",
@@ -58,6 +58,7 @@ REPAIRS: Mapping[str, str] = {
     "port": "detached down mtu",
     "service": "exited settings",
     "tap": "detached down missing mtu rate renamed settings unmarked",
+    "vlan": "address down missing settings unmarked",
     "vm": "exited missing renamed settings space",
 }
 """What of a kind of resource can be hurt, in the words of `core.reasons`."""

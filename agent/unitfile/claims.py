@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agent.core.marks import bridge_resource, vm_resource
+from agent.core.marks import bridge_resource, vlan_resource, vm_resource
 from agent.core.references import GUEST
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_display
@@ -19,20 +19,27 @@ from agent.unitfile.order import parse_after
 from agent.unitfile.publish import parse_publish
 from agent.unitfile.schema import KINDS
 from agent.unitfile.values import BadValueError
+from agent.unitfile.vlans import parse_id_key
 
 KeyPath = tuple[str | int, ...]
-_CHECKS: Mapping[str, Callable[[object], str]] = {"bridge": values.parse_link_name, "vm": values.parse_vm_name}
-_HEADER = re.compile(r"""^[ \t]*\[[ \t]*(bridge|vm)[ \t]*\.[ \t]*["']?([^\s."'\[\]]+)["']?[ \t]*[.\]]""", re.MULTILINE)
+_CHECKS: Mapping[str, Callable[[object], str]] = {
+    "bridge": values.parse_link_name,
+    "vm": values.parse_vm_name,
+    "vlan": values.parse_link_name,
+}
+_HEADER = re.compile(
+    r"""^[ \t]*\[[ \t]*(bridge|vm|vlan)[ \t]*\.[ \t]*["']?([^\s."'\[\]]+)["']?[ \t]*[.\]]""", re.MULTILINE
+)
 
 
 class Claim(NamedTuple):
     """Something that only one may have. `resource` and `device` say for whom, `where` is its key path in the file.
 
     `kind`: `name`, `uuid`, `mac`, `disk` (a path), `link` (a name in the kernel), `display` (of VNC),
-    `port` (what is published of the
+    `vlan` (link and number, as `eth1/20`), `port` (what is published of the
     host's, as `core.routing.publications` writes it; two meet in any port of theirs).
     `key` None: the default, which depends on more than the file. `role` is what a link is to be (`bridge`, `port`,
-    `tap`, `direct` for one that NICs share), or `read-only` for a disk.
+    `tap`, `vlan`, `direct` for one that NICs share), or `read-only` for a disk.
     """
 
     kind: str
@@ -71,6 +78,8 @@ def extract(top: Mapping[str, object]) -> Extract:
                 continue
             if kind == "bridge":
                 claims += _bridge_claims(name, table)
+            elif kind == "vlan":
+                claims += _vlan_claims(name, table)
             else:
                 claims += _vm_claims(name, table)
                 references += _vm_references(name, table)
@@ -105,8 +114,11 @@ def _valid(check: Callable[[object], str], value: object) -> str | None:
         return None
 
 
+_RESOURCES = {"bridge": bridge_resource, "vm": vm_resource, "vlan": vlan_resource}
+
+
 def _name_claim(kind: str, name: str) -> Claim:
-    resource = bridge_resource(name) if kind == "bridge" else vm_resource(name)
+    resource = _RESOURCES[kind](name)
     return Claim("name", resource, resource, "", (kind, name))
 
 
@@ -132,6 +144,23 @@ def _bridge_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
         valid = _valid(values.parse_port, port)
         if valid is not None and valid != name and port not in ports[:place]:
             yield Claim("link", valid, owner.resource, f"port/{valid}", (*owner.where, "ports", place), "port")
+
+    for id_, vlan in _tables(table, "vlan"):
+        if (number := _valid(parse_id_key, id_)) is not None:
+            where, device = (*owner.where, "vlan", id_), f"vlan/{id_}"
+            yield Claim("vlan", f"{name}/{number}", owner.resource, device, where)
+            key = _valid(values.parse_link_name, vlan["name"]) if "name" in vlan else None
+            if "name" not in vlan or key is not None:
+                yield Claim("link", key, owner.resource, device, (*where, "name") if key else where, "vlan")
+
+
+def _vlan_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:
+    owner = _name_claim("vlan", name)
+    yield owner
+    yield Claim("link", name, owner.resource, "", owner.where, "vlan")
+    link, number = table.get("link"), table.get("id")
+    if isinstance(link, str) and isinstance(number, int) and _valid(values.parse_link_name, link) is not None:
+        yield Claim("vlan", f"{link}/{number}", owner.resource, "", (*owner.where, "id"))
 
 
 def _vm_claims(name: str, table: Mapping[str, object]) -> Iterator[Claim]:

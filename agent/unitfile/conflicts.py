@@ -190,9 +190,16 @@ def _rivals(one: _Held, other: _Held) -> bool:
         return False
     if one.claim.kind == "port" and not _published(one.claim).meets(_published(other.claim)):
         return False
+    if _is_own_port(one.claim, other.claim) or _is_own_port(other.claim, one.claim):
+        return False
     if one.path == other.path:
         return one.is_new == other.is_new
     return one.claim.kind == "name" or one.claim.resource != other.claim.resource
+
+
+def _is_own_port(port: Claim, vlan: Claim) -> bool:
+    """Whether one claim makes a VLAN link, and the other has it as a port of a bridge."""
+    return (port.role, vlan.role) == ("port", "vlan") and vlan.resource.startswith("vlan/")
 
 
 def _words(held: _Held, rival: _Held) -> tuple[str, str]:
@@ -228,9 +235,11 @@ def _uuid_words(claim: Claim, rival: Claim) -> tuple[str, str]:
 
 
 def _link_words(claim: Claim, rival: Claim) -> tuple[str, str]:
-    whose = {"tap": "the tap of", "port": "a port of", "direct": "the link that carries"}.get(rival.role, "the name of")
-    owner = _owner(rival) if rival.role in {"tap", "direct"} else f"[{rival.resource.replace('/', '.')}]"
-    return f"{claim.role} {quoted(claim.key or '')} is also {whose} {owner}", _link_hint(claim, rival)
+    whose = {"tap": "the tap of", "port": "a port of", "vlan": "the VLAN link of", "direct": "the link that carries"}
+    owned = {"tap", "vlan", "direct"}
+    owner = _owner(rival) if rival.role in owned else f"[{rival.resource.replace('/', '.')}]"
+    words = f"{claim.role} {quoted(claim.key or '')} is also {whose.get(rival.role, 'the name of')} {owner}"
+    return words, _link_hint(claim, rival)
 
 
 def _link_hint(claim: Claim, rival: Claim) -> str:
@@ -238,7 +247,12 @@ def _link_hint(claim: Claim, rival: Claim) -> str:
     if claim.role == "direct" and rival.role in {"port", "bridge"}:
         name = rival.resource.partition("/")[2]
         return f"bridge = {quoted(name)} puts the NIC there"
-    return _default_hint(claim, "tap")
+    return _default_hint(claim, "name" if claim.role == "vlan" and claim.device else "tap")
+
+
+def _vlan_words(claim: Claim, rival: Claim) -> tuple[str, str]:
+    link, _, number = (claim.key or "").rpartition("/")
+    return f"VLAN {number} of {quoted(link)} is also that of {_owner(rival)}", "a link has one VLAN link for each"
 
 
 def _display_words(claim: Claim, rival: Claim) -> tuple[str, str]:
@@ -255,13 +269,14 @@ _SENTENCES: Mapping[str, Callable[[Claim, Claim], tuple[str, str]]] = {
     "mac": _mac_words,
     "uuid": _uuid_words,
     "link": _link_words,
+    "vlan": _vlan_words,
     "display": _display_words,
     "port": _port_words,
 }
 
 
 def _default_hint(claim: Claim, key: str) -> str:
-    derived = claim.where[-1] != key and (key == "mac" or claim.role == "tap")
+    derived = claim.where[-1] != key and (key in {"mac", "name"} or claim.role == "tap")
     return f"it is the default; set {key} to another one" if derived else ""
 
 

@@ -17,6 +17,7 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 TEXTS: Mapping[str, Mapping[str, str]] = {
     "UnitFile": {
         "bridge": "bridges, each as [bridge.NAME]",
+        "vlan": "VLAN links of the host, each as [vlan.NAME]; those on a bridge are tables of it",
         "vm": "guests, each as [vm.NAME]",
     },
     "BridgeTable": {
@@ -32,10 +33,20 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "hear of it by a dnsmasq of the bridge's own",
         "gateway": "the host's default gateway by this bridge, or one of each IP version",
         "routes": "the host's other routes by this bridge",
+        "vlan": "the host's own links in VLANs of this bridge, each as [bridge.NAME.vlan.ID]",
         "uplink": "the link that leads out over IPv6; that of the default route unless given",
         "dhcp": "give addresses to guests and whoever else asks on this bridge (IPv4), by a dnsmasq of its own; an "
         "address of a NIC is given to that guest. Debian's package dnsmasq-base",
         "dns": "answer questions for names on this bridge's addresses: guests' own, and all others by asking upstream",
+    },
+    "HostVlanTable": {
+        "addresses": 'addresses of the host in this VLAN, such as "192.168.20.1/24"',
+        "name": "of the link; BRIDGE.ID where that fits unless given",
+    },
+    "VlanTable": {
+        "link": "the link that it is on, which is no bridge's port",
+        "id": "the VLAN",
+        "addresses": 'addresses of the host on it, such as "192.168.20.1/24"; none where it is a port of a bridge',
     },
     "DhcpTable": {
         "range": "the first and the last address to give away; addresses of guests' NICs may lie within or outside",
@@ -133,6 +144,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "once; auto: one for each CPU that it may have",
         "vhost": "the host's kernel carries its frames instead of QEMU (vhost-net); auto: where guests have KVM and "
         "the host has /dev/vhost-net. A deleted tap of such a card is healed by a replug",
+        "vlan": "the VLAN that it is in; the guest sees no tags",
+        "trunk": 'VLANs that the guest gets with their tags, such as [10, 20, "100-120"], or "all"',
+        "native": "beside trunk: the VLAN that the guest gets without a tag; 1 is the network without tags",
     },
 }
 """What each key is for, by table."""

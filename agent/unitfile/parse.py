@@ -18,9 +18,10 @@ from agent.unitfile import schema, values
 from agent.unitfile.claims import Claim, Extract, KeyPath, Reference, extract, extract_names
 from agent.unitfile.machines import Mistake
 from agent.unitfile.positions import position_of
-from agent.unitfile.schema import BridgeTable, Table, VmTable
+from agent.unitfile.schema import BridgeTable, Table, VlanTable, VmTable
 from agent.unitfile.syntax import read_toml
 from agent.unitfile.values import BadValueError, quoted, shown
+from agent.unitfile.vlans import link_mistakes
 
 MAX_ERRORS = 200
 """More mistakes of one file are counted, not listed."""
@@ -48,6 +49,7 @@ class ParsedUnit:
     errors: tuple[UnitError, ...] = ()
     bridges: Mapping[str, BridgeTable] = field(default_factory=dict)
     vms: Mapping[str, VmTable] = field(default_factory=dict)
+    vlans: Mapping[str, VlanTable] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     references: tuple[Reference, ...] = ()
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
@@ -77,14 +79,16 @@ def parse_unit(path: str, data: bytes) -> ParsedUnit:
         return ParsedUnit(path, data, (error,), claims=names.claims)
     bridges: dict[str, BridgeTable] = {}
     vms: dict[str, VmTable] = {}
+    vlans: dict[str, VlanTable] = {}
     mistakes = [
         *_top_mistakes(outcome),
         *_read_tables(outcome, "bridge", values.parse_link_name, BridgeTable, schema.bridge_mistakes, bridges),
         *_read_tables(outcome, "vm", values.parse_vm_name, VmTable, lambda _, table: schema.vm_mistakes(table), vms),
+        *_read_tables(outcome, "vlan", values.parse_link_name, VlanTable, link_mistakes, vlans),
     ]
     found = extract(outcome)
-    unit = ParsedUnit(path, data, (), bridges, vms, found.claims, found.references)
-    return ParsedUnit(path, data, _positioned(unit, mistakes), bridges, vms, found.claims, found.references)
+    unit = ParsedUnit(path, data, (), bridges, vms, vlans, found.claims, found.references)
+    return ParsedUnit(path, data, _positioned(unit, mistakes), bridges, vms, vlans, found.claims, found.references)
 
 
 def suggestion(wrong: object, choices: Sequence[str], *, cutoff: float = 0.7) -> str:
@@ -114,7 +118,7 @@ def _top_mistakes(top: Mapping[str, object]) -> Iterator[_Found]:
 
 
 def _kind_hint(key: str) -> str:
-    return suggestion(key, schema.KINDS) or "a unit file has [bridge.NAME] and [vm.NAME]"
+    return suggestion(key, schema.KINDS) or "a unit file has [bridge.NAME], [vm.NAME] and [vlan.NAME]"
 
 
 def _read_tables(
@@ -144,11 +148,14 @@ def _read_tables(
         yield from mistakes
 
 
+_CALLED = {"vm": "guest", "vlan": "VLAN link"}
+
+
 def _name_mistakes(kind: str, name: str, check: Callable[[object], str]) -> Iterator[_Found]:
     try:
         check(name)
     except BadValueError as bad:
-        yield _Found((kind, name), f"the name of a {'guest' if kind == 'vm' else kind} {bad.problem}", bad.hint)
+        yield _Found((kind, name), f"the name of a {_CALLED.get(kind, kind)} {bad.problem}", bad.hint)
 
 
 def _not_a_table(kind: str, name: str, value: object) -> str:
@@ -166,7 +173,7 @@ def _translated(prefix: tuple[str, ...], detail: ErrorDetails) -> _Found:
     if where[-1] == "[key]":
         where = where[:-1]
         bad = detail.get("ctx", {}).get("error")
-        what = {"nic": "NIC", "serial": "serial port"}.get(str(where[-2]), "disk")
+        what = {"nic": "NIC", "serial": "serial port", "vlan": "VLAN"}.get(str(where[-2]), "disk")
         return _Found(where, f"the name of a {what} {bad.problem if isinstance(bad, BadValueError) else 'is wrong'}")
     keys = [part for part in where if isinstance(part, str)]
     problem, hint = _in_words(detail, keys)

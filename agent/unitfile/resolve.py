@@ -9,20 +9,20 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from agent.core.allocation import Allocations
 from agent.core.desired import BridgeSpec, Desired, VmSpec
 from agent.core.errors import UnitError
-from agent.core.marks import bridge_resource, derived_tap, vm_resource
+from agent.core.marks import bridge_resource, derived_tap, derived_vlan, vlan_resource, vm_resource
 from agent.core.references import GUEST, guests_of
 from agent.unitfile.claims import Claim
 from agent.unitfile.conflicts import Finding, Side, find_conflicts
 from agent.unitfile.identities import Assigner, Uuids
 from agent.unitfile.parse import MAX_ERRORS, ParsedUnit
 from agent.unitfile.references import find_dangling, find_loops, in_loops
-from agent.unitfile.specs import bridge_mac, bridge_spec, devices_of, nic_mac, vm_spec
+from agent.unitfile.specs import bridge_mac, bridge_spec, devices_of, nic_mac, vlan_spec, vm_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ def _completed(unit: ParsedUnit, uuids: Uuids, machine_id: str) -> tuple[Claim, 
 
 def _with_default(claim: Claim, explicit: str | None, uuids: Uuids, machine_id: str) -> Claim:
     kind, name = claim.resource.split("/", 1)
-    if kind == "bridge":
+    if claim.kind == "link" and claim.role == "vlan":
+        key = derived_vlan(name, int(claim.device.removeprefix("vlan/")))
+    elif kind == "bridge":
         key = bridge_mac(machine_id, name)
     elif claim.kind == "uuid":
         key = uuids.of(name, None)
@@ -173,7 +175,7 @@ def _held_version(side: Side) -> ParsedUnit | None:
     if side.good is not side.new or side.good is None:
         return side.good
     good = side.good
-    return ParsedUnit(good.path, good.data, (), good.bridges, good.vms, good.claims, good.references, good.memo)
+    return replace(good, errors=())
 
 
 def _status(side: Side, findings: Sequence[Finding]) -> FileStatus:
@@ -204,6 +206,7 @@ def _desired(sides: Sequence[Side], context: ResolveContext, uuids: Uuids) -> tu
         retained=retained,
         unresolved_files=frozenset(side.path for side in sides if side.chosen is None),
         unresolved_guests=_unresolved_guests(sides, vms),
+        vlans={name: vlan_spec(name, table, path) for path, unit in running for name, table in unit.vlans.items()},
     )
     return desired, assigner.result()
 
@@ -259,4 +262,5 @@ def _incumbents(before: Mapping[str, str], desired: Desired) -> dict[str, str]:
     unresolved = desired.unresolved_files
     kept = {name: path for name, path in before.items() if path in unresolved} if unresolved else {}
     held = {bridge_resource(name): spec.file for name, spec in desired.bridges.items()}
+    held |= {vlan_resource(name): spec.file for name, spec in desired.vlans.items()}
     return {**kept, **held, **{vm_resource(name): spec.file for name, spec in desired.vms.items()}}

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
-from agent.unitfile import host_routes, nics, order, served, values
+from agent.unitfile import host_routes, nics, order, served, values, vlans
 from agent.unitfile.escapes import parse_extra_arg, parse_vnc
 from agent.unitfile.filters import parse_entry
 from agent.unitfile.ipv6 import ipv6_mistakes
@@ -21,7 +21,7 @@ from agent.unitfile.values import BadValueError
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 """From a NIC's `model` to QEMU's device."""
-KINDS = ("bridge", "vm")
+KINDS = ("bridge", "vm", "vlan")
 BOUNDS = {
     "cpus": (1, 288),
     "max-cpus": (1, 288),
@@ -153,6 +153,14 @@ FilterEntry = Annotated[
     ),
 ]
 FilterEntries = Annotated[tuple[FilterEntry, ...], BeforeValidator(_listed), AfterValidator(_once)]
+_VLAN_RANGE = {"type": ["integer", "string"], "minimum": 1, "maximum": 4094, "pattern": "^[0-9]{1,4}(-[0-9]{1,4})?$"}
+VlanId = Annotated[int, _checked(vlans.parse_id), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 4094})]
+VlanKey = Annotated[str, _checked(vlans.parse_id_key), _text("number of a VLAN", pattern="^[1-9][0-9]{0,3}$")]
+Trunk = Annotated[
+    tuple[str, ...],
+    _checked(vlans.parse_trunk),
+    WithJsonSchema({"type": ["array", "string"], "items": _VLAN_RANGE, "pattern": "^all$", "minItems": 1}),
+]
 Cpus = Annotated[int, _number("cpus")]
 Mtu = Annotated[int, _number("mtu")]
 
@@ -208,6 +216,21 @@ class RouteTable(Table):
     metric: Annotated[int, _number("metric")] = 0
 
 
+class HostVlanTable(Table):
+    """`[bridge.NAME.vlan.ID]`."""
+
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    name: LinkName | None = None
+
+
+class VlanTable(Table):
+    """`[vlan.NAME]`."""
+
+    link: LinkName
+    id: VlanId
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+
+
 class BridgeTable(Table):
     """`[bridge.NAME]`."""
 
@@ -224,6 +247,7 @@ class BridgeTable(Table):
     uplink: LinkName | None = None
     gateway: Gateways = ()
     routes: Annotated[tuple[RouteTable, ...], BeforeValidator(host_routes.listed)] = ()
+    vlan: Mapping[VlanKey, HostVlanTable] = Field(default_factory=dict)
 
 
 class DiskTable(Table):
@@ -263,6 +287,9 @@ class NicTable(Table):
     deny: FilterEntries = ()
     queues: nics.Queues = 1
     vhost: nics.Vhost = False
+    vlan: VlanId | None = None
+    trunk: Trunk = ()
+    native: VlanId | None = None
 
 
 class SerialTable(Table):
@@ -322,6 +349,7 @@ class UnitFile(Table):
 
     bridge: Mapping[LinkName, BridgeTable] = Field(default_factory=dict)
     vm: Mapping[VmName, VmTable] = Field(default_factory=dict)
+    vlan: Mapping[LinkName, VlanTable] = Field(default_factory=dict)
 
 
 def keys_of(table: type[BaseModel]) -> tuple[str, ...]:
@@ -337,7 +365,11 @@ def disk_format(path: str, named: str | None) -> str | None:
 def table_at(path: tuple[str, ...]) -> type[Table]:
     """The model of the table at a key path inside a unit file."""
     if path[:1] == ("bridge",):
+        if len(path) > 3 and path[2] == "vlan":
+            return HostVlanTable
         return SERVED_TABLES[path[2]] if len(path) > 2 and path[2] in SERVED_TABLES else BridgeTable
+    if path[:1] == ("vlan",):
+        return VlanTable
     if len(path) > 3:
         return DEVICE_TABLES.get(path[2], NicTable)
     return VmTable
@@ -361,6 +393,7 @@ def vm_mistakes(table: Mapping[str, object]) -> Iterator[Mistake]:
     yield from order_mistakes(table)
     yield from publish_mistakes(table)
     yield from nics.nic_mistakes(table)
+    yield from vlans.nic_mistakes(table)
     if "kernel" not in table:
         for key in ("initrd", "append"):
             if key in table:

@@ -16,13 +16,14 @@ from agent.core.desired import (
     Restart,
     RouteSpec,
     SerialSpec,
+    VlanSpec,
     VmSpec,
 )
 from agent.core.limits import QUOTA_PERCENT_US
-from agent.core.marks import derived_mac, derived_tap
+from agent.core.marks import derived_mac, derived_tap, derived_vlan
 from agent.core.routing.ipv6 import GATEWAY, NDP_PROXY, derived_ula
 from agent.unitfile.order import ready_of
-from agent.unitfile.schema import NIC_MODELS, BridgeTable, VmTable, disk_format
+from agent.unitfile.schema import NIC_MODELS, BridgeTable, VlanTable, VmTable, disk_format
 
 DEFAULT_MTU = 1500
 
@@ -61,7 +62,16 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         uplink=table.uplink or "",
         gateway=table.gateway,
         routes=tuple(RouteSpec(one.to, one.via, one.metric) for one in table.routes),
+        vlans=tuple(
+            VlanSpec(vlan.name or derived_vlan(name, int(key)), name, int(key), file, vlan.addresses, on_bridge=True)
+            for key, vlan in sorted(table.vlan.items(), key=lambda item: int(item[0]))
+        ),
     )
+
+
+def vlan_spec(name: str, table: VlanTable, file: str) -> VlanSpec:
+    """The spec of a VLAN link of the host that is of no bridge's table."""
+    return VlanSpec(name, table.link, table.id, file, table.addresses)
 
 
 def devices_of(table: VmTable) -> tuple[str, ...]:
@@ -177,6 +187,9 @@ def _nics(vm: str, uuid: str, table: VmTable, slots: Mapping[str, int], mtus: Ma
             queues=_queues(table) if nic.queues == "auto" else nic.queues,
             vhost=_vhost(nic.vhost),
             direct=nic.direct or "",
+            vlan=nic.vlan,
+            trunk=nic.trunk,
+            native=nic.native,
         )
         for name, nic in table.nic.items()
     )

@@ -20,6 +20,13 @@ from tests.netns import ip, ip_output
 from tests.probe import answers_within, run_in_guest, uptime
 
 BOOT_S = 180.0
+OF_VLANS = {
+    *(("nic", key) for key in ("vlan", "trunk", "native")),
+    *(("vlan", key) for key in ("link", "id", "addresses")),
+    *(("host-vlan", key) for key in ("addresses", "name")),
+    ("bridge", "vlan"),
+}
+"""They need a kernel that has VLANs: tests/vlan/test_live.py."""
 OF_SERVICES = {("vm", key) for key in ("cpu-weight", "cpu-quota", "io-weight", "tasks")}
 """Properties of a guest's service, which a guest has under systemd only: tests/lab/test_limits.py."""
 BASE: Mapping[str, Mapping[str, str]] = {
@@ -190,7 +197,7 @@ def test_every_live_key_has_its_proof() -> None:
     live = {
         (table, key) for table, keys in EFFECTS.items() for key in keys if EFFECTS[table][key].effect is Effect.LIVE
     }
-    assert live == PROOFS.keys() | OF_SERVICES | {("vm", "enabled"), ("bridge", "adopt")}
+    assert live == PROOFS.keys() | OF_SERVICES | OF_VLANS | {("vm", "enabled"), ("bridge", "adopt")}
 
 
 @pytest.mark.timeout(600)

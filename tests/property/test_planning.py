@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.core.actions import StopVm
 from agent.core.desired import Desired, NicSpec, Restart
-from agent.core.marks import bridge_mark, derived_ifb, tap_mark
+from agent.core.marks import GROUP, bridge_mark, derived_ifb, tap_mark
 from agent.core.observed import (
     HostMemory,
     Intent,
@@ -23,6 +23,7 @@ from agent.core.rates import is_shape, shape_of
 from agent.core.routing.ipv6 import conf, proxy_delay
 from agent.core.routing.ruleset import Element
 from agent.core.services.dnsmasq import dnsmasq_services
+from agent.core.vlans import AWARE, is_tagged, nic_vlans, own_vlans, uplink_vlans
 from tests.property.faults import faults, inflict
 from tests.property.worlds import CARD, GUESTS, PORTS, dices, hosts, settle, wishes
 
@@ -40,6 +41,7 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
         if link.alias == bridge_mark(name):
             assert (link.up, link.mac, link.mtu, link.stp) == (True, spec.mac, spec.mtu, spec.stp)
             assert {a.address for a in link.addresses} >= set(spec.addresses)
+    assert_carried(desired, observed)
     assert_served(desired, observed)
     assert_led(desired, observed)
     for name, state in observed.vms.items():
@@ -56,8 +58,11 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
                 assert tap.mtu == min(nic.mtu, lower.mtu)
                 continue
             assert tap.multi_queue == (nic.queues > 1)
-            assert tap.master == observed.links[nic.bridge].ifindex
-            assert tap.isolated == nic.isolated
+            home = observed.links[nic.bridge]
+            barred = is_tagged(nic) and home.bridging is None
+            assert tap.master == (None if barred else home.ifindex)
+            assert tap.isolated == (nic.isolated and not barred)
+            assert tap.vlans == (nic_vlans(nic) if home.bridging == AWARE else None)
             assert_filtered(nic, desired, observed)
         present = {nic.id for nic in state.spec.nics}
         for nic in desired.vms[name].nics:
@@ -66,6 +71,30 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
     used = {link.ingress.redirect for link in observed.links.values() if link.ingress is not None}
     ifbs = {link.ifindex for link in observed.links.values() if link.kind == "ifb"}
     assert ifbs <= used or not set(desired.vms) <= set(observed.vms)
+
+
+def assert_carried(desired: Desired, observed: Observed) -> None:
+    """Bridges heed VLANs where anything asks for one, and their cards and they themselves carry what is asked for."""
+    for name, spec in desired.bridges.items():
+        link = observed.links[name]
+        nics = [n for s in desired.vms.values() for n in s.nics if n.bridge == name]
+        nics += [n for s in observed.vms.values() for n in s.spec.nics if n.bridge == name]
+        if link.alias != bridge_mark(name) or link.bridging is None:
+            continue
+        if not spec.vlans and not any(map(is_tagged, nics)):
+            assert link.bridging != AWARE or link.group != GROUP
+            continue
+        assert link.bridging == AWARE
+        ids = {one.id for one in spec.vlans}
+        assert link.vlans == own_vlans(ids)
+        for port in spec.ports:
+            if port in observed.links and observed.links[port].master == link.ifindex:
+                assert observed.links[port].vlans == uplink_vlans(nics, ids)
+        for vlan in spec.vlans:
+            made = observed.links[vlan.name]
+            assert (made.kind, made.vlan_id, made.lower, made.up) == ("vlan", vlan.id, link.ifindex, True)
+    wanted = {one.name for spec in desired.bridges.values() for one in spec.vlans} | set(desired.vlans)
+    assert {link.name for link in observed.links.values() if link.kind == "vlan"} <= wanted
 
 
 def assert_filtered(nic: NicSpec, desired: Desired, observed: Observed) -> None:

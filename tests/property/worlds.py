@@ -8,13 +8,25 @@ from random import Random
 from hypothesis import strategies as st
 
 from agent.core.actions import Action
-from agent.core.desired import BridgeSpec, Desired, DhcpSpec, DiskSpec, DnsSpec, Limits, NicSpec, Restart, VmSpec
+from agent.core.desired import (
+    BridgeSpec,
+    Desired,
+    DhcpSpec,
+    DiskSpec,
+    DnsSpec,
+    Limits,
+    NicSpec,
+    Restart,
+    VlanSpec,
+    VmSpec,
+)
 from agent.core.device_actions import ArmTap
 from agent.core.model.host import apply
 from agent.core.observed import AddressState, DiskState, HostState, LinkState, Observed
 from agent.core.planning import plan
 from agent.core.routing.filters import Filters, FilterState
 from agent.core.routing.ipv6 import Ipv6State, conf, proxy_delay
+from agent.core.vlans import AWARE, PLAIN, BridgeVlans
 
 BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")
@@ -32,8 +44,18 @@ ALLOWS: tuple[tuple[str, ...], ...] = (
     ("22/tcp", "icmp from 10.0.0.0/8"),
     ("53/udp to ::/0", "20-30/tcp", "22/tcp"),
 )
+BRIDGINGS = (None, PLAIN, BridgeVlans(filtering=True), AWARE)
 ADDRESSES: tuple[tuple[str, ...], ...] = ((), ("10.0.0.100",), ("10.0.0.7", "fd00::7"))
 MODES = ("", "", "routed", "ndp-proxy", "nat66")
+TAGS: tuple[tuple[int | None, tuple[str, ...], int | None], ...] = (
+    (None, (), None),
+    (None, (), None),
+    (20, (), None),
+    (None, ("10", "20", "100-120"), None),
+    (None, ("1-4094",), 1),
+)
+"""`vlan`, `trunk` and `native`."""
+HOST_VLANS: tuple[tuple[int, ...], ...] = ((), (), (), (20,), (10, 30))
 RATES = (None, None, 10_000_000, 20_000_000)
 dices = st.integers(0, 1 << 30).map(Random)
 
@@ -55,6 +77,9 @@ def bridge_specs(draw: st.DrawFn) -> dict[str, BridgeSpec]:
             dhcp=draw(st.sampled_from(DHCPS)) if "10.0.0.1/24" in own else None,
             dns=draw(st.sampled_from(DNSS)) if own else None,
             ipv6=draw(st.sampled_from(MODES)),
+            vlans=tuple(
+                VlanSpec(f"{name}.{one}", name, one, on_bridge=True) for one in draw(st.sampled_from(HOST_VLANS))
+            ),
         )
         for name, own in addresses.items()
     }
@@ -80,8 +105,12 @@ def vm_spec(draw: st.DrawFn, name: str, bridges: tuple[str, ...]) -> VmSpec:
             deny=draw(st.sampled_from(ALLOWS)),
             queues=draw(st.sampled_from((1, 1, 4))),
             vhost=draw(st.sampled_from(("false", "auto", "true"))),
+            vlan=tag[0],
+            trunk=tag[1],
+            native=tag[2],
         )
         for i, bridge in enumerate(draw(st.lists(st.sampled_from(bridges), max_size=2)) if bridges else [])
+        for tag in [draw(st.sampled_from(TAGS))]
     )
     if draw(st.integers(0, 3)) == 0:
         wan = NicSpec("wan", "", f"02:00:00:00:0{number}:20", f"{name}-wan", 3, direct=CARD)
@@ -106,7 +135,9 @@ def wishes(draw: st.DrawFn) -> Desired:
     bridges = draw(bridge_specs())
     names = sorted(draw(st.sets(st.sampled_from(GUESTS))))
     vms = {name: draw(vm_spec(name, tuple(bridges))) for name in names}
-    return Desired(bridges, vms)
+    cards = {link: VlanSpec(name, link, 7) for name, link in (("up.7", "wan"), ("eth1.7", "eth1"), ("gone.7", "gone"))}
+    vlans = {cards[link].name: cards[link] for link in draw(st.sets(st.sampled_from(sorted(cards)), max_size=2))}
+    return Desired(bridges, vms, vlans=vlans)
 
 
 @st.composite
@@ -124,11 +155,16 @@ def hosts(draw: st.DrawFn) -> Observed:
     foreign = draw(st.sets(st.sampled_from(["br-b", "two-n0", "docker0"]), max_size=2))
     for index, name in enumerate(sorted(foreign), start=20):
         links[name] = LinkState(index, name, draw(st.sampled_from(["bridge", "tun"])))
+        if links[name].kind == "bridge":
+            links[name] = replace(links[name], bridging=draw(st.sampled_from(BRIDGINGS)))
     return Observed(
         links=links,
         disks={f"/srv/{name}.qcow2": DiskState(False, True, False) for name in GUESTS},
         host=HostState(
-            boot_id="boot", services=draw(st.booleans()), vhost_problem=draw(st.sampled_from(("", "no vhost")))
+            boot_id="boot",
+            services=draw(st.booleans()),
+            vhost_problem=draw(st.sampled_from(("", "no vhost"))),
+            bridge_vlans=draw(st.integers(0, 5)) > 0,
         ),
         max_disruption=99,
         filters=Filters(FilterState()),

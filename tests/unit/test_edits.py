@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from agent.core.actions import LimitVm, kind_of
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, SerialSpec, VmSpec
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, Limits, NicSpec, SerialSpec, VlanSpec, VmSpec
 from agent.core.device_actions import TakeOver
 from agent.core.edits.digest import pending_changes
 from agent.core.edits.effects import EFFECTS, PLUGGING, Effect, is_live, key_of_field
@@ -47,9 +47,17 @@ def test_every_field_of_a_spec_comes_from_a_key_or_is_known_not_to() -> None:
         "disk": {"id", "slot"},
         "nic": {"id", "slot"},
         "serial": {"id"},
-        "bridge": {"name", "file", "port_mtu"},
+        "bridge": {"name", "file", "port_mtu", "vlans"},
+        "vlan": {"name", "file", "on_bridge"},
     }
-    specs = {"vm": VmSpec, "disk": DiskSpec, "nic": NicSpec, "serial": SerialSpec, "bridge": BridgeSpec}
+    specs = {
+        "vm": VmSpec,
+        "disk": DiskSpec,
+        "nic": NicSpec,
+        "serial": SerialSpec,
+        "bridge": BridgeSpec,
+        "vlan": VlanSpec,
+    }
     for table, spec in specs.items():
         unknown = {field.name for field in fields(spec) if key_of_field(field.name) not in EFFECTS[table]}
         assert unknown == ours[table]

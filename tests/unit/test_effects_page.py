@@ -11,6 +11,8 @@ from docs import effects, manual
 SHIPPED = Path(__file__).parents[2] / "docs" / "edits.md"
 OF_TABLES: dict[str, type[schema.Table]] = {
     "bridge": schema.BridgeTable,
+    "host-vlan": schema.HostVlanTable,
+    "vlan": schema.VlanTable,
     "vm": schema.VmTable,
     "disk": schema.DiskTable,
     "nic": schema.NicTable,

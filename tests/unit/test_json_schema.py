@@ -182,6 +182,8 @@ def test_every_key_says_what_it_is_for() -> None:
     tables = (
         schema.UnitFile,
         schema.BridgeTable,
+        schema.HostVlanTable,
+        schema.VlanTable,
         schema.DhcpTable,
         schema.DnsTable,
         schema.RouteTable,

@@ -98,6 +98,7 @@ PROMISED = {
             "conditions": [condition("port/eth1", "PortMissing", "eth1 does not exist")],
         }
     ],
+    "vlans": [],
     "vms": [
         {
             "name": "web",

@@ -181,7 +181,7 @@ BRIDGE_MISTAKES = {
     '(did you mean "de:ad:be:ef:24:31"?)',
     'mac = "00:00:00:00:00:00"': "mac must not be the MAC address of zeros",
     "mtu = 65536": "mtu must be a whole number, 68 to 65535, not 65536",
-    "vlan = 20": 'unknown key "vlan" in [bridge.br0]',
+    "vlan = 20": "vlan must be a table, not 20",
     "port = []": 'unknown key "port" in [bridge.br0] (did you mean "ports"?)',
 }
 
@@ -260,7 +260,7 @@ def test_a_guest_has_as_many_devices_as_slots() -> None:
 
 
 TOP = {
-    "nat = true": '1:1: error: unknown key "nat" (a unit file has [bridge.NAME] and [vm.NAME])',
+    "nat = true": '1:1: error: unknown key "nat" (a unit file has [bridge.NAME], [vm.NAME] and [vlan.NAME])',
     "[vms.web]": '1:2: error: unknown table "vms" (did you mean "vm"?)',
     "vm = 3": "1:1: error: vm must be tables such as [vm.NAME], not 3",
     "[vm]\ncpus = 2": '2:1: error: vm must hold tables such as [vm.NAME], not the key "cpus" = 2 '

@@ -61,7 +61,7 @@ guest that an earlier agent launched keeps its own."""
 
 _DEVICE_FIELDS = frozenset({"file", "disks", "nics", "serials"})
 _DISK_NOT_LAUNCHED = frozenset({"id", "size_bytes"})
-_NIC_LIVE = frozenset({"address", "anti_spoof", "serves", "isolated", "allow", "deny"})
+_NIC_LIVE = frozenset({"address", "anti_spoof", "serves", "isolated", "allow", "deny", "vlan", "trunk", "native"})
 _NIC_NOT_LAUNCHED = frozenset({"id"}) | _NIC_LIVE
 _SERIAL_NOT_LAUNCHED = frozenset({"id"})
 _UNITS = {"memory_mib": 1 << 20, "balloon_mib": 1 << 20, "size_bytes": 1, "bandwidth_bytes": 1}

@@ -37,6 +37,7 @@ def _restart(says: str = "at its next start") -> KeyEffect:
 
 _HEALED = _live("the bridge is changed in place; guests stay connected")
 _LIMIT = _live("set on its service at once")
+_VLANS = "its tap, the bridge and its cards carry it at once; VLANs that stay go on uncut"
 
 EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
     "bridge": {
@@ -54,7 +55,17 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "uplink": _live("the host answers for guests on the other link, and no longer on the former"),
         "gateway": _live("the new one takes the place of the former in one go, or is refused and the former stays"),
         "routes": _live("new ones are added first, then others removed"),
+        "vlan": _live("the host's links in VLANs are made, changed and deleted one by one"),
         "nat": _live("new connections follow it at once; those that there are go on as they began"),
+    },
+    "host-vlan": {
+        "addresses": _live("new ones are added first, then old ones removed"),
+        "name": _live("the link is deleted, and made again with the new name"),
+    },
+    "vlan": {
+        "link": _live("the VLAN link is deleted, and made again on the other one"),
+        "id": _live("the VLAN link is deleted, and made again with the other VLAN"),
+        "addresses": _live("new ones are added first, then old ones removed"),
     },
     "vm": {
         "cpus": _live(
@@ -134,6 +145,9 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "isolated": _live("its tap is isolated from others, or no longer, at once"),
         "allow": _live("counts for what is begun from then on; what is begun already goes on"),
         "deny": _live("counts for what is begun from then on; what is begun already goes on"),
+        "vlan": _live(_VLANS),
+        "trunk": _live(_VLANS),
+        "native": _live(_VLANS),
     },
     "serial": {
         "port": _restart(),

@@ -52,8 +52,10 @@ from agent.core.marks import (
     is_own_bridge,
     is_own_ifb,
     is_own_macvtap,
+    is_own_vlan,
     port_resource,
     tap_mark,
+    vlan_mark,
 )
 from agent.core.model.devices import uses_vhost, with_devices, with_devices_at_launch, with_tuning
 from agent.core.model.filters import require_filters, with_filters
@@ -62,6 +64,7 @@ from agent.core.model.ipv6 import with_ipv6, without_places
 from agent.core.model.routes import with_routes, without_routes
 from agent.core.model.services import with_services
 from agent.core.model.taps import with_tap
+from agent.core.model.vlans import entered, made_bridge, require_own_vlans, with_vlans
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -89,6 +92,7 @@ from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
 
 
 def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
@@ -102,6 +106,8 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             | ChangeLink()
             | DeleteLink()
             | ChangeRate()
+            | ChangeVlans()
+            | CreateVlan()
         ):
             return _apply_to_links(observed, action)
         case ArmTap() | ReplugNic():
@@ -157,26 +163,37 @@ def _next_ifindex(observed: Observed) -> int:
 
 
 def _is_own(link: LinkState) -> bool:
-    return link.alias.startswith("vmhost:") or is_own_bridge(link) or is_own_ifb(link) or is_own_macvtap(link)
+    own_kind = is_own_bridge(link) or is_own_ifb(link) or is_own_macvtap(link) or is_own_vlan(link)
+    return link.alias.startswith("vmhost:") or own_kind
 
 
 def _apply_to_links(
     observed: Observed,
-    action: CreateBridge | ChangeAddresses | EnslavePort | ReleasePort | ChangeLink | DeleteLink | ChangeRate,
+    action: CreateBridge
+    | ChangeAddresses
+    | EnslavePort
+    | ReleasePort
+    | ChangeLink
+    | DeleteLink
+    | ChangeRate
+    | ChangeVlans
+    | CreateVlan,
 ) -> Observed:
     match action:
+        case ChangeVlans() | CreateVlan():
+            return with_vlans(observed, action)
         case CreateBridge(spec=spec):
             _require(spec.name not in observed.links, f"{spec.name} does not exist yet")
             addresses = tuple(AddressState(address, own=True) for address in spec.addresses)
             mark = bridge_mark(spec.name)
             index = _next_ifindex(observed)
-            return _with_link(
-                observed,
-                LinkState(index, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, 0, addresses, spec.stp),
+            made = LinkState(
+                index, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, GROUP, addresses, spec.stp
             )
+            return _with_link(observed, made_bridge(observed, made, action.vlans))
         case ChangeAddresses(add=add, remove=remove):
             link = _link(observed, action.bridge, action.ifindex)
-            _require(is_own_bridge(link), "addresses are set on own bridges only")
+            _require(is_own_bridge(link) or is_own_vlan(link), "addresses are set on own links only")
             _require(all(a.own for a in link.addresses if a.address in remove), "only own addresses are removed")
             kept = tuple(a for a in link.addresses if a.address not in remove)
             return _with_link(observed, replace(link, addresses=kept + tuple(AddressState(a, own=True) for a in add)))
@@ -185,6 +202,7 @@ def _apply_to_links(
             _require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
             _require(port.master in {None, action.bridge_ifindex}, f"{port.name} is in no other bridge")
             port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
+            port = entered(observed, port, action.vlans)
             others = {place: index for place, index in observed.cards.items() if index != port.ifindex}
             return replace(
                 _with_link(observed, port),
@@ -197,7 +215,7 @@ def _apply_to_links(
                 return observed  # its bridge went first
             _require((action.port, action.bridge) in observed.enslaved, "only a port that we enslaved is released")
             return replace(
-                _with_link(observed, replace(port, master=None)),
+                _with_link(observed, replace(port, master=None, vlans=None)),
                 enslaved=observed.enslaved - {(action.port, action.bridge)},
                 cards={place: index for place, index in observed.cards.items() if index != port.ifindex},
             )
@@ -213,8 +231,10 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
     link = _link(observed, action.link, action.ifindex)
     change = action.change
     ours = _is_own(link) or link.name in {port for port, _ in observed.enslaved} or change.alias is not None
-    # As a port, a link that a unit names for its NICs is set up, and no more.
-    is_set_up = change == LinkChange(up=True) and action.resource == port_resource(link.name)
+    # As a port, a link that a unit names for its NICs is set up, and no more; so is one that a VLAN link is on.
+    is_named = action.resource == port_resource(link.name)
+    is_named = is_named or any(is_own_vlan(one) and one.lower == link.ifindex for one in observed.links.values())
+    is_set_up = change == LinkChange(up=True) and is_named
     _require(ours or is_set_up or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
     values = {
         name: value
@@ -225,8 +245,11 @@ def _change_link(observed: Observed, action: ChangeLink) -> Observed:
         values |= {"master": change.master or None, "isolated": change.isolated or False}
         for name, nic in _nics_of(observed, link.alias):
             require_filters(observed, name, nic)
+            require_own_vlans(nic, change.master or None, change.vlans)
     _require(change.name is None or change.name not in observed.links, "a link is renamed to a free name only")
     changed = replace(link, **values)
+    if change.master is not None:
+        changed = entered(observed, changed, change.vlans)
     links = {name: one for name, one in observed.links.items() if name != action.link}
     vms = {name: _renamed_nics(state, action.link, changed.name) for name, state in observed.vms.items()}
     opened = frozenset(changed.name if name == action.link else name for name in observed.opened)
@@ -248,13 +271,18 @@ def _hangs_on_guest(observed: Observed, link: str) -> bool:
 
 
 def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
+    if action.link not in observed.links and action.expect_alias == vlan_mark(action.link):
+        return observed  # it went with the bridge that it was on
     link = _link(observed, action.link, action.ifindex)
     _require(_is_own(link) and link.alias == action.expect_alias, f"only an own link is deleted, {link.name} is not")
     _require(not _hangs_on_guest(observed, link.name), f"{link.name} hangs on a running guest")
     led_to = {one.ingress.redirect for one in observed.links.values() if one.ingress is not None}
     _require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
     links = {name: one for name, one in observed.links.items() if name != action.link}
-    freed = {n: replace(one, master=None) if one.master == link.ifindex else one for n, one in links.items()}
+    links = {n: one for n, one in links.items() if one.kind != "vlan" or one.lower != link.ifindex}
+    freed = {
+        n: replace(one, master=None, vlans=None) if one.master == link.ifindex else one for n, one in links.items()
+    }
     seen = without_routes(without_places(observed, action.link), action.link)
     return replace(
         seen,

@@ -15,11 +15,13 @@ from agent.core.actions import (
     ReleasePort,
 )
 from agent.core.desired import BridgeSpec
-from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, port_resource
+from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, is_own_vlan, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.planner.ports import Ports
+from agent.core.planner.vlans import uplink_place
 from agent.core.reasons import Reason
+from agent.core.vlans import PortVlans
 
 
 def plan_bridge(draft: Draft, spec: BridgeSpec) -> None:
@@ -27,7 +29,9 @@ def plan_bridge(draft: Draft, spec: BridgeSpec) -> None:
     resource = bridge_resource(spec.name)
     link = draft.observed.links.get(spec.name)
     if link is None:
-        draft.propose(CreateBridge(resource, Reason.MISSING, spec))
+        wish = draft.vlans.get(spec.name)
+        vlans = wish.own if wish is not None else None
+        draft.propose(CreateBridge(resource, Reason.MISSING, spec, vlans))
         return
     if not is_own_bridge(link):
         if not (spec.adopt and link.kind == "bridge"):
@@ -121,17 +125,29 @@ def _plan_port(
         )
         draft.tell(resource, "PortAddressed", message)
         return
-    if draft.is_port_gated(link.name):
-        draft.tell_deviating(resource)
+    place = uplink_place(draft, bridge)
+    if draft.is_port_gated(link.name) or place.bridge is None or _waits_for_its_link(draft, link):
+        draft.tell_deviating(resource)  # until it is filtered, its bridge heeds VLANs, and it can be set up
         return
     was_there = (link.name, spec.name) in observed.enslaved or (port.entry, spec.name) in observed.cards
-    draft.propose(_enslaving(spec, bridge, port, Reason.DETACHED if was_there else Reason.WANTED))
+    reason = Reason.DETACHED if was_there else Reason.WANTED
+    draft.propose(_enslaving(spec, bridge, port, reason, place.vlans))
 
 
-def _enslaving(spec: BridgeSpec, bridge: LinkState, port: _Port, reason: Reason) -> EnslavePort:
+def _waits_for_its_link(draft: Draft, link: LinkState) -> bool:
+    """Whether it is a VLAN link of ours on one that is still down: nothing is up on that."""
+    lower = next((one for one in draft.observed.links.values() if one.ifindex == link.lower), None)
+    return is_own_vlan(link) and (lower is None or not lower.up)
+
+
+def _enslaving(
+    spec: BridgeSpec, bridge: LinkState, port: _Port, reason: Reason, vlans: PortVlans | None
+) -> EnslavePort:
     entry, link = port.entry if port.entry != port.link.name else "", port.link
     resource = port_resource(port.entry)
-    return EnslavePort(resource, reason, spec.name, bridge.ifindex, link.name, link.ifindex, spec.port_mtu, entry)
+    return EnslavePort(
+        resource, reason, spec.name, bridge.ifindex, link.name, link.ifindex, spec.port_mtu, entry, vlans
+    )
 
 
 def _plan_enslaved_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: _Port) -> None:
@@ -142,7 +158,7 @@ def _plan_enslaved_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port:
         if name == spec.name and index == link.ifindex and entry not in spec.ports
     ]
     if former:  # the unit calls it by another name now, by which it is to be known when it is renamed or returns
-        draft.propose(_enslaving(spec, bridge, port, Reason.WANTED))
+        draft.propose(_enslaving(spec, bridge, port, Reason.WANTED, uplink_place(draft, bridge).vlans))
         return
     mtu = spec.port_mtu if spec.port_mtu not in (None, link.mtu) else None
     if link.up and mtu is None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from agent.core.actions import Action, key_of
 from agent.core.conditions import Condition
@@ -14,6 +15,9 @@ from agent.core.edits.plugged import is_plugged
 from agent.core.observed import Observed, Reach
 from agent.core.planner.approval import Approval
 from agent.core.planner.room import Room
+
+if TYPE_CHECKING:
+    from agent.core.planner.vlans import VlanWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Draft:
         self._awaited: set[str] = set()
         self._asked: set[str] = set()
         self._gated: set[tuple[str, str]] = set()
+        self.vlans: Mapping[str, VlanWish] = {}
+        """The bridges that are to heed VLANs (`core.planner.vlans`)."""
         self._wake_at_s: float | None = None
 
     @cached_property

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from agent.core.actions import Action, ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
-from agent.core.marks import guest_of, is_own_bridge, is_own_macvtap, tap_mark, tap_resource
+from agent.core.marks import guest_of, is_own_macvtap, tap_mark, tap_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.planner.direct import (
     WHY_REPLUGGED,
@@ -20,6 +20,7 @@ from agent.core.planner.disks import asks_to_let_go
 from agent.core.planner.draft import Draft
 from agent.core.planner.pauses import STILL
 from agent.core.planner.rates import plan_rate
+from agent.core.planner.vlans import place_of
 from agent.core.qemu.argv import nic_id
 from agent.core.qemu.platform import MICROVM
 from agent.core.reasons import Reason
@@ -62,8 +63,8 @@ def _plan_running_tap(draft: Draft, name: str, state: VmState, nic: NicSpec) -> 
     elif link is not None and not (_is_own_tap(link, name, nic) or _is_half_armed(backend, nic)):
         draft.tell(resource, "Conflict", _conflict_message(draft, nic))
     elif backend.backend is NicBackend.DEAD and not (nic.direct or nic.id in state.vhosts):
-        bridge = _bridge_ifindex(draft, nic)
-        action = ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, bridge, running=True)
+        at = place_of(draft, nic)
+        action = ArmTap(resource, Reason.MISSING, name, state.spec.uid, nic, at.bridge, running=True, vlans=at.vlans)
         _propose_behind_gate(draft, name, nic, action)
     elif link is None or backend.backend is NicBackend.DEAD:
         _plan_replug(draft, name, state, nic)
@@ -90,13 +91,15 @@ def _plan_replug(draft: Draft, name: str, state: VmState, nic: NicSpec) -> None:
     lower = find_lower(draft, name, nic) if nic.direct else None
     if nic.direct and lower is None:
         return
+    at = place_of(draft, nic)
     action = ReplugNic(
         resource,
         Reason.MISSING,
         name,
         state.spec.uid,
         nic,
-        _bridge_ifindex(draft, nic),
+        at.bridge,
+        at.vlans,
         lower_ifindex=lower.ifindex if lower is not None else None,
         why=why,
     )
@@ -164,8 +167,8 @@ def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
     if nic.direct:
         return plan_macvtap_before_launch(draft, spec.name, spec.uid, nic)
     if link is None:
-        bridge = _bridge_ifindex(draft, nic)
-        action = ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, bridge, running=False)
+        at = place_of(draft, nic)
+        action = ArmTap(resource, Reason.MISSING, spec.name, spec.uid, nic, at.bridge, running=False, vlans=at.vlans)
         _propose_behind_gate(draft, spec.name, nic, action)
         return False
     is_former = link.kind == "macvtap" and link.alias == tap_mark(spec.name, nic.id)
@@ -198,14 +201,13 @@ def _is_own_tap(link: LinkState, name: str, nic: NicSpec) -> bool:
     return link.kind == kind and link.alias == tap_mark(name, nic.id)
 
 
-def _bridge_ifindex(draft: Draft, nic: NicSpec) -> int | None:
-    link = draft.observed.links.get(nic.bridge)
-    return link.ifindex if link is not None and is_own_bridge(link) else None
-
-
 def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> bool:
-    """Put a tap back into its bridge, up, with its MTU and mark; whether nothing was to be done."""
-    bridge = _bridge_ifindex(draft, nic)
+    """Put a tap back into its bridge, up, with its MTU and mark; whether nothing was to be done.
+
+    One that is in its bridge while that does not heed VLANs yet stays there; one that is barred leaves.
+    """
+    place = place_of(draft, nic)
+    bridge = place.bridge
     mark = tap_mark(name, nic.id)
     if (
         link.up
@@ -215,17 +217,18 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
         and link.isolated is (nic.isolated and bridge is not None)
     ):
         # Nearly always, for a thousand guests in each pass: nothing is built that nobody will look at.
-        return bridge is not None
+        return bridge is not None or place.barred
     moves = bridge is not None and link.master != bridge
     if moves and draft.is_gated(name, nic.id):
         draft.tell_deviating(tap_resource(name, nic.id))
         return False
     change = LinkChange(
-        master=bridge if moves else None,
+        master=bridge if moves else 0 if place.barred and link.master is not None else None,
         isolated=_isolation(nic, link, bridge, moves=moves),
         up=None if link.up else True,
         mtu=None if link.mtu == nic.mtu else nic.mtu,
         alias=None if link.alias == mark else mark,
+        vlans=place.vlans if moves else None,
     )
     reasons = (
         (change.master, Reason.DETACHED),
@@ -236,7 +239,7 @@ def _maintain_tap(draft: Draft, name: str, nic: NicSpec, link: LinkState) -> boo
     )
     reason = next((reason for value, reason in reasons if value is not None), None)
     if reason is None:
-        return bridge is not None
+        return bridge is not None or place.barred
     draft.propose(ChangeLink(tap_resource(name, nic.id), reason, link.name, link.ifindex, link.alias, change))
     return False
 

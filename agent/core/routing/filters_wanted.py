@@ -14,6 +14,7 @@ from agent.core.routing.filters import DIRECTIONS
 from agent.core.routing.filters_ingress import Dropped
 from agent.core.routing.firewall import is_plain_name
 from agent.core.routing.ruleset import Element
+from agent.core.vlans import is_tagged
 
 GATEWAY = "fe80::1"
 """The link-local address that routers are given by hand."""
@@ -144,6 +145,7 @@ def _cached_wish(vm: str, nic: NicSpec, bridge: BridgeSpec, present: str, left: 
     elements = _on(nic, bridge, taps)
     leaving = _on(replace(nic, bridge=left.name), left, taps) - elements if left is not None else frozenset()
     of_bridge = {one.partition("/")[0] for one in bridge.addresses}
+    of_bridge |= {one.partition("/")[0] for vlan in bridge.vlans for one in vlan.addresses}
     taken = tuple(one for one in nic.address if one in of_bridge)
     wish = NicWish(vm, nic, elements, leaving, taken, is_asked=is_asked)
     return wish if elements or leaving or taken else None
@@ -194,10 +196,13 @@ def _elements(nic: NicSpec, bridge: BridgeSpec, tap: str) -> Iterator[Element]:
         yield Element("own6", f"{tap} . {local}")
         yield Element("own_targets", f"{tap} . {_raw(local)}")
     if nic.isolated and is_plain_name(nic.bridge):
-        both = f"{_quoted(nic.bridge)} . {_quoted(nic.bridge)}"
-        yield from (Element(f"apart{_version(one)}", f"{both} . {one}") for one in own)
+        links = [_quoted(link) for link in (nic.bridge, *(vlan.name for vlan in bridge.vlans)) if is_plain_name(link)]
+        both = [f"{one} . {other}" for one in links for other in links]
+        yield from (Element(f"apart{_version(one)}", f"{pair} . {one}") for one in own for pair in both)
     if nic.allow or nic.deny:
-        yield from _listed(nic, tap, own if Dropped.IPV4 in guards and is_plain_name(nic.bridge) else ())
+        # In a VLAN it comes to this host by another link than its bridge: its tap is what it is known by.
+        known = Dropped.IPV4 in guards and is_plain_name(nic.bridge) and not is_tagged(nic)
+        yield from _listed(nic, tap, own if known else ())
 
 
 def _listed(nic: NicSpec, tap: str, own: tuple[str, ...]) -> Iterator[Element]:

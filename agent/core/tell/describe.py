@@ -46,6 +46,9 @@ from agent.core.routing.ruleset import Element
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.text import counted
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
+from agent.core.vlan_actions import ChangeVlans, CreateVlan
+from agent.core.vlans import PortVlans
+from agent.core.vlans import in_words as ranges_in_words
 
 RunningAction = ResetVm | PauseVm | ResumeVm | LimitVm | ChangeReboot
 VmAction = LaunchVm | ReleaseVm | StopVm | EndVm | RenameVm | RunningAction
@@ -63,6 +66,8 @@ def describe(action: Action) -> str:
             | ChangeAddresses()
             | DeleteLink()
             | ChangeRate()
+            | ChangeVlans()
+            | CreateVlan()
         ):
             return _describe_link(action)
         case ArmTap() | ReplugNic():
@@ -79,6 +84,21 @@ def describe(action: Action) -> str:
             return _describe_ipv6(action) if isinstance(action, ChangeIpv6) else _describe_routes(action)
         case _:
             return _describe_vm(action)
+
+
+def _describe_vlans(action: ChangeVlans | CreateVlan) -> str:
+    if isinstance(action, CreateVlan):
+        return f"make VLAN link {action.spec.name} on {action.spec.link}"
+    heeds = "" if action.setting.filtering else f"have {action.bridge} heed no VLANs; "
+    told = [f"{port.link} {_carried(port.vlans)}" for port in action.ports]
+    more = f" and {len(told) - ELEMENTS_TOLD} more" if len(told) > ELEMENTS_TOLD else ""
+    return f"{heeds}VLANs in {action.bridge}: {', '.join(told[:ELEMENTS_TOLD])}{more} ({action.reason})"
+
+
+def _carried(vlans: PortVlans) -> str:
+    tagged = f"tagged {ranges_in_words(vlans.tagged)}" if vlans.tagged else ""
+    untagged = f"untagged {ranges_in_words(vlans.untagged)}" if vlans.untagged else ""
+    return " ".join(filter(None, (untagged, tagged))) or "none"
 
 
 def _describe_tap(action: ArmTap | ReplugNic) -> str:
@@ -234,14 +254,24 @@ def _describe_rate(action: ChangeRate) -> str:
 
 
 def _describe_link(
-    action: CreateBridge | ChangeLink | EnslavePort | ReleasePort | ChangeAddresses | DeleteLink | ChangeRate,
+    action: CreateBridge
+    | ChangeLink
+    | EnslavePort
+    | ReleasePort
+    | ChangeAddresses
+    | DeleteLink
+    | ChangeRate
+    | ChangeVlans
+    | CreateVlan,
 ) -> str:
     match action:
+        case ChangeVlans() | CreateVlan():
+            return _describe_vlans(action)
         case CreateBridge(spec=spec):
             return f"make bridge {spec.name}"
         case ChangeLink(link=link):
             fields = ("up", "mtu", "mac", "master", "alias", "name", "stp", "snooping", "isolated", "group_learning")
-            names = [name for name in fields if getattr(action.change, name) is not None]
+            names = [name for name in (*fields, "vlans") if getattr(action.change, name) is not None]
             return f"set {', '.join(names)} of {link} ({action.reason})"
         case EnslavePort(port=port, bridge=bridge):
             return f"put {port} into {bridge}"

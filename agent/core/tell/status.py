@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.core.conditions import Condition
-from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec
+from agent.core.desired import BridgeSpec, Desired, DiskSpec, NicSpec, VlanSpec
 from agent.core.edits.digest import digest
 from agent.core.edits.pending import PendingLike, as_told, pending_json
 from agent.core.errors import UnitError
-from agent.core.marks import bridge_resource, is_own_bridge, vm_resource
+from agent.core.marks import bridge_resource, is_own_bridge, vlan_resource, vm_resource
 from agent.core.observed import Observed, ServiceState
 from agent.core.planner.draft import Plan
 from agent.core.planner.ports import find_ports
@@ -79,6 +79,7 @@ def status(inputs: StatusInputs) -> dict[str, object]:
         "agent": _agent_status(inputs, found.conditions.get("", ())),
         "units": [unit_status(file) for file in sorted(inputs.files, key=lambda file: file.path)],
         "bridges": [_bridge_status(inputs, bridge, found) for _, bridge in bridges],
+        "vlans": [_vlan_status(inputs, spec, found) for _, spec in sorted(inputs.desired.vlans.items())],
         "vms": [_vm_status(inputs, name, found, leased) for name in names],
     }
 
@@ -97,6 +98,7 @@ class Owners:
         bridges = present_bridges(desired, observed)
         self._names = {vm_resource(name) for name in desired.vms.keys() | observed.vms.keys()}
         self._names |= {bridge_resource(name) for name in bridges}
+        self._names |= {vlan_resource(name) for name in desired.vlans}
         self._services = {service_resource(service_name(name)): bridge_resource(name) for name in bridges}
         self._ports = {port: bridge_resource(bridge.name) for bridge in bridges.values() for port in bridge.ports}
         found = find_ports({n: b for n, b in bridges.items() if b.ports}, observed)
@@ -197,6 +199,20 @@ def _bridge_status(inputs: StatusInputs, spec: BridgeSpec, found: _Found) -> Jso
         "in_sync": bridge_resource(spec.name) not in found.deviating,
         "file": spec.file,
         "conditions": _conditions(found.conditions.get(bridge_resource(spec.name), ())),
+    }
+
+
+def _vlan_status(inputs: StatusInputs, spec: VlanSpec, found: _Found) -> Json:
+    link, resource = inputs.observed.links.get(spec.name), vlan_resource(spec.name)
+    return {
+        "name": spec.name,
+        "link": spec.link,
+        "id": spec.id,
+        "up": link is not None and link.up,
+        "addresses": list(spec.addresses),
+        "in_sync": resource not in found.deviating,
+        "file": spec.file,
+        "conditions": _conditions(found.conditions.get(resource, ())),
     }
 
 

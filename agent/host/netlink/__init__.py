@@ -10,5 +10,6 @@ from agent.host.netlink.main_table import MainTable
 from agent.host.netlink.messages import LinkStatistics
 from agent.host.netlink.rates import RatedLinks
 from agent.host.netlink.routes6 import Routes6
+from agent.host.netlink.vlan_links import VlanLinks
 
-__all__ = ["LinkCache", "LinkStatistics", "Links", "MainTable", "RatedLinks", "Routes6"]
+__all__ = ["LinkCache", "LinkStatistics", "Links", "MainTable", "RatedLinks", "Routes6", "VlanLinks"]

@@ -8,9 +8,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
+from agent.core.vlans import PortVlans
 from agent.host.netlink import messages as said
 from agent.host.netlink import traffic
 from agent.host.netlink.bus import place_of
+from agent.host.netlink.vlans import RTM_DELVLAN, RTM_NEWVLAN, vlan_index
 from agent.host.netlink.wire import Message
 
 
@@ -32,6 +34,8 @@ class LinkCache:
         self._ingress: dict[int, IngressState] = {}
         self._places: dict[tuple[int, str], str] = {}
         self._unread: set[int] = set()
+        self._vlans: dict[int, PortVlans] = {}
+        self._unread_vlans: set[int] = set()
         self._touched: set[int] = set()
         self._touched_addresses: set[int] = set()
         self._touched_traffic: set[int] = set()
@@ -62,6 +66,8 @@ class LinkCache:
         self.events[name] += 1
         if message.type in {said.RTM_NEWADDR, said.RTM_DELADDR}:
             self._apply_address(message)
+        elif message.type in {RTM_NEWVLAN, RTM_DELVLAN}:
+            self._doubt_vlans_of(vlan_index(message))
         elif message.type >= traffic.RTM_NEWQDISC:
             self._apply_traffic(message)
         else:
@@ -178,14 +184,59 @@ class LinkCache:
                 self._places[key] = place_of(link.name, link.place)
             link = replace(link, place=self._places[key])
         root, ingress = self._roots.get(ifindex), self._ingress.get(ifindex)
-        if link.root is not root or link.ingress is not ingress:
-            link = replace(link, root=root, ingress=ingress)
-        if self._links.get(link.ifindex) != link:
+        vlans = self._vlans_of(link)
+        if link.root is not root or link.ingress is not ingress or link.vlans is not vlans:
+            link = replace(link, root=root, ingress=ingress, vlans=vlans)
+        before = self._links.get(link.ifindex)
+        if before != link:
             self._links[link.ifindex] = link
             self._snapshot = None
+            if link.bridging is not None and (before is None or before.bridging != link.bridging):
+                for port in [one for one in self._links.values() if one.master == ifindex]:
+                    self._doubt_vlans_of(port.ifindex)
+
+    def _heeds_vlans(self, link: LinkState) -> bool:
+        """Whether it is a bridge that heeds VLANs, or a port of one."""
+        bridge = link if link.kind == "bridge" else self._links.get(link.master or 0)
+        return bridge is not None and bridge.bridging is not None and bridge.bridging.filtering
+
+    def _vlans_of(self, link: LinkState) -> PortVlans | None:
+        """What is known of what it carries; where it should be and is not, it is to be read."""
+        before = self._links.get(link.ifindex)
+        if not self._heeds_vlans(link) or (before is not None and before.master != link.master):
+            self._vlans.pop(link.ifindex, None)
+        known = self._vlans.get(link.ifindex)
+        if known is None and self._heeds_vlans(link):
+            self._unread_vlans.add(link.ifindex)
+        return known
+
+    def _doubt_vlans_of(self, ifindex: int) -> None:
+        link = self._links.get(ifindex)
+        if link is not None and self._heeds_vlans(link):
+            self._unread_vlans.add(ifindex)
+
+    def doubt_vlans(self) -> None:
+        """Have what every port carries read again."""
+        for ifindex in self._links:
+            self._doubt_vlans_of(ifindex)
+
+    def take_unread_vlans(self) -> list[int]:
+        """The ports, and bridges, whose VLANs changed since the last call, as far as is known."""
+        unread, self._unread_vlans = self._unread_vlans, set()
+        return sorted(unread & self._links.keys())
+
+    def put_vlans(self, ifindex: int, vlans: PortVlans | None) -> None:
+        """Take in what a port carries, or a bridge itself, just read; None: it could not be."""
+        link = self._links.get(ifindex)
+        if vlans is None or link is None or not self._heeds_vlans(link):
+            self._vlans.pop(ifindex, None)
+        elif self._vlans.get(ifindex) != vlans:
+            self._vlans[ifindex] = vlans
+        self._show(ifindex)
+        self._unread_vlans.discard(ifindex)
 
     def _forget(self, ifindex: int) -> None:
-        for kept in (self._addresses, self._roots, self._ingress_kinds, self._ingress):
+        for kept in (self._addresses, self._roots, self._ingress_kinds, self._ingress, self._vlans):
             kept.pop(ifindex, None)
         self._places = {key: place for key, place in self._places.items() if key[0] != ifindex}
         if self._links.pop(ifindex, None) is not None:

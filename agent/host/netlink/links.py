@@ -18,8 +18,10 @@ from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec
 from agent.core.errors import ActionError, OutcomeUnknownError, PermanentError, TransientError
 from agent.core.observed import AddressState, LinkState
+from agent.core.vlans import AWARE, PortVlans
 from agent.host.netlink import messages as said
 from agent.host.netlink.view import LinkView
+from agent.host.netlink.vlans import set_vlans
 from agent.host.netlink.wire import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -33,9 +35,12 @@ from agent.host.netlink.wire import (
     Writable,
 )
 
-_PASSING = {errno.EBUSY: "Busy", errno.ENODEV: "LinkGone", errno.EEXIST: "Conflict"} | dict.fromkeys(
-    (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS), "ActionFailed"
-)
+_PASSING = {
+    errno.EBUSY: "Busy",
+    errno.ENODEV: "LinkGone",
+    errno.EEXIST: "Conflict",
+    errno.ENETDOWN: "LinkDown",
+} | dict.fromkeys((errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS), "ActionFailed")
 _NO_IPV6 = {errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 """The kernel's answers to an IPv6 address where `disable_ipv6` is 1, and where it has no IPv6."""
 
@@ -45,25 +50,36 @@ _NO_ROUTES = {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 class Links(LinkView):
     """The links of the network namespace that it is entered in, and every change of them."""
 
-    async def create_bridge(self, spec: BridgeSpec) -> None:
-        """Make a bridge, mark it, set it up, give it its addresses.
+    async def create_bridge(self, spec: BridgeSpec, vlans: PortVlans | None = None) -> None:
+        """Make a bridge, mark it, set it up, give it its addresses; with `vlans` it heeds them, and carries these.
+
+        A kernel whose bridges know none makes it without, and says so of the link (`LinkState.bridging`).
 
         One that was interrupted is known by its group (`marks.is_own_bridge`). A link that has the name already:
         TransientError with reason Conflict.
         """
         with self._doing(f"create bridge {spec.name}"):
-            await self._elsewhere(said.RTM_NEWLINK, said.new_bridge(spec), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+            try:
+                await self._elsewhere(said.RTM_NEWLINK, said.new_bridge(spec, aware=vlans is not None), flags)
+            except KernelRefusedError as e:
+                if vlans is None or e.number != errno.EOPNOTSUPP:
+                    raise
+                await self._elsewhere(said.RTM_NEWLINK, said.new_bridge(spec), flags)
             self.catch_up()
             made = self.snapshot.get(spec.name)
             if made is None:
                 raise OutcomeUnknownError(f"create bridge {spec.name}: it is gone again", reason="LinkGone")
             if made.group_learning:
                 self._ask(said.RTM_NEWLINK, said.GroupLearning(made.ifindex, on=False))
+            if vlans is not None and made.bridging == AWARE:
+                self._lead_vlans(made.ifindex, vlans, is_bridge=True)
             mark = LinkChange(alias=marks.bridge_mark(spec.name), mtu=spec.mtu, up=True)
             self._ask(said.RTM_NEWLINK, said.link_setting(made.ifindex, mark))
             self._add_addresses(made.ifindex, [said.normal_address(address) for address in spec.addresses])
             self._show_addresses(made.ifindex)
             self._read_back(made.ifindex)
+            self._read_vlans(made.ifindex)
 
     async def create_macvtap(self, name: str, lower_ifindex: int, mac: str, queues: int) -> LinkState:
         """Make a macvtap on a link; it is down, and known as ours by its group until it is marked.
@@ -110,6 +126,11 @@ class Links(LinkView):
         """Set fields; a port that is to be isolated is so before it goes up."""
         if change.group_learning is not None:
             self._ask(said.RTM_NEWLINK, said.GroupLearning(ifindex, on=change.group_learning))
+        if change.vlans is not None:
+            self._require_heeding(change.master)
+            self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, replace(change, isolated=None, vlans=None, up=None)))
+            self._lead_vlans(ifindex, change.vlans)
+            change = LinkChange(up=change.up, isolated=change.isolated)
         if change.isolated is None:
             self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
             return
@@ -119,7 +140,20 @@ class Links(LinkView):
         setting = said.isolation(ifindex, isolated=change.isolated, up=change.up)
         self._ask(said.RTM_NEWLINK, setting)
 
-    async def enslave(self, port_ifindex: int, bridge_ifindex: int, mtu: int | None) -> None:
+    def _lead_vlans(self, ifindex: int, wanted: PortVlans, *, is_bridge: bool = False) -> None:
+        """Have a port, or a bridge itself, carry this, and nothing else."""
+        seen = self._look_at_vlans(ifindex) or PortVlans()
+        set_vlans(self._ask, ifindex, seen, wanted, is_bridge=is_bridge)
+
+    def _require_heeding(self, bridge: int | None) -> None:
+        """A port with VLANs of its own comes into a bridge that heeds them, and where it is given no others."""
+        link = self._get(bridge) if bridge else None
+        if link is None or link.bridging != AWARE:
+            raise TransientError("its bridge does not heed VLANs as it should", reason="LinkChanged")
+
+    async def enslave(
+        self, port_ifindex: int, bridge_ifindex: int, mtu: int | None, vlans: PortVlans | None = None
+    ) -> None:
         """Put a host link into a bridge and set it up, if nothing is reached through the link itself.
 
         Addresses or unicast routes on it (but link-local ones): PermanentError with reason PortAddressed. In another
@@ -131,9 +165,9 @@ class Links(LinkView):
                 raise TransientError(f"{port.name} is in another bridge or bond", reason="Conflict")
             if port.master is None and (why := self._reached_through(port_ifindex)):
                 raise PermanentError(f"{port.name} {why}: enslaving it would cut them off", reason="PortAddressed")
-            change = LinkChange(master=bridge_ifindex, mtu=mtu, up=True)
+            change = LinkChange(master=bridge_ifindex, mtu=mtu, up=True, vlans=vlans)
             try:
-                self._ask(said.RTM_NEWLINK, said.link_setting(port_ifindex, change))
+                self._set(port_ifindex, change)
             except KernelRefusedError:
                 self._require_master(bridge_ifindex)
                 raise
@@ -291,6 +325,7 @@ class Links(LinkView):
             link = self._find(ifindex)
             if link is not None:
                 self._cache.put(link)
+                self._catch_up_with_vlans()
 
 
 def _translated(error: KernelRefusedError, what: str) -> ActionError:

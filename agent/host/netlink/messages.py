@@ -16,9 +16,11 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
 
 from agent.core import marks
 from agent.core.actions import LinkChange
-from agent.core.desired import BridgeSpec
+from agent.core.desired import BridgeSpec, VlanSpec
 from agent.core.observed import AddressState, LinkState
+from agent.core.vlans import AWARE, BridgeVlans
 from agent.host.netlink import traffic
+from agent.host.netlink.vlans import RTM_DELVLAN, RTM_NEWVLAN, RTNLGRP_BRVLAN
 from agent.host.netlink.wire import Message, Writable, attributes
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -34,9 +36,11 @@ EVENT_NAMES = {
     traffic.RTM_DELQDISC: "delqdisc",
     traffic.RTM_NEWTFILTER: "newtfilter",
     traffic.RTM_DELTFILTER: "deltfilter",
+    RTM_NEWVLAN: "newvlan",
+    RTM_DELVLAN: "delvlan",
 }
-EVENT_GROUPS = (1, 4, 5, 9)
-"""RTNLGRP_LINK, RTNLGRP_TC, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR."""
+EVENT_GROUPS = (1, 4, 5, 9, RTNLGRP_BRVLAN)
+"""RTNLGRP_LINK, RTNLGRP_TC, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_BRVLAN."""
 
 IFF_UP = 1
 IFA_F_NODAD = 2
@@ -54,6 +58,8 @@ _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
 _IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING, _IFLA_BR_MULTI_BOOLOPT = 5, 23, 46
+_IFLA_BR_VLAN_FILTERING, _IFLA_BR_VLAN_PROTOCOL, _IFLA_BR_VLAN_DEFAULT_PVID = 7, 8, 39
+_IFLA_VLAN_ID = 1
 _NO_GROUP_LEARNING = 1
 """1 << BR_BOOLOPT_NO_LL_LEARN (linux/if_bridge.h)."""
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 8, 11
@@ -105,6 +111,7 @@ def link_state(message: Message) -> LinkState | None:
     data = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind in {"bridge", "tun"} else {}
     bridge, tun = (data, {}) if kind == "bridge" else ({}, data)
     port = attributes(info[_IFLA_INFO_SLAVE_DATA], 0) if _is_bridge_port(info) else {}
+    vlan = attributes(info.get(_IFLA_INFO_DATA, b""), 0) if kind == "vlan" else {}
     return LinkState(
         ifindex=ifindex,
         name=_text(found[_IFLA_IFNAME]),
@@ -124,6 +131,8 @@ def link_state(message: Message) -> LinkState | None:
         place=_place(found),
         lower=_number(found.get(_IFLA_LINK)) or None,
         multi_queue=bool(_number(tun.get(_IFLA_TUN_MULTI_QUEUE))),
+        bridging=_bridging(bridge),
+        vlan_id=_number(vlan[_IFLA_VLAN_ID]) if _IFLA_VLAN_ID in vlan else None,
     )
 
 
@@ -152,6 +161,15 @@ def _place(found: Mapping[int, bytes]) -> str:
 def _learns_from_groups(bridge: Mapping[int, bytes]) -> bool:
     options = bridge.get(_IFLA_BR_MULTI_BOOLOPT)  # the values, then which of them the kernel has
     return options is not None and not _number(options[:4]) & _NO_GROUP_LEARNING
+
+
+def _bridging(bridge: Mapping[int, bytes]) -> BridgeVlans | None:
+    """Only kernels whose bridges know VLANs say which one a new port is given (net/bridge/br_netlink.c)."""
+    if _IFLA_BR_VLAN_DEFAULT_PVID not in bridge:
+        return None
+    protocol = int.from_bytes(bridge.get(_IFLA_BR_VLAN_PROTOCOL, b""), "big")
+    filtering = bool(_number(bridge.get(_IFLA_BR_VLAN_FILTERING)))
+    return BridgeVlans(filtering, _number(bridge[_IFLA_BR_VLAN_DEFAULT_PVID]), protocol)
 
 
 def _is_bridge_port(info: Mapping[int, bytes]) -> bool:
@@ -294,7 +312,7 @@ def isolation(ifindex: int, *, isolated: bool, up: bool | None) -> Writable:
     return cast("Writable", message)
 
 
-def _bridge_info(stp: bool | None, snooping: bool | None) -> dict[str, object]:
+def _bridge_info(stp: bool | None, snooping: bool | None) -> dict[str, list[tuple[str, object]]]:
     """IFLA_LINKINFO of a bridge. Without STP there is nothing to listen for, so ports forward at once."""
     data: list[tuple[str, int]] = []
     if stp is not None:
@@ -305,19 +323,53 @@ def _bridge_info(stp: bool | None, snooping: bool | None) -> dict[str, object]:
     return {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": data})]}
 
 
-def new_bridge(spec: BridgeSpec) -> Writable:
+def bridging_setting(ifindex: int, bridging: BridgeVlans) -> Writable:
+    """The body of the RTM_NEWLINK by which a bridge treats VLANs so."""
+    message = ifinfmsg()
+    message["index"] = ifindex
+    info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": _bridging_data(bridging)})]}
+    message["attrs"] = [("IFLA_LINKINFO", info)]
+    return cast("Writable", message)
+
+
+def _bridging_data(bridging: BridgeVlans) -> list[tuple[str, int]]:
+    return [
+        ("IFLA_BR_VLAN_FILTERING", int(bridging.filtering)),
+        ("IFLA_BR_VLAN_PROTOCOL", bridging.protocol),
+        ("IFLA_BR_VLAN_DEFAULT_PVID", bridging.default_pvid),
+    ]
+
+
+def new_vlan(spec: VlanSpec, lower_ifindex: int) -> Writable:
+    """The body of the RTM_NEWLINK that makes a VLAN link, recognisable as ours by its group from the first moment."""
+    message = ifinfmsg()
+    info = {"attrs": [("IFLA_INFO_KIND", "vlan"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_VLAN_ID", spec.id)]})]}
+    message["attrs"] = [
+        ("IFLA_IFNAME", spec.name),
+        ("IFLA_GROUP", marks.GROUP),
+        ("IFLA_LINK", lower_ifindex),
+        ("IFLA_LINKINFO", info),
+    ]
+    return cast("Writable", message)
+
+
+def new_bridge(spec: BridgeSpec, *, aware: bool = False) -> Writable:
     """The body of the RTM_NEWLINK that makes a bridge, recognisable as ours by its group from the first moment.
 
     Its MTU is one beside the wanted: a bridge follows the MTU of its ports until its own is *changed* (net/bridge:
-    BROPT_MTU_SET_BY_USER), and a bridge that is made with an MTU has not changed it.
+    BROPT_MTU_SET_BY_USER), and a bridge that is made with an MTU has not changed it. `aware`: it heeds VLANs.
     """
     message = ifinfmsg()
+    info = _bridge_info(spec.stp, snooping=False)
+    if aware:
+        data = cast("dict[str, list[tuple[str, int]]]", info["attrs"][1][1])
+        data["attrs"] += _bridging_data(AWARE)
     beside = spec.mtu - 1 if spec.mtu > 1280 else spec.mtu + 1
     message["attrs"] = [
         ("IFLA_IFNAME", spec.name),
         ("IFLA_MTU", beside),
         ("IFLA_GROUP", marks.GROUP),
-        ("IFLA_LINKINFO", _bridge_info(spec.stp, snooping=False)),
+        ("IFLA_LINKINFO", info),
     ]
     if spec.mac:
         message["attrs"].append(("IFLA_ADDRESS", spec.mac))

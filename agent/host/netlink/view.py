@@ -12,9 +12,11 @@ from typing import Self
 
 from agent.core.errors import ObservationError
 from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
+from agent.core.vlans import PortVlans
 from agent.host.netlink import messages as said
 from agent.host.netlink import traffic
 from agent.host.netlink.cache import LinkCache
+from agent.host.netlink.vlans import RTM_GETVLAN, vlan_query, vlans_said
 from agent.host.netlink.wire import (
     NLM_F_DUMP,
     EventSocket,
@@ -123,7 +125,24 @@ class LinkView:
         if heard:
             for ifindex, kind in self._cache.take_unread():
                 self._read_filters(ifindex, kind)
+            self._catch_up_with_vlans()
             self._ring("netlink")
+
+    def _catch_up_with_vlans(self) -> None:
+        for ifindex in self._cache.take_unread_vlans():
+            self._read_vlans(ifindex)
+
+    def _read_vlans(self, ifindex: int) -> None:
+        """Read what a port carries, or a bridge itself, into the cache."""
+        self._cache.put_vlans(ifindex, self._look_at_vlans(ifindex))
+
+    def _look_at_vlans(self, ifindex: int) -> PortVlans | None:
+        """What a port carries, or a bridge itself, as of now; None where that cannot be had."""
+        try:
+            return vlans_said(self._requests.ask(RTM_GETVLAN, vlan_query(ifindex), NLM_F_DUMP))
+        except (OSError, KernelRefusedError, NoAnswerError) as e:
+            self._count(e.number if isinstance(e, KernelRefusedError) else getattr(e, "errno", 0) or 0)
+            return None
 
     def _read_filters(self, ifindex: int, kind: str) -> IngressState | None:
         """Read what an own tap does to what comes in, in 0.05 ms; where that fails, the next full look decides."""
@@ -184,6 +203,11 @@ class LinkView:
             self._cache.end_traffic_look(disciplines)
             for number, (ifindex, kind) in enumerate(self._cache.take_unread(), start=1):
                 self._read_filters(ifindex, kind)
+                if number % FILTERS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            self._cache.doubt_vlans()
+            for number, ifindex in enumerate(self._cache.take_unread_vlans(), start=1):
+                self._read_vlans(ifindex)
                 if number % FILTERS_AT_ONCE == 0:
                     await asyncio.sleep(0)
 

@@ -103,6 +103,16 @@ def attributes(data: bytes, start: int) -> Mapping[int, bytes]:
     return found
 
 
+def attribute_list(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """The attributes from `start` on in their order, also those whose number comes more than once."""
+    while start + 4 <= len(data):
+        length, kind = _ATTRIBUTE(data, start)
+        if length < 4:
+            break
+        yield kind & 0x3FFF, data[start + 4 : start + length]
+        start += (length + 3) & ~3
+
+
 def messages(datagram: bytes) -> Iterator[tuple[Message, int, int]]:
     """The messages of a datagram, each with its flags and its sequence number."""
     start = 0

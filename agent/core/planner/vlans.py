@@ -1,0 +1,323 @@
+"""The frontier for VLANs: which bridges heed them, what their ports carry, and the VLAN links of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from agent.core.actions import ChangeAddresses, ChangeLink, DeleteLink, LinkChange
+from agent.core.desired import BridgeSpec, Desired, NicSpec, VlanSpec, VmSpec
+from agent.core.marks import (
+    GROUP,
+    bridge_resource,
+    is_own_bridge,
+    is_own_vlan,
+    port_resource,
+    tap_mark,
+    tap_resource,
+    vlan_mark,
+    vlan_resource,
+    vlans_resource,
+)
+from agent.core.observed import LinkState, Observed
+from agent.core.planner.draft import Draft
+from agent.core.planner.ports import Ports, port_names
+from agent.core.reasons import Reason
+from agent.core.vlan_actions import ChangeVlans, CreateVlan, PortSetting
+from agent.core.vlans import (
+    AWARE,
+    PLAIN,
+    UNTAGGED_PORT,
+    PortVlans,
+    is_tagged,
+    nic_vlans,
+    own_vlans,
+    reaches_untagged,
+    uplink_vlans,
+)
+
+NO_VLANS = "this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)"
+
+
+@dataclass(frozen=True, slots=True)
+class VlanWish:
+    """What a bridge that is to heed VLANs carries: its cards (`uplink`), and itself (`own`)."""
+
+    uplink: PortVlans
+    own: PortVlans
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tap is to be: in the bridge of this ifindex, or in none for now (None), with these VLANs.
+
+    `barred`: in none as long as this kernel runs.
+    """
+
+    bridge: int | None = None
+    vlans: PortVlans | None = None
+    barred: bool = False
+
+
+def vlan_wishes(
+    desired: Desired, observed: Observed, bridges: Mapping[str, BridgeSpec], specs: Mapping[str, VmSpec]
+) -> Mapping[str, VlanWish]:
+    """The bridges that are to heed VLANs: those with a NIC or a link of the host in one, also of a stopped guest."""
+    links = {name: [one.id for one in bridge.vlans] for name, bridge in bridges.items() if bridge.vlans}
+    for vlan in desired.vlans.values():
+        if vlan.link in bridges:
+            links.setdefault(vlan.link, []).append(vlan.id)
+    tagged: dict[str, list[NicSpec]] = {}
+    for nic in _all_nics(desired, observed, specs):
+        if nic.vlan is not None or nic.trunk:
+            tagged.setdefault(nic.bridge, []).append(nic)
+    names = [name for name in bridges if name in links or name in tagged]
+    return {
+        name: VlanWish(uplink_vlans(tagged.get(name, ()), links.get(name, ())), own_vlans(links.get(name, ())))
+        for name in names
+    }
+
+
+def _all_nics(desired: Desired, observed: Observed, specs: Mapping[str, VmSpec]) -> Iterator[NicSpec]:
+    for wanted in (desired.vms, specs):
+        for spec in wanted.values():
+            yield from spec.nics
+    for state in observed.vms.values():
+        if state.alive:
+            yield from state.spec.nics
+            yield from state.leaving_nics
+
+
+def place_of(draft: Draft, nic: NicSpec) -> Place:
+    """Where the tap of a NIC is to be now.
+
+    No tap comes into a bridge that is to heed VLANs before it does: it would reach what it must not. Where the kernel
+    knows none, NICs without are in the bridge as ever, and the others are connected to nothing.
+    """
+    link = draft.observed.links.get(nic.bridge)
+    if link is None or not is_own_bridge(link):
+        return Place()
+    if nic.bridge not in draft.vlans:
+        return Place(link.ifindex)
+    if link.bridging is None:
+        return Place(barred=True) if is_tagged(nic) else Place(link.ifindex)
+    return Place(link.ifindex, nic_vlans(nic)) if link.bridging == AWARE else Place()
+
+
+def uplink_place(draft: Draft, bridge: LinkState) -> Place:
+    """Where a card of a bridge is to be now: it waits as a tap does."""
+    wish = draft.vlans.get(bridge.name)
+    if wish is None or bridge.bridging is None:
+        return Place(bridge.ifindex)
+    return Place(bridge.ifindex, wish.uplink) if bridge.bridging == AWARE else Place()
+
+
+def plan_bridge_vlans(
+    draft: Draft, bridges: Mapping[str, BridgeSpec], specs: Mapping[str, VmSpec], ports: Ports
+) -> None:
+    """Plan what bridges and their ports carry, each bridge with all of its ports one resource."""
+    tagged: list[tuple[str, NicSpec]] = []
+    taps: dict[int, list[tuple[LinkState, NicSpec]]] = {}
+    if draft.vlans:
+        for name, nic, link in _taps(draft.observed, specs):
+            if nic.bridge in draft.vlans and is_tagged(nic):
+                tagged.append((name, nic))
+            if link is not None and link.master is not None:
+                taps.setdefault(link.master, []).append((link, nic))
+    for name, spec in bridges.items():
+        link = draft.observed.links.get(name)
+        if link is None or not is_own_bridge(link):
+            continue
+        wish = draft.vlans.get(name)
+        if wish is None:
+            _plan_plain(draft, spec, link, _cards(link, ports))
+        elif link.bridging is not None:
+            members = [one for one in taps.get(link.ifindex, ()) if one[1].bridge == name]
+            _plan_aware(draft, link, wish, _cards(link, ports), members)
+    _tell_unsupported(draft, tagged)
+    _tell_unserved(draft, bridges, tagged)
+
+
+def _taps(observed: Observed, specs: Mapping[str, VmSpec]) -> Iterator[tuple[str, NicSpec, LinkState | None]]:
+    """Every NIC with its guest, and its tap where that is ours."""
+    for name, state in observed.vms.items():
+        for nic in (*state.spec.nics, *state.leaving_nics):
+            seen = state.nics.get(nic.id)
+            link = observed.links.get((seen.link if seen is not None else None) or nic.tap)
+            yield name, nic, link if link is not None and link.alias == tap_mark(name, nic.id) else None
+    for name, spec in specs.items():
+        for nic in spec.nics if name not in observed.vms else ():
+            link = observed.links.get(nic.tap)
+            yield name, nic, link if link is not None and link.alias == tap_mark(name, nic.id) else None
+
+
+def _cards(bridge: LinkState, ports: Ports) -> list[LinkState]:
+    """The ports that a bridge's unit names, as far as they are in it."""
+    return [link for link in ports.of(bridge.name).values() if link.master == bridge.ifindex]
+
+
+def _plan_aware(
+    draft: Draft, bridge: LinkState, wish: VlanWish, cards: list[LinkState], taps: list[tuple[LinkState, NicSpec]]
+) -> None:
+    wanted = [(bridge, wish.own), *((link, wish.uplink) for link in cards)]
+    wanted += [(link, nic_vlans(nic)) for link, nic in taps]
+    resource, all_right = vlans_resource(bridge.name), bridge.bridging == AWARE
+    if not all_right:
+        known = {link.ifindex for link, _ in wanted}
+        wanted += [(link, PortVlans()) for link in _leaving(draft.observed, bridge) if link.ifindex not in known]
+    differing = [
+        PortSetting(link.name, link.ifindex, vlans)
+        for link, vlans in wanted
+        if not all_right or (link.vlans is not None and link.vlans != vlans)
+    ]
+    if differing:
+        reason = Reason.VLAN if all_right else Reason.SETTINGS
+        draft.propose(ChangeVlans(resource, reason, bridge.name, bridge.ifindex, AWARE, tuple(differing)))
+
+
+def _leaving(observed: Observed, bridge: LinkState) -> list[LinkState]:
+    """Ports that we put into a bridge once; what is still there and is not to be there carries nothing."""
+    ours = {port for port, _ in observed.enslaved}
+    ports = [one for one in observed.links.values() if one.master == bridge.ifindex]
+    return [one for one in ports if one.name in ours or one.alias.startswith("vmhost:tap/")]
+
+
+def _plan_plain(draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[LinkState]) -> None:
+    """A bridge of ours that heeds VLANs as only we have it do heeds none once nothing asks for it any more.
+
+    Not before a tap has left that is still to go elsewhere. One that was adopted may have heeded them before.
+    """
+    seen, links = bridge.bridging, draft.observed.links
+    if seen is None or not seen.filtering or seen.default_pvid != AWARE.default_pvid:
+        return
+    if bridge.group != GROUP:
+        message = f"{spec.name} heeds VLANs, which no unit asks for: it was adopted, and is left so"
+        mend = f"`ip link set {spec.name} type bridge vlan_filtering 0 vlan_default_pvid 1` ends that"
+        draft.tell(vlans_resource(spec.name), "VlansLeft", f"{message}; {mend}", deviates=False)
+        return
+    homes = {
+        tap_mark(name, nic.id): nic.bridge
+        for name, state in draft.observed.vms.items()
+        for nic in (*state.spec.nics, *state.leaving_nics)
+    }
+    taps = [one for one in links.values() if one.master == bridge.ifindex and one.alias.startswith("vmhost:tap/")]
+    if any(homes.get(tap.alias, spec.name) != spec.name for tap in taps):
+        draft.tell_deviating(vlans_resource(spec.name))
+        return
+    settings = tuple(PortSetting(one.name, one.ifindex, UNTAGGED_PORT) for one in (bridge, *taps, *cards))
+    resource = vlans_resource(spec.name)
+    draft.propose(ChangeVlans(resource, Reason.UNWANTED, spec.name, bridge.ifindex, PLAIN, settings))
+
+
+def _tell_unsupported(draft: Draft, tagged: list[tuple[str, NicSpec]]) -> None:
+    for name, nic in tagged:
+        if place_of(draft, nic).barred:
+            message = f"{NO_VLANS}: {nic.id} of {name} is connected to nothing until it runs one that has them"
+            draft.tell(tap_resource(name, nic.id), "VlanUnsupported", message)
+
+
+def _tell_unserved(draft: Draft, bridges: Mapping[str, BridgeSpec], tagged: list[tuple[str, NicSpec]]) -> None:
+    """What the host serves on a bridge it serves in the network without tags only."""
+    for name, nic in tagged:
+        bridge = bridges.get(nic.bridge)
+        if bridge is None or reaches_untagged(nic):
+            continue
+        asked = {"dhcp": bridge.dhcp, "dns": bridge.dns, "nat": bridge.nat, "ipv6": bridge.ipv6}
+        served = [key for key, value in asked.items() if value]
+        if served:
+            what = " and ".join(part for part in (", ".join(served[:-1]), served[-1]) if part)
+            message = (
+                f"{what} of {bridge.name} {'is' if len(served) == 1 else 'are'} for its network without tags, and "
+                f"{nic.id} of {name} is in a VLAN: it gets nothing of that; have a guest serve the VLAN, "
+                f"or make a bridge with a [vlan.NAME] as its port"
+            )
+            draft.tell(tap_resource(name, nic.id), "VlanNotServed", message, deviates=False)
+
+
+def plan_vlan_links(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec], ports: Ports) -> None:
+    """Plan the VLAN links of the host, and tell of those that somebody else has where they do harm."""
+    homes = {name: bridge for bridge, name in port_names(bridges, ports)}
+    wanted = {f"{bridge_resource(b.name)}/vlan/{one.id}": one for b in bridges.values() for one in b.vlans}
+    wanted |= {vlan_resource(one.name): one for one in desired.vlans.values()}
+    for resource, spec in wanted.items():
+        _plan_vlan_link(draft, resource, spec, homes)
+    kept = {spec.name for spec in wanted.values()}
+    for link in draft.observed.links.values():
+        if link.kind != "vlan":
+            continue
+        if is_own_vlan(link) and link.name not in kept and desired.complete:
+            resource = vlan_resource(link.name)
+            draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
+        _tell_if_on_port(draft, link, homes)
+
+
+def _tell_if_on_port(draft: Draft, vlan: LinkState, ports: Mapping[str, str]) -> None:
+    lower = next((one for one in draft.observed.links.values() if one.ifindex == vlan.lower), None)
+    bridge = ports.get(lower.name) if lower is not None else None
+    home = draft.observed.links.get(bridge) if bridge is not None else None
+    if lower is None or bridge is None or home is None or lower.master != home.ifindex:
+        return
+    message = (
+        f"{vlan.name} is a VLAN link on {lower.name}, a port of {bridge}: it takes the frames of VLAN {vlan.vlan_id} "
+        f"before {bridge} sees them, so no guest gets any; `ip link del {vlan.name}`, and for the host itself "
+        f"[bridge.{bridge}.vlan.{vlan.vlan_id}] addresses = [...]"
+    )
+    draft.tell(port_resource(lower.name), "VlanLinkOnPort", message, deviates=False)
+
+
+def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[str, str]) -> None:
+    links = draft.observed.links
+    link, lower = links.get(spec.name), links.get(spec.link)
+    master = next((one.name for one in links.values() if lower is not None and one.ifindex == lower.master), "")
+    bridge = ports.get(spec.link, master)
+    if link is not None and not is_own_vlan(link):
+        message = f"a {link.kind or 'physical'} link {spec.name} exists that is not ours; rename it"
+        draft.tell(resource, "Conflict", f"{message}, or give the VLAN link another name")
+    elif bridge:
+        message = f"{spec.link} is a port of {bridge}: a VLAN link on it would take the frames of VLAN {spec.id} "
+        message += f"before {bridge} sees them, so no guest would get any; "
+        message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
+        draft.tell(resource, "VlanLinkOnPort", message)
+    elif lower is None and spec.on_bridge:
+        draft.tell_deviating(resource)  # its bridge is about to be made
+    elif lower is None:
+        draft.tell(resource, "LinkMissing", f"there is no link {spec.link}; {spec.name} is made when it appears")
+    elif spec.on_bridge and not is_own_bridge(lower):
+        draft.tell(resource, "LinkMissing", f"{spec.link} is not our bridge; its condition says why")
+    elif lower.kind == "bridge" and is_own_bridge(lower) and lower.bridging is None:
+        message = f"{NO_VLANS}: {spec.name} is not made until it runs one that has them"
+        draft.tell(resource, "VlanUnsupported", message)
+    elif link is None:
+        _plan_new_link(draft, resource, spec, lower)
+    elif (link.vlan_id, link.lower) != (spec.id, lower.ifindex):
+        draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
+    else:
+        _plan_present_link(draft, resource, spec, link, lower)
+
+
+def _plan_new_link(draft: Draft, resource: str, spec: VlanSpec, lower: LinkState) -> None:
+    links = draft.observed.links.values()
+    taken = next((one.name for one in links if (one.lower, one.vlan_id) == (lower.ifindex, spec.id)), None)
+    if taken is not None:
+        message = f"VLAN {spec.id} of {spec.link} is taken by the link {taken}; `ip link del {taken}` frees it"
+        draft.tell(resource, "Conflict", message)
+    else:
+        draft.propose(CreateVlan(resource, Reason.MISSING, spec, lower.ifindex))
+
+
+def _plan_present_link(draft: Draft, resource: str, spec: VlanSpec, link: LinkState, lower: LinkState) -> None:
+    """Heal a VLAN link; it cannot be up on a link that is down (net/8021q/vlan_dev.c), which is set up for it."""
+    if not lower.up and not is_own_bridge(lower):
+        up = LinkChange(up=True)
+        draft.propose(ChangeLink(resource, Reason.DOWN, lower.name, lower.ifindex, lower.alias, up))
+        return
+    mark = vlan_mark(spec.name)
+    change = LinkChange(up=None if link.up or not lower.up else True, alias=None if link.alias == mark else mark)
+    if change != LinkChange():
+        reason = Reason.DOWN if change.up else Reason.UNMARKED
+        draft.propose(ChangeLink(resource, reason, link.name, link.ifindex, link.alias, change))
+    present = {a.address for a in link.addresses}
+    missing = tuple(a for a in spec.addresses if a not in present)
+    surplus = tuple(sorted(a.address for a in link.addresses if a.own and a.address not in spec.addresses))
+    if missing or surplus:
+        draft.propose(ChangeAddresses(resource, Reason.ADDRESS, link.name, link.ifindex, missing, surplus))

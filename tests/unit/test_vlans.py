@@ -1,0 +1,101 @@
+"""VLANs: sets of numbers, mistakes word for word, and what is planned of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.core.actions import ChangeLink, LinkChange
+from agent.core.desired import Desired
+from agent.core.device_actions import ArmTap
+from agent.core.marks import GROUP
+from agent.core.planning import plan
+from agent.core.vlan_actions import ChangeVlans
+from agent.core.vlans import AWARE, PLAIN, PortVlans, VlanEntry, difference, nic_vlans, trunk_ranges, uplink_vlans
+from agent.unitfile.parse import parse_unit
+from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+
+TAGGED = replace(NIC, vlan=20)
+WANTED = Desired({"br0": BRIDGE}, {"web": replace(WEB, nics=(TAGGED,))})
+RUNS = replace(SETTLED, vms={"web": replace(RUNNING, spec=replace(WEB, nics=(TAGGED,)))})
+OWN = PortVlans(untagged=((1, 1),), pvid=1)
+ACCESS = PortVlans(untagged=((20, 20),), pvid=20)
+HEEDS = replace(BRIDGE_LINK, bridging=AWARE, vlans=OWN, group=GROUP)
+
+
+def test_only_what_differs_is_set_and_surplus_goes_first() -> None:
+    seen, wanted = PortVlans(((10, 30),), ((1, 1),), 1), PortVlans(((10, 19), (21, 31)), ((20, 20),), 20)
+    assert difference(seen, wanted) == (((1, 1),), (VlanEntry(20, 20, untagged=True, pvid=True), VlanEntry(31, 31)))
+    assert difference(seen, seen) == ((), ())
+    assert difference(PortVlans(), PortVlans(((5, 9),))) == ((), (VlanEntry(5, 9),))
+
+
+def test_cards_carry_what_nics_and_the_host_have() -> None:
+    trunk = replace(NIC, trunk=("10", "100-120"), native=1)
+    assert nic_vlans(trunk) == PortVlans(((10, 10), (100, 120)), ((1, 1),), 1)
+    assert nic_vlans(NIC) == OWN
+    assert uplink_vlans([trunk, TAGGED, NIC], [30]).tagged == ((10, 10), (20, 20), (30, 30), (100, 120))
+    assert trunk_ranges(("1-4094",)) == ((1, 4094),)
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ("vlan = 0", "u.toml:3:1: error: vlan must be a VLAN, 1 to 4094, not 0"),
+        ('vlan = "20"', 'u.toml:3:1: error: vlan must be a VLAN, 1 to 4094, not "20" (write 20 without quotes)'),
+        (
+            "native = 20",
+            "u.toml:3:1: error: native needs trunk: it is what comes without a tag beside that (write vlan = 20)",
+        ),
+        ("trunk = []", "trunk must be VLANs such as"),
+        ('trunk = ["20-10"]', 'must have its lower VLAN first, not "20-10" (did you mean "10-20"?)'),
+        ("trunk = [4095]", "trunk must have VLANs of 1 to 4094, not 4095"),
+        ("trunk = 20", "not 20 (write [20])"),
+        ("vlan = 20\ntrunk = [10]", "a NIC has vlan or trunk, not both"),
+    ],
+)
+def test_mistakes_have_their_place(keys: str, problem: str) -> None:
+    unit = parse_unit("u.toml", f'[vm.web.nic.lan]\nbridge = "br0"\n{keys}\n'.encode())
+    assert problem in " ".join(map(str, unit.errors))
+
+
+def test_a_tap_waits_until_its_bridge_heeds_vlans() -> None:
+    plain = replace(BRIDGE_LINK, bridging=PLAIN)
+    absent = replace(RUNS, vms={}, links={"br0": plain})
+    actions = plan(WANTED, absent, 0.0).actions
+    assert [a.setting for a in actions if isinstance(a, ChangeVlans)] == [AWARE]
+    assert [(a.bridge_ifindex, a.vlans) for a in actions if isinstance(a, ArmTap)] == [(None, None)]
+    ready = replace(absent, links={"br0": HEEDS})
+    assert [(a.bridge_ifindex, a.vlans) for a in plan(WANTED, ready, 0.0).actions if isinstance(a, ArmTap)] == [
+        (10, ACCESS)
+    ]
+
+
+def test_a_port_that_differs_is_set_alone_and_one_that_is_not_known_is_left() -> None:
+    right = with_links(HEEDS, replace(TAP, vlans=ACCESS), of=RUNS)
+    assert plan(WANTED, right, 0.0).actions == ()
+    (action,) = plan(WANTED, with_links(HEEDS, replace(TAP, vlans=OWN), of=RUNS), 0.0).actions
+    assert isinstance(action, ChangeVlans)
+    assert [(port.link, port.vlans) for port in action.ports] == [("web-lan", ACCESS)]
+    assert plan(WANTED, with_links(HEEDS, TAP, of=RUNS), 0.0).actions == ()
+
+
+def test_where_the_kernel_knows_none_the_nic_is_taken_out_and_told() -> None:
+    decided = plan(WANTED, with_links(BRIDGE_LINK, TAP, of=RUNS), 0.0)
+    (action,) = decided.actions
+    assert isinstance(action, ChangeLink)
+    assert action.change == LinkChange(master=0)
+    assert types(decided) == [("tap/web/lan", "VlanUnsupported")]
+
+
+def test_a_bridge_without_vlan_keys_is_left_as_it_is() -> None:
+    theirs = replace(BRIDGE_LINK, bridging=replace(AWARE, default_pvid=1))
+    assert plan(Desired({"br0": BRIDGE}, {"web": WEB}), with_links(theirs, TAP), 0.0).actions == ()
+
+
+def test_the_set_of_the_second_seed_has_no_mistake() -> None:
+    files = sorted(Path(__file__).parents[2].glob("units/vlan-firewall/*.toml"))
+    assert len(files) == 3
+    assert [error for file in files for error in parse_unit(file.name, file.read_bytes()).errors] == []
