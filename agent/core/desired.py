@@ -76,6 +76,10 @@ class BridgeSpec:
     nat: bool = False
     ipv6: str = ""
     uplink: str = ""
+    adopt_addresses: bool = False
+    probe: tuple[str, ...] = ()
+    probe_timeout_s: float = 10.0
+    confirm_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
