@@ -60,6 +60,8 @@ class BridgeSpec:
     `nat`: what comes from its own subnets and leaves by another link has the host's address there (IPv4).
     `ipv6`: how its guests reach the internet over IPv6 (`core.routing.ipv6`), empty for not at all; `uplink`: the link
     that leads there, empty for that of the default route.
+    `adopt_addresses`: what its port carries is moved to it, provided that the port's gateways and the hosts of `probe`
+    answer over it within `probe_timeout_s`, and that the operator says so within `confirm_s`, unless that is 0.
     """
 
     name: str

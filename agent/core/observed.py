@@ -17,6 +17,7 @@ from agent.core.routing.firewall import Routing
 from agent.core.routing.ipv6 import Ipv6State
 from agent.core.services.leases import Lease
 from agent.core.services.spec import ServiceSpec
+from agent.core.uplinks.moves import MoveState, UplinkState
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +298,7 @@ class Observed:
     `files` are those that edited guests would boot from, by path: whether each is there.
     `reachable` goes by reference, as an `after` has it (`path:/srv/disk`, `tcp:192.168.0.1:53`): what was asked for by
     the last plan, and is looked at. `services` go by name, `leases` by bridge. `ipv6` None: not looked at yet.
+    `uplinks` go by port, of bridges that adopt what that carries; `moves` by bridge, and `unreadable_moves` say why.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -320,3 +322,6 @@ class Observed:
     routing: Routing = field(default_factory=Routing)
     filters: Filters = field(default_factory=Filters)
     ipv6: Ipv6State | None = None
+    uplinks: Mapping[str, UplinkState] = field(default_factory=dict)
+    moves: Mapping[str, MoveState] = field(default_factory=dict)
+    unreadable_moves: Mapping[str, str] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from agent.host.notify import Notifier
 from agent.host.processes import find_qemu
 from agent.host.service_files import ServiceFiles
 from agent.host.statedir import StateDirectory
+from agent.host.statedir.moves import Journals
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
@@ -67,6 +68,7 @@ from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
+from agent.runtime.uplinks import Uplinks
 from agent.runtime.watching import Watching
 
 log = structlog.get_logger("vmhost.agent")
@@ -148,6 +150,7 @@ class Agent:
         self._routing = RoutingLooks(self._doorbell.ring, self._keeper, self._host.boot_id)
         self._filters = FilterLooks(self._doorbell.ring)
         self._ipv6 = Ipv6Looks(self._doorbell.ring, self._keeper, self._host.boot_id)
+        self._uplinks = Uplinks(links, Journals(state.path), self._keeper, starts, self._host.boot_id)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -165,6 +168,7 @@ class Agent:
             self._routing,
             self._filters,
             self._ipv6,
+            self._uplinks,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -185,6 +189,7 @@ class Agent:
             hurry=self._guests.hurry,
             doctor=self._doctor,
             watching=Watching(self.measures, links.statistics),
+            uplinks=self._uplinks,
         )
 
     def started_s(self) -> Mapping[str, float]:
@@ -206,6 +211,7 @@ class Agent:
                 self._services.serve_in(group)
                 self._leases.follow_in(group)
                 await self._services.adopt()
+                await self._uplinks.recover()
                 self._routing.look_in(group)
                 self._filters.look_in(group)
                 self._ipv6.look_in(group)
@@ -305,6 +311,7 @@ class Agent:
             self._routing.look_again()
             self._filters.look_again()
             self._ipv6.look_again()
+            await self._uplinks.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -361,6 +368,7 @@ class Agent:
         self._files.look_for_edits(edits)
         ipv6 = self._ipv6.look(desired, vms, self._links.snapshot)
         uplinks = uplinks6({**desired.retained, **desired.bridges}.values(), ipv6)
+        moving = self._uplinks.look({**desired.retained, **desired.bridges}, self._links.snapshot)
         return desired, Observed(
             links=self._links.snapshot,
             vms=vms,
@@ -388,4 +396,7 @@ class Agent:
             routing=self._routing.look(desired, vms, self._links.snapshot, uplinks),
             filters=self._filters.look(),
             ipv6=ipv6,
+            uplinks=moving,
+            moves=self._uplinks.moves(),
+            unreadable_moves=self._uplinks.unreadable,
         )

@@ -16,7 +16,9 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    MoveUplink,
     PauseVm,
+    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -51,6 +53,7 @@ from agent.runtime.negotiated import negotiated_settings
 from agent.runtime.observe import DiskLooks
 from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services
+from agent.runtime.uplinks import Uplinks
 
 
 class Executor:
@@ -68,6 +71,7 @@ class Executor:
         routing: RoutingLooks,
         filters: FilterLooks,
         ipv6: Ipv6Looks,
+        uplinks: Uplinks,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -80,6 +84,7 @@ class Executor:
         self._routing = routing
         self._filters = filters
         self._ipv6 = ipv6
+        self._uplinks = uplinks
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -136,6 +141,10 @@ class Executor:
 
     async def _execute_on_routing(self, action: Action) -> None:
         match action:
+            case MoveUplink():
+                await self._uplinks.move(action)
+            case PutBackUplink():
+                await self._uplinks.put_back(action)
             case ChangeFilters():
                 await self._filters.change(action)
             case ChangeFirewall() | ChangeForwarding() | EndConnections():

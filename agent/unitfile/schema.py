@@ -16,6 +16,7 @@ from agent.unitfile.ipv6 import ipv6_mistakes
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.order import order_mistakes
 from agent.unitfile.publish import nat_mistakes, parse_publish, publish_mistakes
+from agent.unitfile.uplinks import parse_probe, parse_probe_timeout, uplink_mistakes
 from agent.unitfile.values import BadValueError
 
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
@@ -138,6 +139,8 @@ FilterEntry = Annotated[
     ),
 ]
 FilterEntries = Annotated[tuple[FilterEntry, ...], BeforeValidator(_listed), AfterValidator(_once)]
+Probe = Annotated[str, _checked(parse_probe), _text('address of a host such as "192.0.2.1"')]
+ProbeTimeout = Annotated[float, _checked(parse_probe_timeout), _text('duration such as "10s"', pattern="^[0-9]+[smh]$")]
 Cpus = Annotated[int, _number("cpus")]
 Mtu = Annotated[int, _number("mtu")]
 
@@ -197,6 +200,10 @@ class BridgeTable(Table):
     nat: bool = False
     ipv6: Literal["routed", "ndp-proxy", "nat66"] | None = None
     uplink: LinkName | None = None
+    adopt_addresses: bool = False
+    probe: Annotated[tuple[Probe, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    probe_timeout: ProbeTimeout = 10.0
+    confirm: Duration | None = None
 
 
 class DiskTable(Table):
@@ -316,6 +323,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
     ports = table.get("ports")
     yield from nat_mistakes(name, table)
     yield from ipv6_mistakes(name, table)
+    yield from uplink_mistakes(table)
     if isinstance(ports, list) and name in ports:
         yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
     yield from served.served_mistakes(name, table)

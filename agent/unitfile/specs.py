@@ -57,6 +57,10 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
         nat=table.nat,
         ipv6=table.ipv6 or "",
         uplink=table.uplink or "",
+        adopt_addresses=table.adopt_addresses,
+        probe=table.probe,
+        probe_timeout_s=table.probe_timeout,
+        confirm_s=table.confirm or 0.0,
     )
 
 

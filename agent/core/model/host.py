@@ -21,7 +21,9 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    MoveUplink,
     PauseVm,
+    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -49,6 +51,7 @@ from agent.core.model.filters import require_filters, with_filters
 from agent.core.model.firewall import with_routing
 from agent.core.model.ipv6 import with_ipv6, without_places
 from agent.core.model.services import with_services
+from agent.core.model.uplinks import with_uplinks
 from agent.core.observed import (
     AddressState,
     DiskState,
@@ -282,6 +285,8 @@ def _apply_to_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
 
 def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
     match action:
+        case MoveUplink() | PutBackUplink():
+            return with_uplinks(observed, action, now_s)
         case LaunchVm():
             return _launch(observed, action)
         case ReleaseVm() | PauseVm() | ResumeVm():

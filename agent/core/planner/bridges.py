@@ -17,6 +17,7 @@ from agent.core.desired import BridgeSpec
 from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
+from agent.core.planner.uplinks import gives_back, is_in_move, plan_uplink, with_moved_mac, without_adopted
 from agent.core.reasons import Reason
 
 
@@ -24,8 +25,9 @@ def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec
     """Plan what makes a bridge as its spec says; a foreign link of its name is left alone, unless `adopt` takes it."""
     resource = bridge_resource(spec.name)
     link = draft.observed.links.get(spec.name)
+    spec = with_moved_mac(draft, spec)
     if link is None:
-        draft.propose(CreateBridge(resource, Reason.MISSING, spec))
+        draft.propose(CreateBridge(resource, Reason.MISSING, without_adopted(draft, spec)))
         _tell_missing_ports(draft, spec)
         return
     if not is_own_bridge(link):
@@ -35,7 +37,7 @@ def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec
         mark = LinkChange(alias=bridge_mark(spec.name))
         draft.propose(ChangeLink(resource, Reason.UNMARKED, link.name, link.ifindex, link.alias, mark))
         return
-    _plan_settings(draft, spec, link)
+    _plan_settings(draft, without_adopted(draft, spec), link)
     for port in spec.ports:
         _plan_port(draft, spec, link, port, bridges)
     _plan_released_ports(draft, spec, link)
@@ -101,6 +103,8 @@ def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bri
     if link is None:
         _tell_port_missing(draft, spec, port)
         return
+    if is_in_move(draft, spec, bridge, link):
+        return
     if link.master == bridge.ifindex:
         _plan_enslaved_port(draft, spec, link)
         return
@@ -108,10 +112,13 @@ def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bri
         master = _name_of(draft, link.master)
         draft.tell(resource, "Conflict", f"{port} is a port of {master}, which is not ours; take it out of there first")
         return
+    if spec.adopt_addresses and plan_uplink(draft, spec, bridge, link):
+        return
     carried = [a.address for a in link.addresses if not a.link_local]
     if carried:
         message = (
-            f"{port} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first"
+            f"{port} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first, "
+            "or have them moved with adopt-addresses = true"
         )
         draft.tell(resource, "PortAddressed", message)
         return
@@ -147,6 +154,8 @@ def _plan_released_ports(draft: Draft, spec: BridgeSpec, bridge: LinkState) -> N
         if name != spec.name or port in spec.ports or link is None or link.master != bridge.ifindex:
             continue
         resource = port_resource(port)
+        if gives_back(draft, spec.name, port, f"{spec.file or 'the unit'} names {port} no more"):
+            continue
         draft.propose(ReleasePort(resource, Reason.UNWANTED, spec.name, port, link.ifindex, bridge.ifindex))
 
 
@@ -157,6 +166,8 @@ def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> No
         if link.kind != "bridge" or link.name in bridges or link.alias != bridge_mark(link.name):
             continue
         resource = bridge_resource(link.name)
+        if gives_back(draft, link.name, "", "no unit wants the bridge any more"):
+            continue
         strangers = sorted(
             port.name
             for port in links.values()

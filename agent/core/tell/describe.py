@@ -14,7 +14,9 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    MoveUplink,
     PauseVm,
+    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -63,7 +65,7 @@ def describe(action: Action) -> str:
             | ChangeRate()
         ):
             return _describe_link(action)
-        case ArmTap() | ReplugNic():
+        case ArmTap() | ReplugNic() | MoveUplink() | PutBackUplink():
             return _describe_tap(action)
         case CreateDisk() | GrowDisk() | TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
             return _describe_plugging(action)
@@ -79,8 +81,18 @@ def describe(action: Action) -> str:
             return _describe_vm(action)
 
 
-def _describe_tap(action: ArmTap | ReplugNic) -> str:
+def _describe_uplink(action: MoveUplink | PutBackUplink) -> str:
     match action:
+        case MoveUplink(bridge=bridge, port=port, again=again):
+            return f"move what {port} carri{'ed' if again else 'es'} to {bridge}, and prove that it works there"
+        case PutBackUplink(bridge=bridge, port=port, why=why):
+            return f"put back what {port} carried, from {bridge}: {why}"
+
+
+def _describe_tap(action: ArmTap | ReplugNic | MoveUplink | PutBackUplink) -> str:
+    match action:
+        case MoveUplink() | PutBackUplink():
+            return _describe_uplink(action)
         case ArmTap(nic=nic, running=True):
             return f"re-arm QEMU's descriptor of {nic.id} onto a new tap {nic.tap}"
         case ArmTap(nic=nic):

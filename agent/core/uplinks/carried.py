@@ -127,10 +127,8 @@ def lifetime_texts(picture: LinkPicture) -> tuple[str, ...]:
         times = a.find(one, a.ADDRESS, a.IFA_CACHEINFO)
         if times is not None and struct.unpack_from("=I", times, 4)[0] != a.FOREVER:
             found.append(address_text(one))
-    for one in picture.routes:
-        if one[5] == a.RTPROT_RA or a.find(one, a.ROUTE, a.RTA_EXPIRES) is not None:
-            found.append(route_text(one))
-    return tuple(found)
+    ending = (one for one in picture.routes if one[5] == a.RTPROT_RA or a.find(one, a.ROUTE, a.RTA_EXPIRES) is not None)
+    return (*found, *map(route_text, ending))
 
 
 def refused(picture: LinkPicture, clients: tuple[str, ...], bridge: str) -> Refused | None:
@@ -145,6 +143,8 @@ def refused(picture: LinkPicture, clients: tuple[str, ...], bridge: str) -> Refu
         why = "is down" if not picture.up else "has no carrier"
         return Refused("PortDown", f"{port} {why}, so nothing could be proved after a move; it is moved once it is up")
     if any(a.find(one, a.ROUTE, a.RTA_NH_ID) is not None for one in picture.routes):
-        message = f"routes over {port} use nexthop objects (ip nexthop), which stay with {port}; make plain routes of them"
+        message = (
+            f"routes over {port} use nexthop objects (ip nexthop), which stay with {port}; make plain routes of them"
+        )
         return Refused("NextHopObjects", message)
     return None

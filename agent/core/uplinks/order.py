@@ -14,9 +14,18 @@ from dataclasses import dataclass
 from agent.core.uplinks import attributes as a
 from agent.core.uplinks.carried import LinkPicture, carried_addresses, carried_routes, on_link
 
-RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 16, 20, 21, 24, 25, 28, 29
+RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = (
+    16,
+    20,
+    21,
+    24,
+    25,
+    28,
+    29,
+)
 REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 IFLA_ADDRESS, IFLA_MTU, IFLA_MASTER, IFF_UP = 1, 4, 10, 1
+RTN_UNICAST = 1
 _LINK = struct.Struct("=BxHiII")
 
 GONE = frozenset({errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT})
@@ -99,9 +108,7 @@ def _new_neighbour(body: bytes) -> Request:
     return Request(RTM_NEWNEIGH, CREATE | REPLACE, body)
 
 
-def put_back(
-    was: LinkPicture, bridge_was: LinkPicture, port: LinkPicture, bridge: LinkPicture | None
-) -> list[Request]:
+def put_back(was: LinkPicture, bridge_was: LinkPicture, port: LinkPicture, bridge: LinkPicture | None) -> list[Request]:
     """What is still to be done until port and bridge are as they were; empty once they are.
 
     `was` and `bridge_was` before the move, `port` and `bridge` now, None if there is no bridge any more. Of the bridge
@@ -140,6 +147,14 @@ def _identity(body: bytes) -> tuple[int, int, bytes | None, bytes | None]:
     return body[0], body[1], a.find(body, a.ADDRESS, a.IFA_ADDRESS), a.find(body, a.ADDRESS, a.IFA_LOCAL)
 
 
+def _comes_by_itself(route: bytes) -> bool:
+    """Whether the kernel sets a route in its own time: those to an address itself and its broadcasts (RTN_LOCAL …).
+
+    For IPv6 it does so a moment later (net/ipv6/addrconf.c: addrconf_dad_work), and one of ours would be a second one.
+    """
+    return route[5] == a.RTPROT_KERNEL and route[7] != RTN_UNICAST
+
+
 def _fill_port(was: LinkPicture, port: LinkPicture) -> list[Request]:
     requests: list[Request] = []
     wanted = carried_addresses(was)
@@ -151,9 +166,9 @@ def _fill_port(was: LinkPicture, port: LinkPicture) -> list[Request]:
             requests += _set_addresses(missing)
     if requests:  # what the kernel itself adds with them is looked at before anything else is judged
         return requests + [_new_route(one) for one in carried_routes(was)]
-    surplus = [one for one in port.routes if one not in was.routes]
+    surplus = [one for one in port.routes if one not in was.routes and not _comes_by_itself(one)]
     requests += [Request(RTM_DELROUTE, 0, one, GONE) for one in reversed(surplus)]
-    lacking = [one for one in was.routes if one not in port.routes]
+    lacking = [one for one in was.routes if one not in port.routes and not _comes_by_itself(one)]
     requests += [_new_route(one) for one in sorted(lacking, key=lambda one: one[5] != a.RTPROT_KERNEL)]
     requests += [Request(RTM_DELNEIGH, 0, one, GONE) for one in port.neighbours if one not in was.neighbours]
     return requests + [_new_neighbour(one) for one in was.neighbours if one not in port.neighbours]

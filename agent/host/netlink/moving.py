@@ -24,7 +24,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
 NDA_IFINDEX, FRA_IIFNAME, FRA_OIFNAME = 8, 3, 17
 ROUNDS = 6
-"""How often put back looks again at most; three are usual: addresses, then what the kernel made of them, then nothing."""
+"""How often put back looks again at most; three are usual: addresses, what the kernel made of them, nothing."""
 
 _LINK = struct.Struct("=BxHiII")
 _ABSENT = Ignoring(errno.ENODEV, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)

@@ -33,13 +33,20 @@ class Asked(Protocol):
     """What is sent (`core.uplinks.order.Request`)."""
 
     @property
-    def kind(self) -> int: ...
+    def kind(self) -> int:
+        """The type of the message."""
+
     @property
-    def flags(self) -> int: ...
+    def flags(self) -> int:
+        """Flags beside those of every request."""
+
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes:
+        """What follows the header."""
+
     @property
-    def fine(self) -> frozenset[int]: ...
+    def fine(self) -> frozenset[int]:
+        """Refusals that say that it is so already."""
 
 
 class RawBody:

@@ -67,7 +67,9 @@ class Journal:
             data = self.path.read_bytes()
             plain = json.loads(data[HEAD_BYTES:])
             if plain["version"] != VERSION:
-                raise JournalError(f"{self.path}: written by another version of vmhost; remove it once the move is over")
+                raise JournalError(
+                    f"{self.path}: written by another version of vmhost; remove it once the move is over"
+                )
             move = _move(plain["move"])
         except FileNotFoundError:
             return None
@@ -96,9 +98,7 @@ def _head(progress: Progress) -> bytes:
 
 def _move(plain: dict[str, object]) -> Move:
     move = Move(**{**plain, "port": _picture(plain["port"]), "bridge_was": _picture(plain["bridge_was"])})  # type: ignore[arg-type]
-    if not (isinstance(move.bridge, str) and isinstance(move.boot_id, str)):
-        raise TypeError("bridge and boot_id are texts")
-    return replace(move, began_s=float(move.began_s), confirm_s=float(move.confirm_s))
+    return replace(move, began_s=float(move.began_s), confirm_s=float(move.confirm_s), bridge=str(move.bridge))
 
 
 def _picture(plain: object) -> LinkPicture:
