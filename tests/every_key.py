@@ -13,6 +13,13 @@ ipv6 = "routed"
 uplink = "eth0"
 dns = { upstream = ["9.9.9.9"], domain = "lan" }
 
+[bridge.br-wan]
+ports = ["eth2"]
+adopt-addresses = true
+probe = ["192.0.2.1"]
+probe-timeout = "20s"
+confirm = "2m"
+
 [vm.web]
 cpus = 2
 max-cpus = 2

@@ -183,7 +183,8 @@ def test_every_live_key_has_its_proof() -> None:
     live = {
         (table, key) for table, keys in EFFECTS.items() for key in keys if EFFECTS[table][key].effect is Effect.LIVE
     }
-    assert live == PROOFS.keys() | OF_SERVICES | {("vm", "enabled"), ("bridge", "adopt")}
+    of_uplinks = {("bridge", key) for key in ("adopt-addresses", "probe", "probe-timeout", "confirm")}  # test_uplinks
+    assert live == PROOFS.keys() | OF_SERVICES | of_uplinks | {("vm", "enabled"), ("bridge", "adopt")}
 
 
 @pytest.mark.timeout(300)

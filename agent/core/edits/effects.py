@@ -52,6 +52,10 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
             "routes, rules and forwarding follow at once; its dnsmasq is started anew, and guests hear of it then"
         ),
         "uplink": _live("the host answers for guests on the other link, and no longer on the former"),
+        "adopt-addresses": _live("what its port carries is moved at once; taken away, it stays until the port goes"),
+        "probe": _live("counts for the next move of an uplink; one that was put back is tried again"),
+        "probe-timeout": _live("counts for the next move of an uplink; one that was put back is tried again"),
+        "confirm": _live("counts for the next move of an uplink; one that was put back is tried again"),
         "nat": _live("new connections follow it at once; those that there are go on as they began"),
     },
     "vm": {
