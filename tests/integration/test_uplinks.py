@@ -492,8 +492,8 @@ def test_what_cannot_be_proved_is_refused(agent: AgentProcess, provider: Box) ->
     ip("addr change 192.0.2.5/24 dev up0 valid_lft 900 preferred_lft 900")
     agent.vmhost("wait", "settled", "--timeout", "60")
     assert "192.0.2.5/24" in conditions(agent)["PortAddressed"]
-    ip("addr change 192.0.2.5/24 dev up0 valid_lft forever preferred_lft forever")
     provider.ask("ip", ["link set eth0 down"])
+    ip("addr change 192.0.2.5/24 dev up0 valid_lft forever preferred_lft forever")
     wait_for(lambda: "has no carrier" in conditions(agent).get("PortAddressed", ""))
     ip("rule add iif up0 table 100 priority 1000")
     provider.ask("ip", ["link set eth0 up"])

@@ -29,6 +29,10 @@ def with_moved_mac(draft: Draft, spec: BridgeSpec) -> BridgeSpec:
     move = draft.observed.moves.get(spec.name)
     if move is None or move.step not in ACTIVE or not move.mac:
         return spec
+    bridge = draft.observed.links.get(spec.name)
+    under_way = move.step in {Step.WRITTEN, Step.MOVED} or port_resource(move.port) in draft.observed.in_flight
+    if under_way and bridge is not None:
+        return replace(spec, mac=bridge.mac)  # whoever is at it, or puts it back, sets it
     return replace(spec, mac=move.mac)
 
 
