@@ -29,6 +29,7 @@ from agent.core.uplinks.carried import (
     refused,
 )
 from agent.core.uplinks.moves import MARGIN_S, Move, MoveState, Progress, Step, UplinkState, move_state
+from agent.core.uplinks.port import port_link
 from agent.host.dhcp_clients import find_clients
 from agent.host.netlink import RatedLinks
 from agent.host.netlink.moving import move_to_bridge, picture_of, rules_naming
@@ -104,13 +105,13 @@ class Uplinks:
         found: dict[str, UplinkState] = {}
         for spec in bridges.values():
             bridge = links.get(spec.name)
-            for port in spec.ports if spec.adopt_addresses else ():
-                link = links.get(port)
+            for entry in spec.ports if spec.adopt_addresses else ():
+                link = port_link(links, entry)
                 if link is not None and not self._is_home(spec.name, link, bridge):
                     with contextlib.suppress(ObservationError):
-                        picture = picture_of(port, link.ifindex)
+                        picture = picture_of(link.name, link.ifindex)
                         if picture is not None:
-                            found[port] = self._uplink(picture, spec.name)
+                            found[link.name] = self._uplink(picture, spec.name)
         return found
 
     def _is_home(self, name: str, port: LinkState, bridge: LinkState | None) -> bool:
@@ -122,7 +123,7 @@ class Uplinks:
 
     def _uplink(self, picture: LinkPicture, bridge: str) -> UplinkState:
         carried = carried_texts(picture)
-        clients = self._clients_of(picture) if carried else ()
+        clients = self._clients_of(picture)
         refusal = refused(picture, clients, bridge)
         return UplinkState(
             carried,
@@ -175,11 +176,11 @@ class Uplinks:
         was changed could not be put back yet, which is tried again.
         """
         move = await run_to_end(self._prepared, action)
-        journal = self._journals.of(action.bridge)
         try:
+            journal = self._journals.of(action.bridge)
             await run_to_end(self._begin, journal, move)
         except OSError as error:
-            why = f"{journal.path}: {error.strerror}; make room or mend it, nothing was moved"
+            why = f"{error.filename or 'moves'}: {error.strerror}; make room or mend it, nothing was moved"
             raise TransientError(why, reason="JournalUnwritten") from error
         self._known[action.bridge] = (move, Progress(Step.WRITTEN, now_iso()))
         try:

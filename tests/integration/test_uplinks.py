@@ -388,6 +388,45 @@ def test_the_switch_and_the_next_agent_do_it_once(rich: tuple[Move, list[Any]], 
     assert found[1].step is Step.PUT_BACK
 
 
+FULL = """set -e
+mount -t tmpfs -o size=64k,mode=700 tmpfs "$1"
+cp "$2" "$1/br0.move"
+: >"$1/br0.lock"
+cat /dev/zero >"$1/filler" 2>/dev/null || :
+if cp "$2" "$1/another" 2>/dev/null; then exit 9; fi
+[ "$3" = full ] || mount -o remount,ro "$1"
+"$4" -m agent.put_back "$1/br0.move" || [ "$3" != full ]
+cat "$1/br0.move"
+"""
+
+
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+def test_a_disk_that_takes_nothing_keeps_nothing_from_being_put_back(
+    rich: tuple[Move, list[Any]], tmp_path: Path, disk: str
+) -> None:
+    move, before = rich
+    journal = Journals(tmp_path).of("br0")
+    journal.write(move, Progress(Step.MOVED, "2026-01-01T00:00:00.000+00:00"))
+    move_to_bridge(move, None)
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["unshare", "--mount", "sh", "-c", FULL, "sh", str(place), str(journal.path), disk, sys.executable]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    same(before)
+    assert ('"step": "put-back"' in done.stdout) is (disk == "full")
+    assert disk == "full" or "Read-only file system" in done.stderr
+
+
+@pytest.mark.usefixtures("provider")
+def test_a_journal_that_cannot_be_written_means_that_nothing_is_moved(agent: AgentProcess) -> None:
+    (agent.folder / "state").mkdir()
+    (agent.folder / "state" / "moves").symlink_to("/proc/self/fdinfo")  # a folder in which nothing can be made
+    agent.drop("net.toml", UNIT)
+    agent.start(settle=False)
+    wait_for(lambda: "nothing was moved" in agent.command("status").stdout)
+    assert at_home()
+
+
 @pytest.mark.usefixtures("provider")
 def test_a_journal_that_nobody_can_read_ends_no_agent(agent: AgentProcess) -> None:
     folder = agent.folder / "state" / "moves"

@@ -19,6 +19,7 @@ from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.planner.uplinks import gives_back, is_in_move, plan_uplink, with_moved_mac, without_adopted
 from agent.core.reasons import Reason
+from agent.core.uplinks.port import port_link
 
 
 def plan_bridge(draft: Draft, spec: BridgeSpec, bridges: Mapping[str, BridgeSpec]) -> None:
@@ -99,7 +100,7 @@ def settings_change(spec: BridgeSpec, link: LinkState) -> tuple[LinkChange, Reas
 
 def _plan_port(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: str, bridges: Mapping[str, BridgeSpec]) -> None:
     resource = port_resource(port)
-    link = draft.observed.links.get(port)
+    link = port_link(draft.observed.links, port)
     if link is None:
         _tell_port_missing(draft, spec, port)
         return

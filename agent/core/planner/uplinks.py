@@ -16,7 +16,9 @@ from agent.core.marks import bridge_resource, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.reasons import Reason
+from agent.core.uplinks.carried import LEASED
 from agent.core.uplinks.moves import ACTIVE, MoveState, Step, UplinkState, move_digest
+from agent.core.uplinks.port import port_link
 
 BOOT_GRACE_S = 90.0
 """After a boot of the host: so long its own boot may take to address a port that had addresses before."""
@@ -40,13 +42,10 @@ def without_adopted(draft: Draft, spec: BridgeSpec) -> BridgeSpec:
     """The spec without addresses that its port still carries: they come with the move, and are never on both."""
     if not spec.adopt_addresses:
         return spec
-    held = {one for port in spec.ports if port in draft.observed.uplinks for one in _addresses(draft, port)}
+    ports = (port_link(draft.observed.links, entry) for entry in spec.ports)
+    adopted = [port for port in ports if port is not None and port.name in draft.observed.uplinks]
+    held = {one.address for port in adopted for one in port.addresses}
     return replace(spec, addresses=tuple(one for one in spec.addresses if one not in held)) if held else spec
-
-
-def _addresses(draft: Draft, port: str) -> tuple[str, ...]:
-    link = draft.observed.links.get(port)
-    return tuple(one.address for one in link.addresses) if link is not None else ()
 
 
 def is_in_move(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: LinkState) -> bool:
@@ -129,7 +128,10 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: LinkSta
         draft.wait_for_answer(resource)
         return True
     if not uplink.carried:
-        return False
+        if uplink.refusal_reason != LEASED:
+            return False
+        draft.tell(resource, "PortAddressed", uplink.refusal, reason=LEASED)  # it is only just being leased one
+        return True
     if move is not None and move.step is Step.PUT_BACK and move.port == port.name and move.digest == move_digest(spec):
         message = (
             f"{port.name} was put back at {move.since}: {move.why}; it is moved again once the table of {spec.name} "
@@ -137,7 +139,8 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, port: LinkSta
         )
         draft.tell(resource, "MovePutBack", message)
         return True
-    first = next((one for one in spec.ports if _carries(draft, one)), port.name)
+    links = (port_link(draft.observed.links, entry) for entry in spec.ports)
+    first = next((one.name for one in links if one is not None and _carries(draft, one.name)), port.name)
     taken = move.port if move is not None and move.step in ACTIVE and move.port != port.name else first
     if taken != port.name:
         message = (

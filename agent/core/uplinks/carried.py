@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from agent.core.uplinks import attributes as a
 
 RT_TABLE_MAIN = 254
+LEASED = "LeasedAddress"
+"""The reason of a refusal: somebody renews what the port carries."""
 _LINK_LOCAL = ipaddress.ip_network("fe80::/64")
 
 
@@ -138,7 +140,7 @@ def refused(picture: LinkPicture, clients: tuple[str, ...], bridge: str) -> Refu
         who = " and ".join(clients) or "a DHCP client or a router's advertisements"
         what = f" ({', '.join(leased)})" if leased else ""
         todo = f"have it serve {bridge} instead of {port}, or give {port} static addresses"
-        return Refused("LeasedAddress", f"{port} has its addresses from {who}{what}, which would go on there: {todo}")
+        return Refused(LEASED, f"{port} has its addresses from {who}{what}, which would go on there: {todo}")
     if not picture.up or not picture.carrier:
         why = "is down" if not picture.up else "has no carrier"
         return Refused("PortDown", f"{port} {why}, so nothing could be proved after a move; it is moved once it is up")

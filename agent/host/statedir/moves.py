@@ -39,8 +39,20 @@ class Journal:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Wait for whoever else has it; no more than the moment of a put back. Raises OSError."""
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Wait for whoever else has it; no more than the moment of a put back.
+
+        On a disk that went bad or is full the lock that was made with the journal will do, and where there is none, to
+        put back matters more. Raises nothing.
+        """
+        path = self.path.with_suffix(".lock")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                yield
+                return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
