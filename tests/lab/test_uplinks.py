@@ -75,12 +75,12 @@ def test_a_probe_that_nobody_answers_puts_back_and_the_timer_goes(card: Installe
 
 
 def test_the_timer_puts_back_when_the_agent_is_killed_and_stays_away(card: Installed) -> None:
-    card.lab.write(FILE, (BRIDGE + 'confirm = "2s"\nprobe-timeout = "3s"\n').encode())
+    card.lab.write(FILE, (BRIDGE + 'confirm = "20s"\nprobe-timeout = "3s"\n').encode())
     card.lab.wait_until(lambda: state(card) == "proven", "the move to be proven")
     assert timer(card) == "active"
     card.lab.output(f"systemctl kill --signal=KILL {UNIT}; systemctl stop {UNIT}")
     assert not at_home(card)
-    card.lab.wait_until(lambda: at_home(card), "the timer to put back", 60.0)
+    card.lab.wait_until(lambda: at_home(card), "the timer to put back", 120.0)
     card.lab.wait_until(lambda: timer(card) == "inactive", "the timer to be gone")
     card.lab.output(f"systemctl start {UNIT} && vmhost wait settled --timeout 60", timeout_s=80)
     assert state(card) == "put-back"
