@@ -23,6 +23,12 @@ name = "lan20"
 link = "eth2"
 id = 30
 addresses = ["192.168.30.1/24"]
+[bridge.br-wan]
+ports = ["eth2"]
+adopt-addresses = true
+probe = ["192.0.2.1"]
+probe-timeout = "20s"
+confirm = "2m"
 
 [vm.web]
 cpus = 2

@@ -88,6 +88,14 @@ class AgentClient:
         """Allow what a question of this id is about."""
         return str(self._ask("POST", "/v1/approve", {"id": identity}, ANSWER_S)["message"])
 
+    def moves(self) -> Json:
+        """All moves of uplinks."""
+        return self._ask("GET", "/v1/moves", None, ANSWER_S)
+
+    def confirm(self, bridge: str | None) -> str:
+        """Say that a move of an uplink is well."""
+        return str(self._ask("POST", "/v1/confirm", {"bridge": bridge}, ANSWER_S)["message"])
+
     def set_down(self, *, down: bool, budget_s: float | None = None) -> str:
         """Have all guests stopped in order and none started, or have them started again."""
         body = {"down": down, "budget_s": budget_s}

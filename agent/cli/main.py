@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from agent.cli import commands, doctor, explain, tools, top
+from agent.cli import commands, doctor, explain, moves, tools, top
 from agent.cli.client import NoAgentError, RefusedError
 from agent.core.defaults import RUN_DIR, STATE_DIR, UNITS_DIR
 
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     approve = add("approve", "allow what the agent asked about (see status)")
     approve.add_argument("id", metavar="ID")
     approve.set_defaults(run=commands.approve)
+    moves.add_commands(add)
     plan = add("plan", "show what the agent would do from here to settled")
     plan.add_argument("paths", metavar="FILE", nargs="*", help="as if these were in the unit directory, by their names")
     plan.add_argument("--without", metavar="NAME", action="append", default=[], help="as if this unit file were gone")

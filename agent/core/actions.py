@@ -100,6 +100,44 @@ class EnslavePort:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveUplink:
+    """Bring what a port carries to its bridge, prove that it works there, or put everything back.
+
+    `again`: what it carried before this boot of the host, or before the bridge was lost, is brought there once more;
+    a move that was confirmed needs no word (`confirm_s` 0). `entry` and `vlans` are as those of `EnslavePort`.
+    """
+
+    resource: str
+    reason: Reason
+    bridge: str
+    bridge_ifindex: int
+    port: str
+    port_ifindex: int
+    digest: str
+    probe: tuple[str, ...] = ()
+    probe_timeout_s: float = 10.0
+    confirm_s: float = 0.0
+    mtu: int | None = None
+    again: bool = False
+    entry: str = ""
+    vlans: PortVlans | None = None
+    disruption: Disruption = Disruption.LINK
+
+
+@dataclass(frozen=True, slots=True)
+class PutBackUplink:
+    """Have a port and its bridge be as they were before a move. `forget`: the unit wants no such bridge any more."""
+
+    resource: str
+    reason: Reason
+    bridge: str
+    port: str
+    why: str
+    forget: bool = False
+    disruption: Disruption = Disruption.LINK
+
+
+@dataclass(frozen=True, slots=True)
 class ReleasePort:
     """Take a host link that we once enslaved out of a bridge; it stays up and keeps everything else."""
 
@@ -296,6 +334,8 @@ Action = (
     | ChangeLink
     | EnslavePort
     | ReleasePort
+    | MoveUplink
+    | PutBackUplink
     | ChangeAddresses
     | DeleteLink
     | ChangeRate

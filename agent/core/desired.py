@@ -89,6 +89,8 @@ class BridgeSpec:
     that leads there, empty for that of the default route.
     `ports` are links as units call them (`planner.ports`). `gateway`, of each IP version at most one, and `routes` are
     the host's own ways that lead by this bridge. `vlans`: the host's own links in VLANs of it.
+    `adopt_addresses`: what its port carries is moved to it, provided that the port's gateways and the hosts of `probe`
+    answer over it within `probe_timeout_s`, and that the operator says so within `confirm_s`, unless that is 0.
     """
 
     name: str
@@ -108,6 +110,10 @@ class BridgeSpec:
     gateway: tuple[str, ...] = ()
     routes: tuple[RouteSpec, ...] = ()
     vlans: tuple[VlanSpec, ...] = ()
+    adopt_addresses: bool = False
+    probe: tuple[str, ...] = ()
+    probe_timeout_s: float = 10.0
+    confirm_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from agent.core.routing.ipv6 import Ipv6State
 from agent.core.routing.routes import RoutesState
 from agent.core.services.leases import Lease
 from agent.core.services.spec import ServiceSpec
+from agent.core.uplinks.moves import MoveState, UplinkState
 from agent.core.vlans import BridgeVlans, PortVlans
 
 
@@ -323,6 +324,7 @@ class Observed:
     yet. `enslaved` are links that we put into bridges, each with its bridge, by the name that it has now; `cards` the
     number of the link that an entry of a bridge's `ports` put there, also of one that is gone.
     `opened` are the taps of which the agent has a descriptor: only who made a macvtap has the key to its device.
+    `uplinks` go by port, of bridges that adopt what that carries; `moves` by bridge, and `unreadable_moves` say why.
     """
 
     links: Mapping[str, LinkState] = field(default_factory=dict)
@@ -349,3 +351,6 @@ class Observed:
     ipv6: Ipv6State | None = None
     routes: RoutesState | None = None
     opened: frozenset[str] = frozenset()
+    uplinks: Mapping[str, UplinkState] = field(default_factory=dict)
+    moves: Mapping[str, MoveState] = field(default_factory=dict)
+    unreadable_moves: Mapping[str, str] = field(default_factory=dict)

@@ -167,6 +167,23 @@ class ServiceManager:
                     await _job_result(signals, job, CLEAR_TIMEOUT_S)
             await self._call("ResetFailedUnit", "s", [unit])
 
+    async def start_timer(self, name: str, timer: Sequence[Property], service: Sequence[Property]) -> None:
+        """Start a transient timer with the service of its name. Raises ActionError, also if it did not start."""
+        main, beside = ([[key, Variant(sort, value)] for key, sort, value in given] for given in (timer, service))
+        async with self._hearing("JobRemoved") as signals:
+            body: list[object] = [f"{name}.timer", "replace", main, [[f"{name}.service", beside]]]
+            job = await self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body)
+            result = await _job_result(signals, job)
+        if result != "done":
+            raise TransientError(f"systemd cannot start {name}.timer: {result}", reason="LaunchFailed")
+
+    async def stop_timer(self, name: str) -> None:
+        """Stop such a timer; nothing happens if there is none. TransientError if systemd does not answer."""
+        with contextlib.suppress(PermanentError):
+            async with self._hearing("JobRemoved") as signals:
+                job = await self._call("StopUnit", "ss", [f"{name}.timer", "replace"])
+                await _job_result(signals, job)
+
     async def let_go(self, unit: str) -> None:
         """Have the manager forget a service of `AddRef` once it has ended; never fails. Without this it does so when
         the connection closes."""

@@ -29,6 +29,7 @@ from agent.host.notify import Notifier
 from agent.host.processes import find_qemu
 from agent.host.service_files import ServiceFiles
 from agent.host.statedir import StateDirectory
+from agent.host.statedir.moves import Journals
 from agent.host.tap import vhost_problem
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
@@ -70,6 +71,7 @@ from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
 from agent.runtime.units import Units
+from agent.runtime.uplinks import Uplinks
 from agent.runtime.watching import Watching
 
 log = structlog.get_logger("vmhost.agent")
@@ -153,6 +155,7 @@ class Agent:
         self._filters = FilterLooks(self._doorbell.ring)
         self._ipv6 = Ipv6Looks(self._doorbell.ring, self._keeper, self._host.boot_id)
         self._routes = RouteLooks(self._doorbell.ring)
+        self._uplinks = Uplinks(links, Journals(state.path), self._keeper, starts, self._host.boot_id)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -171,6 +174,7 @@ class Agent:
             self._filters,
             self._ipv6,
             self._routes,
+            self._uplinks,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -191,6 +195,7 @@ class Agent:
             hurry=self._guests.hurry,
             doctor=self._doctor,
             watching=Watching(self.measures, links.statistics),
+            uplinks=self._uplinks,
         )
 
     def started_s(self) -> Mapping[str, float]:
@@ -212,6 +217,7 @@ class Agent:
                 self._services.serve_in(group)
                 self._leases.follow_in(group)
                 await self._services.adopt()
+                await self._uplinks.recover()
                 self._routing.look_in(group)
                 self._filters.look_in(group)
                 self._ipv6.look_in(group)
@@ -316,6 +322,7 @@ class Agent:
             self._filters.look_again()
             self._ipv6.look_again()
             self._routes.look_again()
+            await self._uplinks.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -372,6 +379,7 @@ class Agent:
         self._files.look_for_edits(edits)
         ipv6 = self._ipv6.look(desired, vms, self._links.snapshot)
         uplinks = uplinks6({**desired.retained, **desired.bridges}.values(), ipv6)
+        moving = self._uplinks.look({**desired.retained, **desired.bridges}, self._links.snapshot)
         return desired, Observed(
             links=self._links.snapshot,
             vms=vms,
@@ -402,4 +410,7 @@ class Agent:
             opened=self._descriptors.opened(),
             ipv6=ipv6,
             routes=self._routes.look(desired, self._links.snapshot),
+            uplinks=moving,
+            moves=self._uplinks.moves(),
+            unreadable_moves=self._uplinks.unreadable,
         )

@@ -13,6 +13,8 @@
 | GET /v1/why?name=NAME | {"found": [{"resource", "reasons": [{"topic", "text"}]}]} (`agent.core.tell.why`) |
 | GET /v1/doctor | {"findings": […], "unexamined": […]} (`agent.core.doctor.diagnosis`), looked at now |
 | GET /v1/measures?max_age_s=S | {"guests": [one look each]} (`agent.core.tell.looks`), not older than S if possible |
+| POST /v1/confirm {"bridge": NAME or null} | {"message"}, of a move of an uplink (`runtime.move_routes`) |
+| GET /v1/moves | {"moves": [one each]} |
 | GET /v1/show?name=NAME | {"found": [one for each resource of this name]} (`agent.core.tell.show`) |
 
 A refusal is {"error": "one line"} with 400 (not understood), 403 (not for this user, `agent.core.rights`), 404 (nothing
@@ -39,6 +41,7 @@ from agent.core.rights import Peer, Rights, refusal
 from agent.core.text import printable, suggestion
 from agent.host.peers import peer_of
 from agent.host.unitdir import is_unit_name
+from agent.runtime.move_routes import MovesApi, move_routes
 from agent.runtime.users import Users
 from agent.telemetry.journal import Event
 
@@ -52,7 +55,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_SOCKET_PATH = 107
 """sizeof(sun_path) less the terminating NUL (unix(7))."""
 
-READING = frozenset(f"/v1/{what}" for what in ("status", "events", "wait", "plan", "why", "show", "doctor", "measures"))
+_READING = ("status", "events", "wait", "plan", "why", "show", "doctor", "measures", "moves")
+READING = frozenset(f"/v1/{what}" for what in _READING)
 """What changes nothing; whatever is not named here counts as a change."""
 
 MAKING = ".new"
@@ -94,7 +98,7 @@ class WaitResult:
     message: str
 
 
-class AgentApi(Protocol):
+class AgentApi(MovesApi, Protocol):
     """What the socket needs of the agent. Methods raise UnknownNameError or RefusedError, nothing else on purpose."""
 
     def status(self) -> Mapping[str, object]:
@@ -232,6 +236,7 @@ def _application(api: AgentApi, rights: Rights) -> web.Application:
             web.get("/v1/show", control.show),
             web.get("/v1/doctor", control.doctor),
             web.get("/v1/measures", control.measures),
+            *move_routes(api, control.asker),
         ]
     )
     return app
@@ -272,6 +277,10 @@ class _Control:
     def __init__(self, api: AgentApi) -> None:
         self._api = api
         self._users = Users()
+
+    async def asker(self, request: web.Request) -> str:
+        """Who asks, in words."""
+        return await self._users.shown(request[PEER].uid)
 
     async def status(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(self._api.status())

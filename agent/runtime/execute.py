@@ -16,7 +16,9 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    MoveUplink,
     PauseVm,
+    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -54,6 +56,7 @@ from agent.runtime.observe import DiskLooks
 from agent.runtime.routes import RouteLooks
 from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services
+from agent.runtime.uplinks import Uplinks
 
 
 class Executor:
@@ -72,6 +75,7 @@ class Executor:
         filters: FilterLooks,
         ipv6: Ipv6Looks,
         routes: RouteLooks,
+        uplinks: Uplinks,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -85,6 +89,7 @@ class Executor:
         self._filters = filters
         self._ipv6 = ipv6
         self._routes = routes
+        self._uplinks = uplinks
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -141,6 +146,10 @@ class Executor:
 
     async def _execute_on_routing(self, action: Action) -> None:
         match action:
+            case MoveUplink():
+                await self._uplinks.move(action)
+            case PutBackUplink():
+                await self._uplinks.put_back(action)
             case ChangeFilters():
                 await self._filters.change(action)
             case ChangeFirewall() | ChangeForwarding() | EndConnections():

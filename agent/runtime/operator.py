@@ -27,6 +27,7 @@ from agent.runtime.explain import Explainer
 from agent.runtime.keeper import Keeper
 from agent.runtime.reconcile import Pass, Reconciler
 from agent.runtime.units import Units
+from agent.runtime.uplinks import Uplinks
 from agent.runtime.watching import Watching
 from agent.telemetry.journal import Event
 
@@ -52,6 +53,7 @@ class Operator:
         hurry: Callable[[float], None],
         doctor: Doctor,
         watching: Watching,
+        uplinks: Uplinks,
     ) -> None:
         self._facts = facts
         self._reconciler = reconciler
@@ -62,6 +64,7 @@ class Operator:
         self._hurry = hurry
         self._doctor = doctor
         self._watching = watching
+        self._uplinks = uplinks
         self._problems: dict[str, str] = {}
         self._explainer = Explainer(self.inputs, reconciler, units, keeper, chronicle.journal)
 
@@ -236,6 +239,26 @@ class Operator:
             pass
         if found is not None:
             raise RefusedError(refused_message(name, found))
+
+    def moves(self) -> Mapping[str, object]:
+        """All moves of uplinks that there is a journal of."""
+        return {"moves": self._uplinks.moves_json()}
+
+    async def confirm(self, bridge: str | None, by: str) -> str:
+        """Keep a move that waits for its operator's word; without a bridge, the only one that does."""
+        waiting = self._uplinks.waiting()
+        known = [*self._reconciler.last.desired.bridges, *self._uplinks.moves()]
+        if bridge is not None and bridge not in known:
+            raise UnknownNameError("bridge", bridge, known)
+        if not waiting or (bridge is not None and bridge not in waiting):
+            raise RefusedError(self._uplinks.why_not_waiting(bridge))
+        if bridge is None and len(waiting) > 1:
+            raise RefusedError(f"several moves wait for a word; say which: vmhost confirm {' | '.join(waiting)}")
+        name = bridge or waiting[0]
+        await self._uplinks.confirm(name)
+        self._chronicle.journal.record(f"bridge/{name}", "move-confirmed", f"the move to {name} was confirmed by {by}")
+        await self._reconciler.next_pass()
+        return f"{name} keeps what it carries"
 
     async def approve(self, identity: str, by: str) -> str:
         """Allow exactly the stops that a question is about."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from agent.core.actions import Action, LaunchVm, StopVm, key_of
+from agent.core.actions import Action, LaunchVm, MoveUplink, StopVm, key_of
 from agent.core.attempts import after_failure
 from agent.core.desired import Desired
 from agent.core.errors import ActionError, OutcomeUnknownError
@@ -166,4 +166,6 @@ def deadline_s(action: Action) -> float:
     """How long an action may take before its outcome counts as unknown."""
     if isinstance(action, StopVm):
         return action.timeout_s + STOP_GRACE_S
+    if isinstance(action, MoveUplink):
+        return action.probe_timeout_s + ACTION_DEADLINE_S
     return LAUNCH_DEADLINE_S if isinstance(action, LaunchVm) else ACTION_DEADLINE_S

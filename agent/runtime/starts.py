@@ -37,6 +37,7 @@ from agent.host.processes import (
 )
 from agent.host.systemd import ServiceManager, UnitExistsError, runs_as_service
 from agent.runtime.beside import Beside, ChildBeside, UnitBeside
+from agent.runtime.dead_man import DeadMan, NoDeadMan, UnitDeadMan
 from agent.runtime.service_starts import ChildServices, ServiceStarts, UnitServices, exit_status
 
 log = structlog.get_logger("vmhost.starts")
@@ -96,6 +97,9 @@ class Starts(Protocol):
     def beside(self) -> Beside:
         """The way to run short commands with rights that the agent has not."""
 
+    def dead_man(self) -> DeadMan:
+        """Whoever puts a move back when the agent cannot."""
+
     def close(self) -> None:
         """Let go; what was started runs on."""
 
@@ -140,6 +144,10 @@ class ChildStarts:
     def beside(self) -> Beside:
         """As `Starts.beside`."""
         return ChildBeside()
+
+    def dead_man(self) -> DeadMan:
+        """As `Starts.dead_man`: the next agent."""
+        return NoDeadMan()
 
     def close(self) -> None:
         """As `Starts.close`."""
@@ -252,6 +260,10 @@ class UnitStarts:
     def beside(self) -> Beside:
         """As `Starts.beside`."""
         return UnitBeside(self._manager, self._run_dir)
+
+    def dead_man(self) -> DeadMan:
+        """As `Starts.dead_man`."""
+        return UnitDeadMan(self._manager)
 
     def close(self) -> None:
         """As `Starts.close`."""

@@ -15,9 +15,9 @@ from agent.core.marks import bridge_resource, vlan_resource, vm_resource
 from agent.core.references import GUEST
 from agent.unitfile import values
 from agent.unitfile.escapes import parse_display
+from agent.unitfile.fields import KINDS
 from agent.unitfile.order import parse_after
 from agent.unitfile.publish import parse_publish
-from agent.unitfile.schema import KINDS
 from agent.unitfile.values import BadValueError
 from agent.unitfile.vlans import parse_id_key
 

@@ -35,6 +35,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "routes": "the host's other routes by this bridge",
         "vlan": "the host's own links in VLANs of this bridge, each as [bridge.NAME.vlan.ID]",
         "uplink": "the link that leads out over IPv6; that of the default route unless given",
+        "adopt-addresses": "move what the port carries (addresses, routes, MAC) to the bridge, and put everything back "
+        "unless its gateways and the hosts of probe answer over the bridge within probe-timeout",
+        "probe": "hosts that must answer over the bridge after such a move, beside the gateways",
+        "probe-timeout": "how long gateways and hosts may take to answer; then everything is put back",
+        "confirm": "put a move back unless `vmhost confirm` is said within this time after the probes passed",
         "dhcp": "give addresses to guests and whoever else asks on this bridge (IPv4), by a dnsmasq of its own; an "
         "address of a NIC is given to that guest. Debian's package dnsmasq-base",
         "dns": "answer questions for names on this bridge's addresses: guests' own, and all others by asking upstream",

@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from agent.core.desired import MAX_DEVICES
 from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
-from agent.unitfile import host_routes, nics, order, served, values, vlans
-from agent.unitfile.escapes import parse_extra_arg, parse_vnc
-from agent.unitfile.filters import parse_entry
+from agent.unitfile import host_routes, nics, served, values, vlans
+from agent.unitfile.fields import (
+    BOOLEAN_OR_DNS,
+    Address,
+    After,
+    Append,
+    Bandwidth,
+    Cpus,
+    CpuWeight,
+    DeviceName,
+    Duration,
+    ExtraArgs,
+    FilterEntries,
+    Gateways,
+    GuestAddresses,
+    IoWeight,
+    LinkName,
+    Mac,
+    Memory,
+    Mtu,
+    Path,
+    PortName,
+    Probe,
+    ProbeTimeout,
+    Publish,
+    Quota,
+    Rate,
+    Ready,
+    Size,
+    Text,
+    Trunk,
+    Uuid,
+    VlanId,
+    VlanKey,
+    VmName,
+    Vnc,
+    Word,
+    checked,
+    listed,
+    number,
+    once,
+    text,
+)
 from agent.unitfile.ipv6 import ipv6_mistakes
 from agent.unitfile.machines import Mistake, platform_mistakes
 from agent.unitfile.order import order_mistakes
-from agent.unitfile.publish import nat_mistakes, parse_publish, publish_mistakes
-from agent.unitfile.values import BadValueError
+from agent.unitfile.publish import nat_mistakes, publish_mistakes
+from agent.unitfile.uplinks import uplink_mistakes
 
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
@@ -36,138 +76,6 @@ BOUNDS = {
 """Of each whole number, by its key; tasks up to the number of process numbers (Linux, linux/threads.h)."""
 
 
-def _checked(check: Callable[[object], Any]) -> BeforeValidator:
-    """A check of agent.unitfile.values as pydantic runs it."""
-    return BeforeValidator(check)
-
-
-def _number(key: str) -> Any:
-    """The bounds of a whole number as pydantic checks them."""
-    least, most = BOUNDS[key]
-    return Field(ge=least, le=most)
-
-
-def _once(items: tuple[str, ...]) -> tuple[str, ...]:
-    twice = next((item for n, item in enumerate(items) if item in items[:n]), None)
-    if twice is not None:
-        raise BadValueError(f"names {values.quoted(twice)} twice")
-    return items
-
-
-def _text(description: str, **more: object) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "description": description, **more})
-
-
-def _listed(value: object) -> object:
-    """TOML's arrays, as the tuples that frozen tables hold."""
-    if not isinstance(value, list):
-        hint = f"write [{values.shown(value)}]" if isinstance(value, str) else ""
-        raise BadValueError(f"must be an array of strings, not {values.shown(value)}", hint)
-    return tuple(value)
-
-
-Text = Annotated[str, _checked(values.parse_text), _text("text")]
-Word = Annotated[str, _checked(values.parse_nonempty), _text("text")]
-Append = Annotated[str, _checked(values.parse_append), _text("kernel command line")]
-Path = Annotated[str, _checked(values.parse_path), _text("absolute path", pattern="^/")]
-Size = Annotated[int, _checked(values.parse_size), _text('size such as "32G"', pattern="^[0-9]+[KMGT]$")]
-Memory = Annotated[int, _checked(values.parse_memory), _text('size such as "512M"', pattern="^[0-9]+[KMGT]$")]
-Bandwidth = Annotated[
-    int, _checked(values.parse_bandwidth), _text('bytes per second such as "50M"', pattern="^[0-9]+[KMGT]$")
-]
-Duration = Annotated[float, _checked(values.parse_duration), _text('duration such as "90s"', pattern="^[0-9]+[smh]$")]
-Quota = Annotated[int, _checked(values.parse_quota), _text('CPU time such as "150%"', pattern="^[0-9]+%$")]
-CpuWeight = Annotated[int, _number("cpu-weight")]
-IoWeight = Annotated[int, _number("io-weight")]
-Rate = Annotated[int, _checked(values.parse_rate), _text('rate such as "10Mbit"', pattern="^[0-9]+[kMG]bit$")]
-Mac = Annotated[
-    str, _checked(values.parse_mac), _text("unicast MAC address", pattern="^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")
-]
-Uuid = Annotated[
-    str, _checked(values.parse_uuid), _text("uuid", pattern="^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){4}[0-9A-Fa-f]{8}$")
-]
-LinkName = Annotated[str, _checked(values.parse_link_name), _text("name of a link", pattern="^[^/:% ]{1,15}$")]
-PortName = Annotated[
-    str,
-    _checked(values.parse_port),
-    _text(
-        'a link by its name or altname, "mac:ADDRESS" or "pci:PLACE"',
-        pattern="^([^/:% ]{1,127}|[Mm][Aa][Cc]:[0-9A-Fa-f:]{17}|[Pp][Cc][Ii]:[0-9A-Fa-f:.]+)$",
-    ),
-]
-VmName = Annotated[
-    str, _checked(values.parse_vm_name), _text("name of a guest", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
-]
-DeviceName = Annotated[
-    str, _checked(values.parse_device_name), _text("name of a device", pattern="^[a-z0-9][a-z0-9-]{0,14}$")
-]
-Address = Annotated[
-    str, _checked(values.parse_address), _text('address such as "192.168.0.1/24"', pattern="/[0-9]{1,3}$")
-]
-ExtraArg = Annotated[str, _checked(parse_extra_arg)]
-ExtraArgs = Annotated[
-    tuple[ExtraArg, ...],
-    BeforeValidator(_listed),
-    WithJsonSchema({"type": "array", "items": {"type": "string"}, "uniqueItems": False}),
-]
-Vnc = Annotated[
-    bool | str,
-    _checked(parse_vnc),
-    WithJsonSchema({"type": ["boolean", "string"], "pattern": r"^(127\.[0-9.]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$"}),
-]
-After = Annotated[
-    str, _checked(order.parse_after), _text('"vm:NAME", "path:/PATH" or "tcp:ADDRESS:PORT"', pattern="^(vm|path|tcp):")
-]
-Ready = Annotated[
-    str,
-    _checked(order.parse_ready),
-    _text('"running", "tcp:PORT" or "tcp:ADDRESS:PORT"', pattern="^(running|tcp:.*[0-9]+)$"),
-]
-GuestAddress = Annotated[str, _checked(order.parse_guest_address)]
-GuestAddresses = Annotated[
-    tuple[GuestAddress, ...],
-    BeforeValidator(order.listed_addresses),
-    AfterValidator(_once),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
-]
-Gateways = Annotated[
-    tuple[Annotated[str, _checked(host_routes.parse_gateway)], ...],
-    BeforeValidator(order.listed_addresses),
-    AfterValidator(host_routes.one_of_each_version),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "uniqueItems": True}),
-]
-Publish = Annotated[
-    str,
-    _checked(parse_publish),
-    _text(
-        "[ADDRESS:]PORT[-PORT][:GUEST PORT][/tcp|/udp]",
-        pattern=r"^(\[?[0-9A-Fa-f:.]+\]?:)?[0-9]{1,5}[0-9:-]*(/(tcp|udp))?$",
-    ),
-]
-FilterEntry = Annotated[
-    str,
-    _checked(parse_entry),
-    _text(
-        "[PORT[-PORT]/tcp|/udp | icmp] [from NETWORK | to NETWORK]",
-        pattern=r"^\s*([0-9]{1,5}(-[0-9]{1,5})?/(tcp|udp)|icmp|from|to)(\s|$)",
-    ),
-]
-FilterEntries = Annotated[tuple[FilterEntry, ...], BeforeValidator(_listed), AfterValidator(_once)]
-_VLAN_RANGE = {"type": ["integer", "string"], "minimum": 1, "maximum": 4094, "pattern": "^[0-9]{1,4}(-[0-9]{1,4})?$"}
-VlanId = Annotated[int, _checked(vlans.parse_id), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 4094})]
-VlanKey = Annotated[str, _checked(vlans.parse_id_key), _text("number of a VLAN", pattern="^[1-9][0-9]{0,3}$")]
-Trunk = Annotated[
-    tuple[str, ...],
-    _checked(vlans.parse_trunk),
-    WithJsonSchema({"type": ["array", "string"], "items": _VLAN_RANGE, "pattern": "^all$", "minItems": 1}),
-]
-Cpus = Annotated[int, _number("cpus")]
-Mtu = Annotated[int, _number("mtu")]
-
-
-BOOLEAN_OR_DNS = Field(json_schema_extra={"x-or-boolean": True})
-
-
 class Table(BaseModel):
     """What all tables have in common: no unknown key, no conversion, kebab-case."""
 
@@ -185,11 +93,11 @@ class DhcpTable(Table):
 
     range: Annotated[
         tuple[str, str],
-        _checked(served.parse_range),
+        checked(served.parse_range),
         WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}),
     ]
     lease: Annotated[
-        int, _checked(served.parse_lease), _text('duration such as "12h" or "3d"', pattern="^[0-9]+[smhd]$")
+        int, checked(served.parse_lease), text('duration such as "12h" or "3d"', pattern="^[0-9]+[smhd]$")
     ] = 43200
     ports: bool = False
 
@@ -199,27 +107,25 @@ class DnsTable(Table):
 
     upstream: (
         Annotated[
-            tuple[Annotated[str, _checked(served.parse_upstream)], ...], BeforeValidator(_listed), AfterValidator(_once)
+            tuple[Annotated[str, checked(served.parse_upstream)], ...], BeforeValidator(listed), AfterValidator(once)
         ]
         | None
     ) = None
-    domain: Annotated[str, _checked(served.parse_domain), _text("domain")] | None = None
+    domain: Annotated[str, checked(served.parse_domain), text("domain")] | None = None
 
 
 class RouteTable(Table):
     """An item of `routes` of a bridge."""
 
-    to: Annotated[
-        str, _checked(host_routes.parse_network), _text('network such as "10.0.0.0/8"', pattern="/[0-9]{1,3}$")
-    ]
-    via: Annotated[str, _checked(host_routes.parse_gateway), _text("address")]
-    metric: Annotated[int, _number("metric")] = 0
+    to: Annotated[str, checked(host_routes.parse_network), text('network such as "10.0.0.0/8"', pattern="/[0-9]{1,3}$")]
+    via: Annotated[str, checked(host_routes.parse_gateway), text("address")]
+    metric: Annotated[int, number("metric")] = 0
 
 
 class HostVlanTable(Table):
     """`[bridge.NAME.vlan.ID]`."""
 
-    addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(listed), AfterValidator(once)] = ()
     name: LinkName | None = None
 
 
@@ -228,14 +134,14 @@ class VlanTable(Table):
 
     link: LinkName
     id: VlanId
-    addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(listed), AfterValidator(once)] = ()
 
 
 class BridgeTable(Table):
     """`[bridge.NAME]`."""
 
-    ports: Annotated[tuple[PortName, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
-    addresses: Annotated[tuple[Address, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    ports: Annotated[tuple[PortName, ...], BeforeValidator(listed), AfterValidator(once)] = ()
+    addresses: Annotated[tuple[Address, ...], BeforeValidator(listed), AfterValidator(once)] = ()
     mac: Mac | None = None
     mtu: Mtu | None = None
     stp: bool = False
@@ -248,6 +154,10 @@ class BridgeTable(Table):
     gateway: Gateways = ()
     routes: Annotated[tuple[RouteTable, ...], BeforeValidator(host_routes.listed)] = ()
     vlan: Mapping[VlanKey, HostVlanTable] = Field(default_factory=dict)
+    adopt_addresses: bool = False
+    probe: Annotated[tuple[Probe, ...], BeforeValidator(listed), AfterValidator(once)] = ()
+    probe_timeout: ProbeTimeout = 10.0
+    confirm: Duration | None = None
 
 
 class DiskTable(Table):
@@ -261,7 +171,7 @@ class DiskTable(Table):
     cache: Literal["writeback", "none", "writethrough", "directsync", "unsafe"] = "writeback"
     read_only: bool = False
     discard: bool = True
-    iops: Annotated[int, _number("iops")] | None = None
+    iops: Annotated[int, number("iops")] | None = None
     bandwidth: Bandwidth | None = None
 
 
@@ -281,7 +191,7 @@ class NicTable(Table):
     address: GuestAddresses = ()
     link: Literal["up", "down"] = "up"
     anti_spoof: bool | None = None
-    serves: Annotated[tuple[Literal["dhcp", "ra"], ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    serves: Annotated[tuple[Literal["dhcp", "ra"], ...], BeforeValidator(listed), AfterValidator(once)] = ()
     isolated: bool = False
     allow: FilterEntries = ()
     deny: FilterEntries = ()
@@ -320,20 +230,20 @@ class VmTable(Table):
     watchdog: Literal["reset", "poweroff", "pause", "inject-nmi", "none"] | None = None
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: Duration = 60.0
-    after: Annotated[tuple[After, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    after: Annotated[tuple[After, ...], BeforeValidator(listed), AfterValidator(once)] = ()
     ready: Ready = "running"
     ready_timeout: Duration = 120.0
     description: Text = ""
     enabled: bool = True
     overcommit: bool = False
-    hotplug_slots: Annotated[int, _number("hotplug-slots")] = 2
+    hotplug_slots: Annotated[int, number("hotplug-slots")] = 2
     cpu_weight: CpuWeight | None = None
     cpu_quota: Quota | None = None
     io_weight: IoWeight | None = None
-    tasks: Annotated[int, _number("tasks")] | None = None
+    tasks: Annotated[int, number("tasks")] | None = None
     apply: Literal["ask", "restart"] = "ask"
     fallback: bool = True
-    publish: Annotated[tuple[Publish, ...], BeforeValidator(_listed), AfterValidator(_once)] = ()
+    publish: Annotated[tuple[Publish, ...], BeforeValidator(listed), AfterValidator(once)] = ()
     uuid: Uuid | None = None
     disk: Mapping[DeviceName, DiskTable] = Field(default_factory=dict)
     nic: Mapping[DeviceName, NicTable] = Field(default_factory=dict)
@@ -381,6 +291,7 @@ def bridge_mistakes(name: str, table: Mapping[str, object]) -> Iterator[Mistake]
     yield from nat_mistakes(name, table)
     yield from ipv6_mistakes(name, table)
     yield from host_routes.route_mistakes(table)
+    yield from uplink_mistakes(table)
     if isinstance(ports, list) and name in ports:
         yield ("ports", ports.index(name)), f"ports names the bridge {values.quoted(name)} itself", ""
     yield from served.served_mistakes(name, table)

@@ -22,8 +22,9 @@ from agent.core.desired import (
 from agent.core.limits import QUOTA_PERCENT_US
 from agent.core.marks import derived_mac, derived_tap, derived_vlan
 from agent.core.routing.ipv6 import GATEWAY, NDP_PROXY, derived_ula
+from agent.unitfile.fields import NIC_MODELS
 from agent.unitfile.order import ready_of
-from agent.unitfile.schema import NIC_MODELS, BridgeTable, VlanTable, VmTable, disk_format
+from agent.unitfile.schema import BridgeTable, VlanTable, VmTable, disk_format
 
 DEFAULT_MTU = 1500
 
@@ -66,6 +67,10 @@ def bridge_spec(name: str, table: BridgeTable, file: str, machine_id: str) -> Br
             VlanSpec(vlan.name or derived_vlan(name, int(key)), name, int(key), file, vlan.addresses, on_bridge=True)
             for key, vlan in sorted(table.vlan.items(), key=lambda item: int(item[0]))
         ),
+        adopt_addresses=table.adopt_addresses,
+        probe=table.probe,
+        probe_timeout_s=table.probe_timeout,
+        confirm_s=table.confirm or 0.0,
     )
 
 

@@ -89,6 +89,15 @@ class FakeAgent:
         self.asked.append(("approve", identity, by))
         return "3 guests may stop"
 
+    def moves(self) -> Mapping[str, object]:
+        return {"moves": []}
+
+    async def confirm(self, bridge: str | None, by: str) -> str:
+        if bridge is None:
+            raise RefusedError("no move waits for a word; `vmhost move` shows how moves stand")
+        self.asked.append(("confirm", bridge, by))
+        return f"{bridge} keeps what it carries"
+
     async def hold(self, name: str, uid: int, reason: str, by: str) -> str:
         self.asked.append(("hold", name, str(uid), reason, by))
         return f"{name} is held"

@@ -121,7 +121,10 @@ def test_ports_are_told_missing_and_enslaved_for_their_reason() -> None:
     local = replace(CARD, addresses=(AddressState("fe80::1/64", link_local=True),))
     assert len(plan(desired, with_links(BRIDGE_LINK, local, of=ABSENT), 0.0).actions) == 1
     carrying = replace(CARD, addresses=(AddressState("192.0.2.1/24"), AddressState("192.0.2.2/24")))
-    message = "eth1 carries 192.0.2.1/24, 192.0.2.2/24: enslaving it would cut them off; move them to br0 first"
+    message = (
+        "eth1 carries 192.0.2.1/24, 192.0.2.2/24: enslaving it would cut them off; move them to br0 first, "
+        "or have them moved with adopt-addresses = true"
+    )
     assert said(plan(desired, with_links(BRIDGE_LINK, carrying, of=ABSENT), 0.0)) == [
         ("port/eth1", "PortAddressed", "PortAddressed", message)
     ]

@@ -56,6 +56,10 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "gateway": _live("the new one takes the place of the former in one go, or is refused and the former stays"),
         "routes": _live("new ones are added first, then others removed"),
         "vlan": _live("the host's links in VLANs are made, changed and deleted one by one"),
+        "adopt-addresses": _live("what its port carries is moved at once; taken away, it stays until the port goes"),
+        "probe": _live("counts for the next move of an uplink; one that was put back is tried again"),
+        "probe-timeout": _live("counts for the next move of an uplink; one that was put back is tried again"),
+        "confirm": _live("counts for the next move of an uplink; one that was put back is tried again"),
         "nat": _live("new connections follow it at once; those that there are go on as they began"),
     },
     "host-vlan": {

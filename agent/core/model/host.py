@@ -21,8 +21,9 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
-    LinkChange,
+    MoveUplink,
     PauseVm,
+    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -30,7 +31,6 @@ from agent.core.actions import (
     ResumeVm,
     StopVm,
 )
-from agent.core.desired import NicSpec
 from agent.core.device_actions import (
     ArmTap,
     CreateDisk,
@@ -45,37 +45,24 @@ from agent.core.device_actions import (
 from agent.core.edits.tuning import untold
 from agent.core.guest_unit import unit_name
 from agent.core.marks import (
-    GROUP,
-    bridge_mark,
-    derived_ifb,
-    ifb_mark,
-    is_own_bridge,
-    is_own_ifb,
-    is_own_macvtap,
-    is_own_vlan,
-    port_resource,
     tap_mark,
-    vlan_mark,
 )
 from agent.core.model.devices import uses_vhost, with_devices, with_devices_at_launch, with_tuning
-from agent.core.model.filters import require_filters, with_filters
+from agent.core.model.filters import with_filters
 from agent.core.model.firewall import with_routing
-from agent.core.model.ipv6 import with_ipv6, without_places
-from agent.core.model.routes import with_routes, without_routes
+from agent.core.model.ipv6 import with_ipv6
+from agent.core.model.links import with_links
+from agent.core.model.routes import with_routes
 from agent.core.model.services import with_services
 from agent.core.model.taps import with_tap
-from agent.core.model.vlans import entered, made_bridge, require_own_vlans, with_vlans
+from agent.core.model.uplinks import with_uplinks
 from agent.core.observed import (
-    AddressState,
     DiskState,
     End,
-    IngressState,
     Intent,
-    LinkState,
     NicBackend,
     NicState,
     Observed,
-    QdiscState,
     Reach,
     VmState,
 )
@@ -84,7 +71,6 @@ from agent.core.planner.pauses import RESUMABLE
 from agent.core.planner.room import Room
 from agent.core.preconditions import PreconditionError
 from agent.core.preconditions import require as _require
-from agent.core.rates import shape_of
 from agent.core.reasons import Reason
 from agent.core.routing.filters import ChangeFilters
 from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
@@ -109,7 +95,7 @@ def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
             | ChangeVlans()
             | CreateVlan()
         ):
-            return _apply_to_links(observed, action)
+            return with_links(observed, action)
         case ArmTap() | ReplugNic():
             return with_tap(observed, action)
         case CreateDisk() | GrowDisk():
@@ -149,185 +135,10 @@ def _apply_to_disk(observed: Observed, action: CreateDisk | GrowDisk) -> Observe
     return replace(observed, disks={**observed.disks, path: DiskState(True, True, True)})
 
 
-def _with_link(observed: Observed, link: LinkState) -> Observed:
-    return replace(observed, links={**observed.links, link.name: link})
-
-
-def _link(observed: Observed, name: str, ifindex: int) -> LinkState:
-    _require(name in observed.links and observed.links[name].ifindex == ifindex, f"{name} is there as link {ifindex}")
-    return observed.links[name]
-
-
-def _next_ifindex(observed: Observed) -> int:
-    return 1 + max((link.ifindex for link in observed.links.values()), default=0)
-
-
-def _is_own(link: LinkState) -> bool:
-    own_kind = is_own_bridge(link) or is_own_ifb(link) or is_own_macvtap(link) or is_own_vlan(link)
-    return link.alias.startswith("vmhost:") or own_kind
-
-
-def _apply_to_links(
-    observed: Observed,
-    action: CreateBridge
-    | ChangeAddresses
-    | EnslavePort
-    | ReleasePort
-    | ChangeLink
-    | DeleteLink
-    | ChangeRate
-    | ChangeVlans
-    | CreateVlan,
-) -> Observed:
-    match action:
-        case ChangeVlans() | CreateVlan():
-            return with_vlans(observed, action)
-        case CreateBridge(spec=spec):
-            _require(spec.name not in observed.links, f"{spec.name} does not exist yet")
-            addresses = tuple(AddressState(address, own=True) for address in spec.addresses)
-            mark = bridge_mark(spec.name)
-            index = _next_ifindex(observed)
-            made = LinkState(
-                index, spec.name, "bridge", True, spec.mtu, spec.mac, None, mark, GROUP, addresses, spec.stp
-            )
-            return _with_link(observed, made_bridge(observed, made, action.vlans))
-        case ChangeAddresses(add=add, remove=remove):
-            link = _link(observed, action.bridge, action.ifindex)
-            _require(is_own_bridge(link) or is_own_vlan(link), "addresses are set on own links only")
-            _require(all(a.own for a in link.addresses if a.address in remove), "only own addresses are removed")
-            kept = tuple(a for a in link.addresses if a.address not in remove)
-            return _with_link(observed, replace(link, addresses=kept + tuple(AddressState(a, own=True) for a in add)))
-        case EnslavePort():
-            port = _link(observed, action.port, action.port_ifindex)
-            _require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
-            _require(port.master in {None, action.bridge_ifindex}, f"{port.name} is in no other bridge")
-            port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
-            port = entered(observed, port, action.vlans)
-            others = {place: index for place, index in observed.cards.items() if index != port.ifindex}
-            return replace(
-                _with_link(observed, port),
-                enslaved=observed.enslaved | {(action.port, action.bridge)},
-                cards={**others, (action.entry or action.port, action.bridge): port.ifindex},
-            )
-        case ReleasePort():
-            port = _link(observed, action.port, action.port_ifindex)
-            if port.master != action.bridge_ifindex:
-                return observed  # its bridge went first
-            _require((action.port, action.bridge) in observed.enslaved, "only a port that we enslaved is released")
-            return replace(
-                _with_link(observed, replace(port, master=None, vlans=None)),
-                enslaved=observed.enslaved - {(action.port, action.bridge)},
-                cards={place: index for place, index in observed.cards.items() if index != port.ifindex},
-            )
-        case ChangeLink():
-            return _change_link(observed, action)
-        case ChangeRate():
-            return _change_rate(observed, action)
-        case DeleteLink():
-            return _delete_link(observed, action)
-
-
-def _change_link(observed: Observed, action: ChangeLink) -> Observed:
-    link = _link(observed, action.link, action.ifindex)
-    change = action.change
-    ours = _is_own(link) or link.name in {port for port, _ in observed.enslaved} or change.alias is not None
-    # As a port, a link that a unit names for its NICs is set up, and no more; so is one that a VLAN link is on.
-    is_named = action.resource == port_resource(link.name)
-    is_named = is_named or any(is_own_vlan(one) and one.lower == link.ifindex for one in observed.links.values())
-    is_set_up = change == LinkChange(up=True) and is_named
-    _require(ours or is_set_up or _hangs_on_guest(observed, link.name), f"{link.name} is ours to change")
-    values = {
-        name: value
-        for name in ("up", "mtu", "mac", "alias", "name", "stp", "snooping", "isolated", "group_learning")
-        if (value := getattr(change, name)) is not None
-    }
-    if change.master is not None:
-        values |= {"master": change.master or None, "isolated": change.isolated or False}
-        for name, nic in _nics_of(observed, link.alias):
-            require_filters(observed, name, nic)
-            require_own_vlans(nic, change.master or None, change.vlans)
-    _require(change.name is None or change.name not in observed.links, "a link is renamed to a free name only")
-    changed = replace(link, **values)
-    if change.master is not None:
-        changed = entered(observed, changed, change.vlans)
-    links = {name: one for name, one in observed.links.items() if name != action.link}
-    vms = {name: _renamed_nics(state, action.link, changed.name) for name, state in observed.vms.items()}
-    opened = frozenset(changed.name if name == action.link else name for name in observed.opened)
-    return replace(observed, links={**links, changed.name: changed}, vms=vms, opened=opened)
-
-
-def _renamed_nics(state: VmState, old: str, new: str) -> VmState:
-    return replace(state, nics={i: replace(n, link=new) if n.link == old else n for i, n in state.nics.items()})
-
-
-def _nics_of(observed: Observed, mark: str) -> list[tuple[str, NicSpec]]:
-    """The NIC of a running guest whose tap has this mark."""
-    nics = [(name, nic) for name, state in observed.vms.items() for nic in state.spec.nics]
-    return [(name, nic) for name, nic in nics if tap_mark(name, nic.id) == mark]
-
-
-def _hangs_on_guest(observed: Observed, link: str) -> bool:
-    return any(nic.link == link for state in observed.vms.values() for nic in state.nics.values())
-
-
-def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
-    if action.link not in observed.links and action.expect_alias == vlan_mark(action.link):
-        return observed  # it went with the bridge that it was on
-    link = _link(observed, action.link, action.ifindex)
-    _require(_is_own(link) and link.alias == action.expect_alias, f"only an own link is deleted, {link.name} is not")
-    _require(not _hangs_on_guest(observed, link.name), f"{link.name} hangs on a running guest")
-    led_to = {one.ingress.redirect for one in observed.links.values() if one.ingress is not None}
-    _require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
-    links = {name: one for name, one in observed.links.items() if name != action.link}
-    links = {n: one for n, one in links.items() if one.kind != "vlan" or one.lower != link.ifindex}
-    freed = {
-        n: replace(one, master=None, vlans=None) if one.master == link.ifindex else one for n, one in links.items()
-    }
-    seen = without_routes(without_places(observed, action.link), action.link)
-    return replace(
-        seen,
-        links=freed,
-        opened=observed.opened - {action.link},
-        enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link),
-        cards={place: index for place, index in observed.cards.items() if place[1] != action.link},
-    )
-
-
-def _change_rate(observed: Observed, action: ChangeRate) -> Observed:
-    tap = _link(observed, action.link, action.ifindex)
-    _require(tap.alias == action.expect_alias == tap_mark(action.vm, action.nic), f"{tap.name} is the NIC's own tap")
-    if action.rate_in_bps is not None:
-        _require(tap.root is None or tap.root.own, f"no foreign discipline of {tap.name} is replaced")
-        _require(action.rate_in_bps or tap.root is not None, f"{tap.name} has a limit to take away")
-        tap = replace(tap, root=_bucket(action.rate_in_bps, action.mtu) if action.rate_in_bps else None)
-    if action.rate_out_bps is not None:
-        return _change_rate_out(observed, action, tap)
-    return _with_link(observed, tap)
-
-
-def _bucket(rate_bps: int, mtu: int) -> QdiscState:
-    return QdiscState("tbf", own=True, shape=shape_of(rate_bps, mtu))
-
-
-def _change_rate_out(observed: Observed, action: ChangeRate, tap: LinkState) -> Observed:
-    name, ingress = derived_ifb(action.vm, action.nic), tap.ingress or IngressState("ingress")
-    ifb = observed.links.get(name)
-    clear = ingress.redirect is not None or (ingress.kind == "ingress" and not ingress.foreign)
-    _require(clear, f"filters of {tap.name} are ours alone, or ours are among them")
-    if not action.rate_out_bps:
-        left = replace(ingress, redirect=None) if ingress.foreign or ingress.kind != "ingress" else None
-        seen = _with_link(observed, replace(tap, ingress=left))
-        gone = ifb is not None and is_own_ifb(ifb)
-        return replace(seen, links={n: one for n, one in seen.links.items() if n != name}) if gone else seen
-    _require(ifb is None or is_own_ifb(ifb), f"{name} is free or ours")
-    ifindex = ifb.ifindex if ifb is not None else _next_ifindex(observed)
-    root, mark = _bucket(action.rate_out_bps, action.mtu), ifb_mark(action.vm, action.nic)
-    made = LinkState(ifindex, name, "ifb", True, alias=mark, group=GROUP, root=root)
-    return _with_link(_with_link(observed, made), replace(tap, ingress=replace(ingress, redirect=ifindex)))
-
-
 def _apply_to_vm(observed: Observed, action: Action, now_s: float) -> Observed:
     match action:
+        case MoveUplink() | PutBackUplink():
+            return with_uplinks(observed, action, now_s)
         case LaunchVm():
             return _launch(observed, action)
         case ReleaseVm() | PauseVm() | ResumeVm():

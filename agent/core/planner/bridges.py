@@ -19,6 +19,7 @@ from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, is_own
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.planner.ports import Ports
+from agent.core.planner.uplinks import gives_back, is_in_move, plan_uplink, with_moved_mac, without_adopted
 from agent.core.planner.vlans import uplink_place
 from agent.core.reasons import Reason
 from agent.core.vlans import PortVlans
@@ -28,10 +29,11 @@ def plan_bridge(draft: Draft, spec: BridgeSpec) -> None:
     """Plan what makes a bridge as its spec says; a foreign link of its name is left alone, unless `adopt` takes it."""
     resource = bridge_resource(spec.name)
     link = draft.observed.links.get(spec.name)
+    spec = with_moved_mac(draft, spec)
     if link is None:
         wish = draft.vlans.get(spec.name)
         vlans = wish.own if wish is not None else None
-        draft.propose(CreateBridge(resource, Reason.MISSING, spec, vlans))
+        draft.propose(CreateBridge(resource, Reason.MISSING, without_adopted(draft, spec), vlans))
         return
     if not is_own_bridge(link):
         if not (spec.adopt and link.kind == "bridge"):
@@ -40,7 +42,7 @@ def plan_bridge(draft: Draft, spec: BridgeSpec) -> None:
         mark = LinkChange(alias=bridge_mark(spec.name))
         draft.propose(ChangeLink(resource, Reason.UNMARKED, link.name, link.ifindex, link.alias, mark))
         return
-    _plan_settings(draft, spec, link)
+    _plan_settings(draft, without_adopted(draft, spec), link)
 
 
 def _conflict_message(spec: BridgeSpec, link: LinkState) -> str:
@@ -112,16 +114,21 @@ def _plan_port(
     draft: Draft, spec: BridgeSpec, bridge: LinkState, port: _Port, bridges: Mapping[str, BridgeSpec]
 ) -> None:
     resource, link, observed = port_resource(port.entry), port.link, draft.observed
+    if is_in_move(draft, spec, bridge, port.entry, link):
+        return
     if link.master == bridge.ifindex:
         _plan_enslaved_port(draft, spec, bridge, port)
         return
     if link.master is not None:
         _plan_port_elsewhere(draft, port, bridges)
         return
+    if spec.adopt_addresses and plan_uplink(draft, spec, bridge, port.entry, link):
+        return
     carried = [a.address for a in link.addresses if not a.link_local]
     if carried:
         message = (
-            f"{link.name} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} first"
+            f"{link.name} carries {', '.join(carried)}: enslaving it would cut them off; move them to {spec.name} "
+            "first, or have them moved with adopt-addresses = true"
         )
         draft.tell(resource, "PortAddressed", message)
         return
@@ -195,6 +202,8 @@ def _plan_released_ports(draft: Draft, spec: BridgeSpec, bridge: LinkState, port
         link = draft.observed.links.get(port)
         if name != spec.name or port in wanted or link is None or link.master != bridge.ifindex:
             continue
+        if gives_back(draft, spec.name, port, f"{spec.file or 'the unit'} names {port} no more"):
+            continue
         resource = port_resource(_entry_of(draft, spec.name, link))
         draft.propose(ReleasePort(resource, Reason.UNWANTED, spec.name, port, link.ifindex, bridge.ifindex))
 
@@ -212,6 +221,8 @@ def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> No
         if link.kind != "bridge" or link.name in bridges or link.alias != bridge_mark(link.name):
             continue
         resource = bridge_resource(link.name)
+        if gives_back(draft, link.name, "", "no unit wants the bridge any more"):
+            continue
         strangers = sorted(
             port.name
             for port in links.values()

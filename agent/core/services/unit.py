@@ -80,6 +80,31 @@ def task_properties(
     )
 
 
+def timer_properties(bridge: str, after_s: float) -> tuple[Property, ...]:
+    """All properties of the timer that puts a move back unless it is stopped before (systemd.timer(5))."""
+    return (
+        ("Description", "s", f"vmhost: puts the uplink of {bridge} back unless its move ends well"),
+        ("TimersMonotonic", "a(st)", [["OnActiveSec", int(after_s * 1_000_000)]]),
+        ("AccuracyUSec", "t", 100_000),
+        ("RemainAfterElapse", "b", False),
+        ("CollectMode", "s", "inactive-or-failed"),
+    )
+
+
+def put_back_properties(
+    bridge: str, command: Sequence[str], environment: Sequence[str], folder: str
+) -> tuple[Property, ...]:
+    """All properties of the service that such a timer starts; it writes to the folder of the journals only."""
+    return (
+        *_program(f"put the uplink of {bridge} back", command, environment),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("RuntimeMaxUSec", "t", 60_000_000),
+        ("CapabilityBoundingSet", "t", _bits(["net_admin"])),
+        *_confinement("read-only"),
+        ("ReadWritePaths", "as", [folder]),
+    )
+
+
 def _program(name: str, command: Sequence[str], environment: Sequence[str]) -> tuple[Property, ...]:
     return (
         ("Description", "s", f"vmhost: {name}"),

@@ -14,7 +14,9 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
+    MoveUplink,
     PauseVm,
+    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -70,7 +72,7 @@ def describe(action: Action) -> str:
             | CreateVlan()
         ):
             return _describe_link(action)
-        case ArmTap() | ReplugNic():
+        case ArmTap() | ReplugNic() | MoveUplink() | PutBackUplink():
             return _describe_tap(action)
         case CreateDisk() | GrowDisk() | TakeOver() | PlugNic() | UnplugNic() | PlugDisk() | UnplugDisk():
             return _describe_plugging(action)
@@ -101,8 +103,18 @@ def _carried(vlans: PortVlans) -> str:
     return " ".join(filter(None, (untagged, tagged))) or "none"
 
 
-def _describe_tap(action: ArmTap | ReplugNic) -> str:
+def _describe_uplink(action: MoveUplink | PutBackUplink) -> str:
     match action:
+        case MoveUplink(bridge=bridge, port=port, again=again):
+            return f"move what {port} carri{'ed' if again else 'es'} to {bridge}, and prove that it works there"
+        case PutBackUplink(bridge=bridge, port=port, why=why):
+            return f"put back what {port} carried, from {bridge}: {why}"
+
+
+def _describe_tap(action: ArmTap | ReplugNic | MoveUplink | PutBackUplink) -> str:
+    match action:
+        case MoveUplink() | PutBackUplink():
+            return _describe_uplink(action)
         case ArmTap(nic=nic) if nic.direct:
             return f"make macvtap {nic.tap} on {nic.direct}"
         case ArmTap(nic=nic, running=True) if nic.queues > 1:

@@ -112,7 +112,8 @@ def _instants(observed: Observed) -> Sequence[float]:
     tries = [one.not_before_s for one in observed.attempts.values() if one.not_before_s is not None]
     ends = {**observed.ends, **{name: state.ends for name, state in observed.services.items()}}
     starts = [next_start_s(name, row, observed.host.boot_id) for name, row in ends.items()]
-    return [*tries, *starts, *(at_s + WINDOW_S + ROUNDING_S for at_s in observed.stops_at_s)]
+    words = [one.deadline_s for one in observed.moves.values() if one.deadline_s is not None]
+    return [*tries, *starts, *words, *(at_s + WINDOW_S + ROUNDING_S for at_s in observed.stops_at_s)]
 
 
 def _told(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -20,6 +20,7 @@ from agent.core.errors import ActionError, OutcomeUnknownError, PermanentError, 
 from agent.core.observed import AddressState, LinkState
 from agent.core.vlans import AWARE, PortVlans
 from agent.host.netlink import messages as said
+from agent.host.netlink import requests as asked
 from agent.host.netlink.view import LinkView
 from agent.host.netlink.vlans import set_vlans
 from agent.host.netlink.wire import (
@@ -61,21 +62,21 @@ class Links(LinkView):
         with self._doing(f"create bridge {spec.name}"):
             flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
             try:
-                await self._elsewhere(said.RTM_NEWLINK, said.new_bridge(spec, aware=vlans is not None), flags)
+                await self._elsewhere(said.RTM_NEWLINK, asked.new_bridge(spec, aware=vlans is not None), flags)
             except KernelRefusedError as e:
                 if vlans is None or e.number != errno.EOPNOTSUPP:
                     raise
-                await self._elsewhere(said.RTM_NEWLINK, said.new_bridge(spec), flags)
+                await self._elsewhere(said.RTM_NEWLINK, asked.new_bridge(spec), flags)
             self.catch_up()
             made = self.snapshot.get(spec.name)
             if made is None:
                 raise OutcomeUnknownError(f"create bridge {spec.name}: it is gone again", reason="LinkGone")
             if made.group_learning:
-                self._ask(said.RTM_NEWLINK, said.GroupLearning(made.ifindex, on=False))
+                self._ask(said.RTM_NEWLINK, asked.GroupLearning(made.ifindex, on=False))
             if vlans is not None and made.bridging == AWARE:
                 self._lead_vlans(made.ifindex, vlans, is_bridge=True)
             mark = LinkChange(alias=marks.bridge_mark(spec.name), mtu=spec.mtu, up=True)
-            self._ask(said.RTM_NEWLINK, said.link_setting(made.ifindex, mark))
+            self._ask(said.RTM_NEWLINK, asked.link_setting(made.ifindex, mark))
             self._add_addresses(made.ifindex, [said.normal_address(address) for address in spec.addresses])
             self._show_addresses(made.ifindex)
             self._read_back(made.ifindex)
@@ -89,7 +90,7 @@ class Links(LinkView):
         """
         what = f"create macvtap {name}"
         with self._doing(what):
-            message = said.new_macvtap(name, lower_ifindex, mac, queues)
+            message = asked.new_macvtap(name, lower_ifindex, mac, queues)
             try:
                 await self._elsewhere(said.RTM_NEWLINK, message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
             except KernelRefusedError as e:
@@ -118,26 +119,28 @@ class Links(LinkView):
                 if e.number != errno.EBUSY or change.name is None:
                     raise
                 was_up = self._get(ifindex).up
-                self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, LinkChange(up=False)))
+                self._ask(said.RTM_NEWLINK, asked.link_setting(ifindex, LinkChange(up=False)))
                 again = change if change.up is not None else replace(change, up=was_up)
                 self._set(ifindex, again)
 
     def _set(self, ifindex: int, change: LinkChange) -> None:
         """Set fields; a port that is to be isolated is so before it goes up."""
         if change.group_learning is not None:
-            self._ask(said.RTM_NEWLINK, said.GroupLearning(ifindex, on=change.group_learning))
+            self._ask(said.RTM_NEWLINK, asked.GroupLearning(ifindex, on=change.group_learning))
         if change.vlans is not None:
             self._require_heeding(change.master)
-            self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, replace(change, isolated=None, vlans=None, up=None)))
+            self._ask(
+                said.RTM_NEWLINK, asked.link_setting(ifindex, replace(change, isolated=None, vlans=None, up=None))
+            )
             self._lead_vlans(ifindex, change.vlans)
             change = LinkChange(up=change.up, isolated=change.isolated)
         if change.isolated is None:
-            self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, change))
+            self._ask(said.RTM_NEWLINK, asked.link_setting(ifindex, change))
             return
         rest = replace(change, isolated=None, up=None)
         if rest != LinkChange():
-            self._ask(said.RTM_NEWLINK, said.link_setting(ifindex, rest))
-        setting = said.isolation(ifindex, isolated=change.isolated, up=change.up)
+            self._ask(said.RTM_NEWLINK, asked.link_setting(ifindex, rest))
+        setting = asked.isolation(ifindex, isolated=change.isolated, up=change.up)
         self._ask(said.RTM_NEWLINK, setting)
 
     def _lead_vlans(self, ifindex: int, wanted: PortVlans, *, is_bridge: bool = False) -> None:
@@ -177,7 +180,7 @@ class Links(LinkView):
         with self._doing(f"release link {port_ifindex}", port_ifindex):
             port = self._find(port_ifindex)
             if port is not None and port.master == bridge_ifindex:
-                self._ask(said.RTM_NEWLINK, said.link_setting(port_ifindex, LinkChange(master=0)))
+                self._ask(said.RTM_NEWLINK, asked.link_setting(port_ifindex, LinkChange(master=0)))
 
     async def change_addresses(self, ifindex: int, add: Sequence[str], remove: Sequence[str]) -> None:
         """Add addresses, marked as ours, then remove others; already there, or already gone, is fine.
@@ -194,12 +197,12 @@ class Links(LinkView):
                 before = self._read_addresses(ifindex)
                 for address in sorted(removing):
                     with Ignoring(errno.EADDRNOTAVAIL):
-                        self._ask(said.RTM_DELADDR, said.address_setting(ifindex, address, own=False))
+                        self._ask(said.RTM_DELADDR, asked.address_setting(ifindex, address, own=False))
                 left = {a.address for a in self._read_addresses(ifindex)}
                 for state in before:
                     if state.address not in left and state.address not in removing:
                         with Ignoring(errno.EEXIST):
-                            setting = said.address_setting(ifindex, state.address, own=state.own)
+                            setting = asked.address_setting(ifindex, state.address, own=state.own)
                             self._ask(said.RTM_NEWADDR, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
             finally:
                 self._show_addresses(ifindex)
@@ -211,7 +214,7 @@ class Links(LinkView):
                 return
             self._look_again(link, ifindex, expect_alias)
             with Ignoring(errno.ENODEV):
-                await self._elsewhere(said.RTM_DELLINK, said.link_setting(ifindex, LinkChange()))
+                await self._elsewhere(said.RTM_DELLINK, asked.link_setting(ifindex, LinkChange()))
 
     def _ask(self, kind: int, message: Writable, flags: int = NLM_F_ACK) -> list[Message]:
         return self._requests.ask(kind, message, flags)
@@ -232,7 +235,7 @@ class Links(LinkView):
     def _find(self, ifindex: int) -> LinkState | None:
         """Look at one link in the kernel, past the cache; None when there is none."""
         with Ignoring(errno.ENODEV):
-            for message in self._ask(said.RTM_GETLINK, said.LinkQuery(ifindex)):
+            for message in self._ask(said.RTM_GETLINK, asked.LinkQuery(ifindex)):
                 return said.link_state(message)
         return None
 
@@ -262,7 +265,7 @@ class Links(LinkView):
             return f"has the address {', '.join(addresses)}"
         for family in (socket.AF_INET, socket.AF_INET6):
             with Ignoring(*_NO_ROUTES):
-                routes = self._ask(said.RTM_GETROUTE, said.route_query(family, ifindex), NLM_F_DUMP)
+                routes = self._ask(said.RTM_GETROUTE, asked.route_query(family, ifindex), NLM_F_DUMP)
                 if not all(said.is_link_local_route(route) for route in routes):
                     return "has routes"
         return ""
@@ -270,7 +273,7 @@ class Links(LinkView):
     def _read_addresses(self, ifindex: int) -> list[AddressState]:
         """The addresses of one link, from the kernel; none when the link is gone."""
         with Ignoring(errno.ENODEV):
-            answer = self._ask(said.RTM_GETADDR, said.address_query(ifindex), NLM_F_DUMP)
+            answer = self._ask(said.RTM_GETADDR, asked.address_query(ifindex), NLM_F_DUMP)
             stated = [s for m in answer if (s := said.address_state(m)) is not None]
             return [address for index, address in stated if index == ifindex]
         return []
@@ -286,7 +289,7 @@ class Links(LinkView):
         for address in addresses:
             try:
                 with Ignoring(errno.EEXIST):
-                    setting = said.address_setting(ifindex, address, own=True)
+                    setting = asked.address_setting(ifindex, address, own=True)
                     self._ask(said.RTM_NEWADDR, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
             except KernelRefusedError as e:
                 if e.number not in _NO_IPV6 or ":" not in address:

@@ -16,6 +16,7 @@ from agent.core.errors import OutcomeUnknownError, TransientError
 from agent.core.observed import LinkState
 from agent.core.rates import shape_of
 from agent.host.netlink import messages as said
+from agent.host.netlink import requests as asked
 from agent.host.netlink import traffic
 from agent.host.netlink.links import Links
 from agent.host.netlink.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Ignoring, KernelRefusedError
@@ -94,7 +95,7 @@ class RatedLinks(Links):
         self.catch_up()
         if name not in self.snapshot:
             with _needing("ifb links"):
-                await self._elsewhere(said.RTM_NEWLINK, said.new_ifb(name), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+                await self._elsewhere(said.RTM_NEWLINK, asked.new_ifb(name), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
             self.catch_up()
         ifb = self.snapshot.get(name)
         if ifb is None:
@@ -102,7 +103,7 @@ class RatedLinks(Links):
         if not marks.is_own_ifb(ifb):
             raise TransientError(f"a link {name} exists that is not ours", reason="Conflict")
         mark = LinkChange(alias=marks.ifb_mark(action.vm, action.nic), up=True)
-        self._ask(said.RTM_NEWLINK, said.link_setting(ifb.ifindex, mark))
+        self._ask(said.RTM_NEWLINK, asked.link_setting(ifb.ifindex, mark))
         self._read_back(ifb.ifindex)
         return ifb.ifindex
 

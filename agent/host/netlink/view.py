@@ -14,6 +14,7 @@ from agent.core.errors import ObservationError
 from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
 from agent.core.vlans import PortVlans
 from agent.host.netlink import messages as said
+from agent.host.netlink import requests as asked
 from agent.host.netlink import traffic
 from agent.host.netlink.cache import LinkCache
 from agent.host.netlink.vlans import RTM_GETVLAN, vlan_query, vlans_said
@@ -189,9 +190,9 @@ class LinkView:
             try:
                 self.catch_up()
                 self._cache.begin_look()
-                async for part in dump(said.RTM_GETLINK, said.LinkQuery()):
+                async for part in dump(said.RTM_GETLINK, asked.LinkQuery()):
                     links += [link for m in part if (link := said.link_state(m)) is not None]
-                async for part in dump(said.RTM_GETADDR, said.address_query()):
+                async for part in dump(said.RTM_GETADDR, asked.address_query()):
                     addresses += [stated for m in part if (stated := said.address_state(m)) is not None]
                 with Ignoring(errno.EOPNOTSUPP):  # a kernel without any disciplines
                     async for part in dump(traffic.RTM_GETQDISC, traffic.TrafficRequest(0, 0)):
@@ -215,7 +216,7 @@ class LinkView:
         """The counters of all links by name. Raises ObservationError."""
         found: dict[str, said.LinkStatistics] = {}
         try:
-            async for part in dump(said.RTM_GETSTATS, said.statistics_query()):
+            async for part in dump(said.RTM_GETSTATS, asked.statistics_query()):
                 for message in part:
                     stated = said.statistics(message)
                     link = None if stated is None else self._cache.get(stated[0])

@@ -12,6 +12,7 @@ from agent.core.observed import LinkState
 from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import BridgeVlans, PortVlans
 from agent.host.netlink import messages as said
+from agent.host.netlink import requests as asked
 from agent.host.netlink.rates import RatedLinks
 from agent.host.netlink.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Ignoring, KernelRefusedError
 
@@ -48,17 +49,17 @@ class VlanLinks(RatedLinks):
             others = [one.ifindex for one in self.snapshot.values() if one.master == bridge and one.ifindex not in ours]
             strangers = {one: vlans for one in others if (vlans := self._look_at_vlans(one)) is not None}
         if seen.filtering and not wanted.filtering:
-            self._ask(said.RTM_NEWLINK, said.bridging_setting(bridge, BridgeVlans(False, 0, wanted.protocol)))
+            self._ask(said.RTM_NEWLINK, asked.bridging_setting(bridge, BridgeVlans(False, 0, wanted.protocol)))
             seen = BridgeVlans(False, 0, wanted.protocol)
         given = BridgeVlans(seen.filtering, wanted.default_pvid, wanted.protocol)
         if given != seen:
-            self._ask(said.RTM_NEWLINK, said.bridging_setting(bridge, given))
+            self._ask(said.RTM_NEWLINK, asked.bridging_setting(bridge, given))
         for port in action.ports:
             self._set_vlans(port.ifindex, bridge, port.vlans)
         for ifindex, vlans in strangers.items():
             self._set_vlans(ifindex, bridge, vlans)
         if wanted.filtering and not seen.filtering:
-            self._ask(said.RTM_NEWLINK, said.bridging_setting(bridge, wanted))
+            self._ask(said.RTM_NEWLINK, asked.bridging_setting(bridge, wanted))
 
     def _set_vlans(self, ifindex: int, bridge: int, wanted: PortVlans) -> None:
         """Of one that is no port of the bridge any more there is nothing to set."""
@@ -74,7 +75,7 @@ class VlanLinks(RatedLinks):
         """
         with self._doing(f"create VLAN link {spec.name}"):
             try:
-                setting = said.new_vlan(spec, lower_ifindex)
+                setting = asked.new_vlan(spec, lower_ifindex)
                 await self._elsewhere(said.RTM_NEWLINK, setting, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
             except KernelRefusedError as e:
                 if e.number == errno.EOPNOTSUPP:
@@ -84,9 +85,9 @@ class VlanLinks(RatedLinks):
             made: LinkState | None = self.snapshot.get(spec.name)
             if made is None:
                 raise OutcomeUnknownError(f"create VLAN link {spec.name}: it is gone again", reason="LinkGone")
-            self._ask(said.RTM_NEWLINK, said.link_setting(made.ifindex, LinkChange(alias=marks.vlan_mark(spec.name))))
+            self._ask(said.RTM_NEWLINK, asked.link_setting(made.ifindex, LinkChange(alias=marks.vlan_mark(spec.name))))
             with Ignoring(errno.ENETDOWN):
-                self._ask(said.RTM_NEWLINK, said.link_setting(made.ifindex, LinkChange(up=True)))
+                self._ask(said.RTM_NEWLINK, asked.link_setting(made.ifindex, LinkChange(up=True)))
             self._add_addresses(made.ifindex, [said.normal_address(address) for address in spec.addresses])
             self._show_addresses(made.ifindex)
             self._read_back(made.ifindex)

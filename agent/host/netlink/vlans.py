@@ -96,9 +96,19 @@ def _info(entry: VlanEntry) -> bytes:
     return _attribute(_IFLA_BRIDGE_VLAN_INFO, begin) + _attribute(_IFLA_BRIDGE_VLAN_INFO, end)
 
 
+def added_vlans(ifindex: int, wanted: PortVlans) -> bytes:
+    """The body of the RTM_SETLINK that has a port carry these beside what it carries."""
+    _, entries = difference(PortVlans(), wanted)
+    return _setting_body(ifindex, b"".join(map(_info, entries)), is_bridge=False)
+
+
 def _setting(ifindex: int, infos: bytes, *, is_bridge: bool) -> Writable:
+    return Raw(_setting_body(ifindex, infos, is_bridge=is_bridge))
+
+
+def _setting_body(ifindex: int, infos: bytes, *, is_bridge: bool) -> bytes:
     own = _attribute(_IFLA_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_FLAGS_SELF)) if is_bridge else b""
-    return Raw(struct.pack("=BxHiII", AF_BRIDGE, 0, ifindex, 0, 0) + _attribute(_IFLA_AF_SPEC, own + infos))
+    return struct.pack("=BxHiII", AF_BRIDGE, 0, ifindex, 0, 0) + _attribute(_IFLA_AF_SPEC, own + infos)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
