@@ -20,7 +20,6 @@ from agent.core.planner.approval import still_asked
 from agent.core.planner.fallback import starts_of
 from agent.core.planner.obstacles import edited
 from agent.core.qemu.serial import serial_logs
-from agent.core.routing.ipv6_wanted import uplinks6
 from agent.core.tell.status import AgentFacts
 from agent.host.launches import Launches
 from agent.host.logs import cap_log
@@ -43,13 +42,12 @@ from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor, ran_s
-from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
-from agent.runtime.ipv6 import Ipv6Looks
 from agent.runtime.keeper import Keeper
 from agent.runtime.leases import Leases
 from agent.runtime.limits import LimitLooks, controllers_here
 from agent.runtime.measures import Measures
+from agent.runtime.network import Network
 from agent.runtime.notifications import Notifications, Notifying
 from agent.runtime.observe import (
     DiskLooks,
@@ -65,8 +63,6 @@ from agent.runtime.probes import Probes
 from agent.runtime.publisher import Published, publish, watch_lag
 from agent.runtime.queue_events import watch_queues
 from agent.runtime.reconcile import Reconciler
-from agent.runtime.routes import RouteLooks
-from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services, absent_programs
 from agent.runtime.starts import Starts
 from agent.runtime.threads import run_to_end
@@ -151,11 +147,8 @@ class Agent:
         self._disks = DiskLooks(self._keeper, self._doorbell.ring)
         self._files = FileLooks(self._doorbell.ring)
         self._memory = MemoryLooks()
-        self._routing = RoutingLooks(self._doorbell.ring, self._keeper, self._host.boot_id)
-        self._filters = FilterLooks(self._doorbell.ring)
-        self._ipv6 = Ipv6Looks(self._doorbell.ring, self._keeper, self._host.boot_id)
-        self._routes = RouteLooks(self._doorbell.ring)
-        self._uplinks = Uplinks(links, Journals(state.path), self._keeper, starts, self._host.boot_id)
+        moves = Uplinks(links, Journals(state.path), self._keeper, starts, self._host.boot_id)
+        self._network = Network(self._doorbell.ring, self._keeper, self._host.boot_id, moves)
         self._limits = LimitLooks(self._guests, starts)
         self._probes = Probes(self._doorbell.ring)
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
@@ -170,11 +163,7 @@ class Agent:
             self._services,
             self._disks,
             self._guests,
-            self._routing,
-            self._filters,
-            self._ipv6,
-            self._routes,
-            self._uplinks,
+            self._network,
             qemu=lambda: self._host.qemu or "",
         )
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
@@ -182,7 +171,7 @@ class Agent:
             self._reconciler,
             chronicle.journal,
             self._doorbell.ring,
-            lambda: self._routing.switched_off,
+            lambda: self._network.routing.switched_off,
             starts.beside(),
         )
         self.operator = Operator(
@@ -195,7 +184,7 @@ class Agent:
             hurry=self._guests.hurry,
             doctor=self._doctor,
             watching=Watching(self.measures, links.statistics),
-            uplinks=self._uplinks,
+            uplinks=self._network.uplinks,
         )
 
     def started_s(self) -> Mapping[str, float]:
@@ -217,11 +206,7 @@ class Agent:
                 self._services.serve_in(group)
                 self._leases.follow_in(group)
                 await self._services.adopt()
-                await self._uplinks.recover()
-                self._routing.look_in(group)
-                self._filters.look_in(group)
-                self._ipv6.look_in(group)
-                self._routes.look_in(group)
+                await self._network.look_in(group)
                 await adoption.take_over(self._host.boot_id)
                 self._limits.look()
                 self._descriptors.drop_rest()
@@ -238,8 +223,7 @@ class Agent:
         finally:
             await self._guests.close()
             self._leases.close()
-            self._ipv6.close()
-            self._routes.close()
+            self._network.close()
             self._starts.close()
             self._descriptors.close()
 
@@ -248,7 +232,7 @@ class Agent:
             self.operator,
             self._links,
             self._guests,
-            self._filters,
+            self._network.filters,
             self._doorbell,
             measures=lambda: self.measures.latest,
             looked_s=self._looks,
@@ -318,11 +302,7 @@ class Agent:
             )
             self._leases.look()
             self._limits.look()
-            self._routing.look_again()
-            self._filters.look_again()
-            self._ipv6.look_again()
-            self._routes.look_again()
-            await self._uplinks.look_again()
+            await self._network.look_again()
             if self._units.unsaved:
                 await self._units.take(await self._directory.reread())
             await run_to_end(self._cap_logs)
@@ -377,9 +357,7 @@ class Agent:
         edits = edited(desired.vms, vms)
         self._disks.look_for_edits(edits)
         self._files.look_for_edits(edits)
-        ipv6 = self._ipv6.look(desired, vms, self._links.snapshot)
-        uplinks = uplinks6({**desired.retained, **desired.bridges}.values(), ipv6)
-        moving = self._uplinks.look({**desired.retained, **desired.bridges}, self._links.snapshot)
+        network = self._network.look(desired, vms, self._links.snapshot)
         return desired, Observed(
             links=self._links.snapshot,
             vms=vms,
@@ -405,12 +383,12 @@ class Agent:
             files=self._files.seen,
             services=self._services.states(),
             leases=self._leases.states(),
-            routing=self._routing.look(desired, vms, self._links.snapshot, uplinks),
-            filters=self._filters.look(),
+            routing=network.routing,
+            filters=network.filters,
             opened=self._descriptors.opened(),
-            ipv6=ipv6,
-            routes=self._routes.look(desired, self._links.snapshot),
-            uplinks=moving,
-            moves=self._uplinks.moves(),
-            unreadable_moves=self._uplinks.unreadable,
+            ipv6=network.ipv6,
+            routes=network.routes,
+            uplinks=network.uplinks,
+            moves=self._network.uplinks.moves(),
+            unreadable_moves=self._network.uplinks.unreadable,
         )

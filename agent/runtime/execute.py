@@ -16,9 +16,7 @@ from agent.core.actions import (
     EnslavePort,
     LaunchVm,
     LimitVm,
-    MoveUplink,
     PauseVm,
-    PutBackUplink,
     ReleasePort,
     ReleaseVm,
     RenameVm,
@@ -37,10 +35,6 @@ from agent.core.device_actions import (
     UnplugDisk,
     UnplugNic,
 )
-from agent.core.routing.filters import ChangeFilters
-from agent.core.routing.firewall_actions import ChangeFirewall, ChangeForwarding, EndConnections
-from agent.core.routing.ipv6_actions import ChangeIpv6
-from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.core.vlan_actions import ChangeVlans, CreateVlan
@@ -48,15 +42,11 @@ from agent.runtime.execute_devices import DeviceExecutor
 from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor
-from agent.runtime.filters import FilterLooks
 from agent.runtime.guests import Guests
-from agent.runtime.ipv6 import Ipv6Looks
 from agent.runtime.negotiated import negotiated_settings
+from agent.runtime.network import Network
 from agent.runtime.observe import DiskLooks
-from agent.runtime.routes import RouteLooks
-from agent.runtime.routing import RoutingLooks
 from agent.runtime.services import Services
-from agent.runtime.uplinks import Uplinks
 
 
 class Executor:
@@ -71,11 +61,7 @@ class Executor:
         services: Services,
         disks: DiskLooks,
         guests: Guests,
-        routing: RoutingLooks,
-        filters: FilterLooks,
-        ipv6: Ipv6Looks,
-        routes: RouteLooks,
-        uplinks: Uplinks,
+        network: Network,
         qemu: Callable[[], str],
     ) -> None:
         self._vms = vms
@@ -85,11 +71,7 @@ class Executor:
         self._services = services
         self._disks = disks
         self._guests = guests
-        self._routing = routing
-        self._filters = filters
-        self._ipv6 = ipv6
-        self._routes = routes
-        self._uplinks = uplinks
+        self._network = network
         self._qemu = qemu
 
     async def execute(self, action: Action) -> None:
@@ -142,21 +124,4 @@ class Executor:
             case StopService():
                 await self._services.stop(action)
             case _:
-                await self._execute_on_routing(action)
-
-    async def _execute_on_routing(self, action: Action) -> None:
-        match action:
-            case MoveUplink():
-                await self._uplinks.move(action)
-            case PutBackUplink():
-                await self._uplinks.put_back(action)
-            case ChangeFilters():
-                await self._filters.change(action)
-            case ChangeFirewall() | ChangeForwarding() | EndConnections():
-                await self._routing.change(action)
-            case ChangeIpv6():
-                await self._ipv6.change(action)
-            case ChangeRoutes():
-                await self._routes.change(action)
-            case _:
-                raise TypeError(f"no executor for {action}")
+                await self._network.execute(action)
