@@ -20,6 +20,9 @@ _NEEDS_BRIDGE = {
     "deny": "frames pass no bridge that could drop them",
     "rate-in": "what comes to a macvtap passes no queue of the host that could wait",
     "rate-out": "what comes to a macvtap passes no queue of the host that could wait",
+    "vlan": "no bridge heeds its VLANs; a [vlan.NAME] on the link can be named in direct",
+    "trunk": "no bridge heeds its VLANs; it gets every tag that comes to the link",
+    "native": "no bridge heeds its VLANs",
 }
 """Keys that a NIC on a link itself cannot have, each with the reason."""
 
@@ -42,7 +45,7 @@ def parse_vhost(value: object) -> bool | Literal["auto"]:
         return "auto"
     if isinstance(value, bool):
         return value
-    hint = f"did you mean {value}?" if value in {"true", "false"} else ""
+    hint = f"did you mean {value}?" if isinstance(value, str) and value in {"true", "false"} else ""
     raise BadValueError(f'must be true, false or "auto", not {shown(value)}', hint)
 
 

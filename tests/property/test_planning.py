@@ -62,7 +62,8 @@ def assert_as_wanted(desired: Desired, observed: Observed) -> None:
             barred = is_tagged(nic) and home.bridging is None
             assert tap.master == (None if barred else home.ifindex)
             assert tap.isolated == (nic.isolated and not barred)
-            assert tap.vlans == (nic_vlans(nic) if home.bridging == AWARE else None)
+            heeds = home.bridging is not None and home.bridging.filtering
+            assert tap.vlans == (nic_vlans(nic) if heeds else None)
             assert_filtered(nic, desired, observed)
         present = {nic.id for nic in state.spec.nics}
         for nic in desired.vms[name].nics:

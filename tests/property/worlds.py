@@ -26,7 +26,7 @@ from agent.core.observed import AddressState, DiskState, HostState, LinkState, O
 from agent.core.planning import plan
 from agent.core.routing.filters import Filters, FilterState
 from agent.core.routing.ipv6 import Ipv6State, conf, proxy_delay
-from agent.core.vlans import AWARE, PLAIN, BridgeVlans
+from agent.core.vlans import AWARE, PLAIN, BridgeVlans, PortVlans
 
 BRIDGES = ("br-a", "br-b")
 PORTS = ("eth1", "eth2", "eth3")
@@ -156,7 +156,9 @@ def hosts(draw: st.DrawFn) -> Observed:
     for index, name in enumerate(sorted(foreign), start=20):
         links[name] = LinkState(index, name, draw(st.sampled_from(["bridge", "tun"])))
         if links[name].kind == "bridge":
-            links[name] = replace(links[name], bridging=draw(st.sampled_from(BRIDGINGS)))
+            bridging = draw(st.sampled_from(BRIDGINGS))
+            heeds = bridging is not None and bridging.filtering
+            links[name] = replace(links[name], bridging=bridging, vlans=PortVlans() if heeds else None)
     return Observed(
         links=links,
         disks={f"/srv/{name}.qcow2": DiskState(False, True, False) for name in GUESTS},

@@ -22,6 +22,7 @@ MISTAKES = {
     "queues = true": '3:1: error: queues must be a whole number, 1 to 16, or "auto", not true',
     'queues = "4"': '3:1: error: queues must be a whole number, 1 to 16, or "auto", not "4" (did you mean 4?)',
     'vhost = "on"': '3:1: error: vhost must be true, false or "auto", not "on"',
+    'vhost = ["true"]': '3:1: error: vhost must be true, false or "auto", not an array',
     'vhost = "true"': '3:1: error: vhost must be true, false or "auto", not "true" (did you mean true?)',
     'queues = 2\nmodel = "e1000"': '3:1: error: queues is for virtio NICs, not for model = "e1000"',
     'vhost = true\nmodel = "e1000"': '3:1: error: vhost is for virtio NICs, not for model = "e1000"',

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.conftest import agent
 from tests.netns import ip, network_namespace
 from tests.vlan.world import has_vlans
+
+__all__ = ["agent"]
 
 
 @pytest.fixture(scope="session")

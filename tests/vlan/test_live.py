@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from typing import Any
-
 import pytest
 
 from agent.core.actions import ChangeLink, CreateBridge, EnslavePort
 from agent.core.device_actions import ArmTap
 from agent.core.vlan_actions import ChangeVlans, CreateVlan
 from tests.netns import ip, ip_output
+from tests.vlan.carried import UNTAGGED, bridge_vlan, carried
 from tests.vlan.world import Far, World, made_world, vm
 
 pytestmark = [pytest.mark.kernel("8021q", "bridge-vlan"), pytest.mark.usefixtures("cable")]
@@ -20,31 +17,9 @@ BRIDGE = '[bridge.br0]\nports = ["eth1"]\n'
 UNITS = BRIDGE + vm("fw", ("lan", "trunk = [10, 20]")) + vm("tv", ("lan", "vlan = 20")) + vm("nas", ("lan", ""))
 
 
-def carried() -> dict[str, list[tuple[int, tuple[str, ...]]]]:
-    """What `bridge vlan` says (iproute2 6.1 and later: one entry for each VLAN, or ranges with `vlanEnd`)."""
-    said: list[dict[str, Any]] = json.loads(
-        subprocess.run(["bridge", "-j", "vlan"], capture_output=True, text=True, check=True, timeout=20).stdout
-    )
-    return {
-        port["ifname"]: [
-            (number, tuple(one.get("flags", ())))
-            for one in port["vlans"]
-            for number in range(one["vlan"], one.get("vlanEnd", one["vlan"]) + 1)
-        ]
-        for port in said
-    }
-
-
-UNTAGGED = ("PVID", "Egress Untagged")
-
-
 def changed(world: World) -> set[str]:
     """The ports that were changed since the last edit."""
     return {port.link for one in world.done if isinstance(one, ChangeVlans) for port in one.ports}
-
-
-def bridge_vlan(words: str) -> None:
-    subprocess.run(["bridge", "vlan", *words.split()], check=True, timeout=20)
 
 
 def bridge_says(words: str) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -10,7 +13,7 @@ from agent.core.device_actions import ArmTap
 from agent.core.vlan_actions import ChangeVlans
 from tests.frames import arp
 from tests.netns import ip, ip_output
-from tests.vlan.world import Far, World, frame, made_world, tagged, vm
+from tests.vlan.world import ARRIVES_S, Far, World, frame, made_world, tagged, vm
 
 pytestmark = [pytest.mark.kernel("8021q", "bridge-vlan"), pytest.mark.usefixtures("cable")]
 
@@ -116,20 +119,18 @@ async def test_who_is_held_to_its_addresses_is_so_within_its_tags() -> None:
             (None, mac, ours, False),
         ):
             question = arp(source, source, sender, "192.0.2.1")
-            seen = heard_between(far, lambda q=question, t=tag: router.send(tagged(q, t)))
+            assert isinstance(far, Far)
+            seen = heard_after(far, partial(router.send, tagged(question, tag)))
             assert (tagged(question, tag) in seen) is passes, (tag, source, sender)
 
 
-def heard_between(far: object, send: object) -> list[bytes]:
-    """What comes to an end up to a frame that always comes, sent by the kernel's own bridge."""
-    import select
-
-    assert isinstance(far, Far)
+def heard_after(far: Far, send: Callable[[], None]) -> list[bytes]:
+    """What comes to an end once something was sent."""
     while select.select([far], [], [], 0)[0]:
         far.read()
-    send()  # type: ignore[operator]
+    send()
     found: list[bytes] = []
-    while select.select([far], [], [], 0.2)[0]:
+    while select.select([far], [], [], ARRIVES_S)[0]:
         found.append(far.read())
     return found
 

@@ -49,6 +49,8 @@ VIRTIO_HEADER = 10
 KIND = 0x88B5
 """An ethertype for experiments (IEEE 802)."""
 SOON_S = 20.0
+ARRIVES_S = 0.3
+"""After this a frame is on its way no more: a veth hands it on within the system call that sent it, or soon after."""
 
 Heard = tuple[int | None, str]
 """A frame as it came: its tag, and what was said."""
@@ -211,7 +213,7 @@ class World:
         found: list[Heard] = []
         end = self.ends[name]
         with contextlib.suppress(BlockingIOError):
-            while select.select([end], [], [], 0.05 if isinstance(end, Far) else 0)[0]:
+            while select.select([end], [], [], ARRIVES_S if isinstance(end, Far) else 0)[0]:
                 heard = parsed(end.read())
                 if heard is not None:
                     found.append(heard)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from agent.core.device_actions import ArmTap, ReplugNic
 from agent.core.marks import tap_mark
 from agent.core.model.filters import require_filters
+from agent.core.model.vlans import entered, require_own_vlans
 from agent.core.observed import LinkState, NicBackend, NicState, Observed
 from agent.core.preconditions import require
 
@@ -27,7 +28,9 @@ def with_tap(observed: Observed, action: ArmTap | ReplugNic) -> Observed:
         require_filters(observed, action.vm, action.nic)
         nic, bridge = action.nic, action.bridge_ifindex
         link = LinkState(index, nic.tap, "tun", True, nic.mtu, nic.mac, bridge, mark, multi_queue=nic.queues > 1)
-        seen = _with_link(observed, replace(link, isolated=nic.isolated and bridge is not None))
+        require_own_vlans(nic, bridge, action.vlans)
+        link = entered(observed, replace(link, isolated=nic.isolated and bridge is not None), action.vlans)
+        seen = _with_link(observed, link)
     if isinstance(action, ArmTap) and not action.running:
         return seen
     state = observed.vms[action.vm]

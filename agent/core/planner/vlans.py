@@ -98,17 +98,22 @@ def place_of(draft: Draft, nic: NicSpec) -> Place:
     if link is None or not is_own_bridge(link):
         return Place()
     if nic.bridge not in draft.vlans:
-        return Place(link.ifindex)
+        return Place(link.ifindex, _untagged_in(link))
     if link.bridging is None:
         return Place(barred=True) if is_tagged(nic) else Place(link.ifindex)
     return Place(link.ifindex, nic_vlans(nic)) if link.bridging == AWARE else Place()
+
+
+def _untagged_in(bridge: LinkState) -> PortVlans | None:
+    """What a port gets in a bridge that nothing asks to heed VLANs: one that still does gives its ports none."""
+    return UNTAGGED_PORT if bridge.bridging == AWARE else None
 
 
 def uplink_place(draft: Draft, bridge: LinkState) -> Place:
     """Where a card of a bridge is to be now: it waits as a tap does."""
     wish = draft.vlans.get(bridge.name)
     if wish is None or bridge.bridging is None:
-        return Place(bridge.ifindex)
+        return Place(bridge.ifindex, _untagged_in(bridge))
     return Place(bridge.ifindex, wish.uplink) if bridge.bridging == AWARE else Place()
 
 

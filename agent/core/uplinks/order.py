@@ -69,7 +69,8 @@ def carry(source: LinkPicture, port: LinkPicture, bridge: LinkPicture) -> list[R
     """
     wanted = on_link(source, bridge.ifindex, bridge.name)
     requests = [*_unset(port)]
-    requests += _set_addresses(carried_addresses(wanted))
+    present = {_identity(one) for one in bridge.addresses}  # what the bridge had before keeps the flags that it has
+    requests += _set_addresses([one for one in carried_addresses(wanted) if _identity(one) not in present])
     requests += [_new_route(one) for one in carried_routes(wanted)]
     requests.append(set_link(bridge.ifindex, mac=source.mac))
     return requests + [_new_neighbour(one) for one in wanted.neighbours]
