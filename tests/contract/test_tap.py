@@ -366,7 +366,7 @@ def test_what_keeps_guests_from_vhost(device: str, why: str) -> None:
     assert tap.vhost_problem(device) == why
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/vhost-net"), reason="no vhost-net in this kernel")
+@pytest.mark.kernel("vhost_net")
 def test_vhost_net_is_opened_once_a_queue() -> None:
     fds = tap.open_vhost(3)
     assert len(set(fds)) == 3

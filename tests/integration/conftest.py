@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,10 @@ BRIDGE_LINK = "br-test"
 GUEST = "10.77.0.10"
 
 
-@pytest.fixture
-def agent(request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
-    """An agent that is not started yet; its log is shown when the test fails."""
-    with network_namespace(), tempfile.TemporaryDirectory(prefix="vmhost-test-", dir="/var/tmp") as folder:
+@contextlib.contextmanager
+def agent_in_a_folder() -> Iterator[AgentProcess]:
+    """An agent that is not started yet, in the network namespace of the caller; it ends at the end."""
+    with tempfile.TemporaryDirectory(prefix="vmhost-test-", dir="/var/tmp") as folder:
         process = AgentProcess(Path(folder))
         Path(folder).chmod(0o755)
         process.units.mkdir()
@@ -27,7 +28,17 @@ def agent(request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
             yield process
         finally:
             process.end()
-            log = Path(folder, "agent.log")
+
+
+@pytest.fixture
+def agent(request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
+    """An agent that is not started yet; its log is shown when the test fails."""
+    with network_namespace(), agent_in_a_folder() as process:
+        try:
+            yield process
+        finally:
+            process.end()
+            log = process.folder / "agent.log"
             if log.exists():
                 request.node.add_report_section("teardown", "agent.log", log.read_text(errors="replace")[-20000:])
 

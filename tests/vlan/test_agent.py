@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 
 from tests.agent_process import AgentProcess
 from tests.frames import BROADCAST
-from tests.integration.conftest import bare_vm
+from tests.integration.conftest import agent_in_a_folder, bare_vm
 from tests.integration.waiting import wait_for
-from tests.netns import ip, ip_output
+from tests.netns import ip, ip_output, network_namespace
 from tests.vlan.cable import Cable, Frame
 from tests.vlan.carried import UNTAGGED, Carried, bridge_vlan, carried
 
@@ -30,16 +31,28 @@ def vm(name: str, nic: str) -> str:
     return bare_vm(name, f'[vm.{name}.nic.lan]\nbridge = "br0"\ntap = "{name}-lan"\n{nic}')
 
 
+FW, TV = vm("fw", "trunk = [10, 20]"), vm("tv", "vlan = 20")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[AgentProcess]:
+    """Two guests and the host on one cable, once for all tests: in the virtual lab they take twenty seconds to come."""
+    with network_namespace(), agent_in_a_folder() as agent:
+        ip("link add eth1 type veth peer name far", "link set far up")
+        agent.drop("fw.toml", FW)
+        agent.drop("tv.toml", TV)
+        agent.drop("net.toml", NET)
+        agent.start()
+        yield agent
+
+
 @pytest.fixture
-def running(agent: AgentProcess) -> AgentProcess:
-    """Two guests and the host on one cable."""
-    ip("link add eth1 type veth peer name far", "link set far up")
-    agent.drop("net.toml", NET)
-    agent.drop("fw.toml", vm("fw", "trunk = [10, 20]"))
-    agent.drop("tv.toml", vm("tv", "vlan = 20"))
-    agent.start()
-    agent.vmhost("wait", "in-sync", "--timeout", "60")
-    return agent
+def running(shared: AgentProcess) -> AgentProcess:
+    """All of it as at first, whatever the test before has edited."""
+    for name, text in {"fw.toml": FW, "tv.toml": TV, "net.toml": NET}.items():
+        shared.drop(name, text)
+    shared.vmhost("wait", "in-sync", "--timeout", "60")
+    return shared
 
 
 EXPECTED = {

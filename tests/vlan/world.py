@@ -195,12 +195,15 @@ class World:
 
         A frame is on its way within the sender's system call: when it returns, it is in the queues of all that get it.
         """
-        for name in self.ends:
-            self.drain(name)
+        self._heard(0)
         text = f"from {sender} {time.monotonic_ns()}"
         self.ends[sender].send(frame(text, tag, source))
-        heard = {name: [one for one in self.drain(name) if one[1] == text] for name in self.ends if name != sender}
-        return {name: frames for name, frames in heard.items() if frames}
+        heard = self._heard(ARRIVES_S)
+        return {
+            name: found
+            for name, frames in heard.items()
+            if name != sender and (found := [one for one in frames if one[1] == text])
+        }
 
     def tags(self, sender: str, tag: int | None = None) -> dict[str, int | None]:
         """As `reach`, with the tag that each got it with; once each."""
@@ -208,15 +211,16 @@ class World:
         assert all(len(frames) == 1 for frames in reached.values()), reached
         return {name: frames[0][0] for name, frames in reached.items()}
 
-    def drain(self, name: str) -> list[Heard]:
-        """What has come to an end by now."""
-        found: list[Heard] = []
-        end = self.ends[name]
-        with contextlib.suppress(BlockingIOError):
-            while select.select([end], [], [], ARRIVES_S if isinstance(end, Far) else 0)[0]:
-                heard = parsed(end.read())
-                if heard is not None:
-                    found.append(heard)
+    def _heard(self, quiet_s: float) -> dict[str, list[Heard]]:
+        """What comes to each end until nothing has come to any for so long."""
+        found: dict[str, list[Heard]] = {name: [] for name in self.ends}
+        names = {end.fileno(): name for name, end in self.ends.items()}
+        while ready := select.select(list(names), [], [], quiet_s)[0]:
+            for fd in ready:
+                with contextlib.suppress(BlockingIOError):
+                    heard = parsed(self.ends[names[fd]].read())
+                    if heard is not None:
+                        found[names[fd]].append(heard)
         return found
 
 
