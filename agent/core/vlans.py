@@ -60,6 +60,14 @@ class VlanEntry:
     pvid: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class VlanWish:
+    """What a bridge that is to heed VLANs carries: its cards (`uplink`), and itself (`own`)."""
+
+    uplink: PortVlans
+    own: PortVlans
+
+
 AWARE = BridgeVlans(filtering=True, default_pvid=0)
 """No port is given a VLAN by itself: until its own ones are set, it carries nothing."""
 

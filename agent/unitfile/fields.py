@@ -14,7 +14,6 @@ from agent.unitfile.publish import parse_publish
 from agent.unitfile.uplinks import parse_probe, parse_probe_timeout
 from agent.unitfile.values import BadValueError
 
-FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
 NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 """From a NIC's `model` to QEMU's device."""
 KINDS = ("bridge", "vm", "vlan")

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from agent.core.desired import VmSpec
 from agent.core.errors import UnitError
 from agent.core.text import counted, printable
-from agent.unitfile import schema, values
+from agent.unitfile import fields, schema, values
 from agent.unitfile.claims import Claim, Extract, KeyPath, Reference, extract, extract_names
 from agent.unitfile.machines import Mistake
 from agent.unitfile.positions import position_of
@@ -110,7 +110,7 @@ def _positioned(unit: ParsedUnit, mistakes: Sequence[_Found]) -> tuple[UnitError
 
 def _top_mistakes(top: Mapping[str, object]) -> Iterator[_Found]:
     for key, value in top.items():
-        if key not in schema.KINDS:
+        if key not in fields.KINDS:
             what = "table" if isinstance(value, dict) else "key"
             yield _Found((key,), f"unknown {what} {quoted(key)}", _kind_hint(key))
         elif not isinstance(value, dict):
@@ -118,7 +118,7 @@ def _top_mistakes(top: Mapping[str, object]) -> Iterator[_Found]:
 
 
 def _kind_hint(key: str) -> str:
-    return suggestion(key, schema.KINDS) or "a unit file has [bridge.NAME], [vm.NAME] and [vlan.NAME]"
+    return suggestion(key, fields.KINDS) or "a unit file has [bridge.NAME], [vm.NAME] and [vlan.NAME]"
 
 
 def _read_tables(
@@ -203,8 +203,8 @@ def _in_words(detail: ErrorDetails, keys: Sequence[str]) -> tuple[str, str]:
         return f"unknown key {quoted(key)} in {_header(keys[:-1])}", suggestion(key, schema.keys_of(model))
     if kind == "missing":
         return f"{_header(keys[:-1])} needs {key}", ""
-    if kind in {"greater_than_equal", "less_than_equal"} or (kind == "int_type" and key in schema.BOUNDS):
-        least, most = schema.BOUNDS[key]
+    if kind in {"greater_than_equal", "less_than_equal"} or (kind == "int_type" and key in fields.BOUNDS):
+        least, most = fields.BOUNDS[key]
         return f"{key} must be a whole number, {least} to {most}, not {shown(value)}", _unquoted_hint(value)
     if kind == "literal_error":
         choices = re.findall("'([^']*)'", str(context.get("expected", "")))

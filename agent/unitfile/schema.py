@@ -12,6 +12,7 @@ from agent.core.limits import OTHER_TASKS, POOL_TASKS, tasks_needed
 from agent.unitfile import host_routes, nics, served, values, vlans
 from agent.unitfile.fields import (
     BOOLEAN_OR_DNS,
+    BOUNDS,
     Address,
     After,
     Append,
@@ -59,21 +60,6 @@ from agent.unitfile.publish import nat_mistakes, publish_mistakes
 from agent.unitfile.uplinks import uplink_mistakes
 
 FORMATS = {".qcow2": "qcow2", ".raw": "raw", ".img": "raw"}
-NIC_MODELS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "rtl8139": "rtl8139"}
-"""From a NIC's `model` to QEMU's device."""
-KINDS = ("bridge", "vm", "vlan")
-BOUNDS = {
-    "cpus": (1, 288),
-    "max-cpus": (1, 288),
-    "iops": (1, 1_000_000_000),
-    "mtu": (68, 65535),
-    "cpu-weight": (1, 10000),
-    "io-weight": (1, 10000),
-    "tasks": (1, 1 << 22),
-    "hotplug-slots": (0, 64),
-    "metric": (0, (1 << 32) - 1),
-}
-"""Of each whole number, by its key; tasks up to the number of process numbers (Linux, linux/threads.h)."""
 
 
 class Table(BaseModel):

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from agent.core.actions import Action, key_of
 from agent.core.conditions import Condition
@@ -15,9 +14,7 @@ from agent.core.edits.plugged import is_plugged
 from agent.core.observed import Observed, Reach
 from agent.core.planner.approval import Approval
 from agent.core.planner.room import Room
-
-if TYPE_CHECKING:
-    from agent.core.planner.vlans import VlanWish
+from agent.core.vlans import VlanWish
 
 
 @dataclass(frozen=True, slots=True)

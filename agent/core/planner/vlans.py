@@ -29,6 +29,7 @@ from agent.core.vlans import (
     PLAIN,
     UNTAGGED_PORT,
     PortVlans,
+    VlanWish,
     is_tagged,
     nic_vlans,
     own_vlans,
@@ -37,14 +38,6 @@ from agent.core.vlans import (
 )
 
 NO_VLANS = "this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)"
-
-
-@dataclass(frozen=True, slots=True)
-class VlanWish:
-    """What a bridge that is to heed VLANs carries: its cards (`uplink`), and itself (`own`)."""
-
-    uplink: PortVlans
-    own: PortVlans
 
 
 @dataclass(frozen=True, slots=True)

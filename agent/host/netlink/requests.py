@@ -16,54 +16,22 @@ from agent.core import marks
 from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec, VlanSpec
 from agent.core.vlans import AWARE, BridgeVlans
-from agent.host.netlink import traffic
-from agent.host.netlink.vlans import RTM_DELVLAN, RTM_NEWVLAN, RTNLGRP_BRVLAN
 from agent.host.netlink.wire import Writable
-
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_GETROUTE = 26
-RTM_GETSTATS = 94
-EVENT_NAMES = {
-    RTM_NEWLINK: "newlink",
-    RTM_DELLINK: "dellink",
-    RTM_NEWADDR: "newaddr",
-    RTM_DELADDR: "deladdr",
-    traffic.RTM_NEWQDISC: "newqdisc",
-    traffic.RTM_DELQDISC: "delqdisc",
-    traffic.RTM_NEWTFILTER: "newtfilter",
-    traffic.RTM_DELTFILTER: "deltfilter",
-    RTM_NEWVLAN: "newvlan",
-    RTM_DELVLAN: "delvlan",
-}
-EVENT_GROUPS = (1, 4, 5, 9, RTNLGRP_BRVLAN)
-"""RTNLGRP_LINK, RTNLGRP_TC, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_BRVLAN."""
 
 IFF_UP = 1
 IFA_F_NODAD = 2
-_IFA_F_OPTIMISTIC, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 4, 8, 64
 RT_SCOPE_LINK = 253
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 RTEXT_FILTER_SKIP_STATS = 8
-
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
-_IFLA_TUN_MULTI_QUEUE = 7
-_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_EXT_MASK = 18, 20, 27, 29
-_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_PERM_ADDRESS = 52, 53, 54
-_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57
-_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-_IFLA_PROTINFO, _IFLA_BRPORT_ISOLATED = 12, 33
-_IFLA_BR_STP_STATE, _IFLA_BR_MCAST_SNOOPING, _IFLA_BR_MULTI_BOOLOPT = 5, 23, 46
-_IFLA_BR_VLAN_FILTERING, _IFLA_BR_VLAN_PROTOCOL, _IFLA_BR_VLAN_DEFAULT_PVID = 7, 8, 39
-_IFLA_VLAN_ID = 1
+_IFLA_EXT_MASK = 29
+_IFLA_LINKINFO = 18
+_IFLA_INFO_KIND = 1
+_IFLA_INFO_DATA = 2
+_IFLA_BR_MULTI_BOOLOPT = 46
 _NO_GROUP_LEARNING = 1
 """1 << BR_BOOLOPT_NO_LL_LEARN (linux/if_bridge.h)."""
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 8, 11
-_RTA_DST = 1
 _IFLA_STATS_LINK_64 = 1
-
-_LINK_LOCAL = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
 
 
 class LinkQuery:
