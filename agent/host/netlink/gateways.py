@@ -11,7 +11,6 @@ import struct
 
 from agent.core.errors import ObservationError
 from agent.core.uplinks import attributes as a
-from agent.host.netlink.raw import RawBody
 from agent.host.netlink.wire import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -19,6 +18,7 @@ from agent.host.netlink.wire import (
     KernelRefusedError,
     Message,
     NoAnswerError,
+    RawRequest,
     RequestSocket,
 )
 
@@ -69,7 +69,7 @@ class Asked:
     def _ask(self, kind: int, how: int, fine: Ignoring, flags: int = 0) -> list[Message]:
         try:
             with RequestSocket() as requests, fine:
-                return requests.ask(kind, RawBody(self._body(flags)), how)
+                return requests.ask(kind, RawRequest(self._body(flags)), how)
         except (OSError, KernelRefusedError, NoAnswerError) as error:
             raise ObservationError("netlink", f"neighbour {self.address}: {error}") from error
         return []
@@ -82,7 +82,7 @@ def is_on_link(address: str, ifindex: int) -> bool:
     asked = a.join(a.ROUTE.pack(family, bits, 0, 0, 0, 0, 0, 0, 0), [(a.RTA_DST, ip.packed)])
     try:
         with RequestSocket() as requests, Ignoring(errno.ENETUNREACH, errno.EHOSTUNREACH):
-            for message in requests.ask(RTM_GETROUTE, RawBody(asked)):
+            for message in requests.ask(RTM_GETROUTE, RawRequest(asked)):
                 about = dict(a.split(message.body, a.ROUTE.size))
                 out = struct.unpack("=i", about.get(a.RTA_OIF, bytes(4)))[0]
                 return out == ifindex and a.RTA_GATEWAY not in about and a.RTA_VIA not in about

@@ -72,7 +72,7 @@ class Links(LinkView):
             if made is None:
                 raise OutcomeUnknownError(f"create bridge {spec.name}: it is gone again", reason="LinkGone")
             if made.group_learning:
-                self._ask(said.RTM_NEWLINK, asked.GroupLearning(made.ifindex, on=False))
+                self._ask(said.RTM_NEWLINK, asked.group_learning(made.ifindex, on=False))
             if vlans is not None and made.bridging == AWARE:
                 self._lead_vlans(made.ifindex, vlans, is_bridge=True)
             mark = LinkChange(alias=marks.bridge_mark(spec.name), mtu=spec.mtu, up=True)
@@ -126,7 +126,7 @@ class Links(LinkView):
     def _set(self, ifindex: int, change: LinkChange) -> None:
         """Set fields; a port that is to be isolated is so before it goes up."""
         if change.group_learning is not None:
-            self._ask(said.RTM_NEWLINK, asked.GroupLearning(ifindex, on=change.group_learning))
+            self._ask(said.RTM_NEWLINK, asked.group_learning(ifindex, on=change.group_learning))
         if change.vlans is not None:
             self._require_heeding(change.master)
             self._ask(
@@ -235,7 +235,7 @@ class Links(LinkView):
     def _find(self, ifindex: int) -> LinkState | None:
         """Look at one link in the kernel, past the cache; None when there is none."""
         with Ignoring(errno.ENODEV):
-            for message in self._ask(said.RTM_GETLINK, asked.LinkQuery(ifindex)):
+            for message in self._ask(said.RTM_GETLINK, asked.link_query(ifindex)):
                 return said.link_state(message)
         return None
 

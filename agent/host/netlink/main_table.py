@@ -28,6 +28,7 @@ from agent.host.netlink.wire import (
     KernelRefusedError,
     Message,
     NoAnswerError,
+    RawRequest,
     RequestSocket,
     attributes,
 )
@@ -49,25 +50,6 @@ _NO_FAMILY = {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 _GONE = {errno.ESRCH, errno.ENOENT, errno.ENODEV}
 _DATAGRAMS_AT_ONCE = 64
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-
-
-class _Request:
-    """A request as bytes (struct rtmsg and attributes)."""
-
-    def __init__(self, body: bytes, *about: tuple[int, bytes]) -> None:
-        padded = (struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4) for kind, value in about)
-        self._body = body + b"".join(padded)
-        self._header: dict[str, int] = {}
-        self.data = bytearray()
-
-    def __getitem__(self, key: str) -> dict[str, int]:
-        return {"header": self._header}[key]
-
-    def encode(self) -> None:
-        """Write the message with its header to `data`."""
-        header, length = self._header, 16 + len(self._body)
-        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
-        self.data = bytearray(head + self._body)
 
 
 class MainTable:
@@ -101,7 +83,7 @@ class MainTable:
     def _own(self, names: Mapping[int, str]) -> list[Route]:
         found = []
         for family in _FAMILIES:
-            query = _Request(_RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, PROTOCOL, 0, 0, 0))
+            query = RawRequest(_RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, PROTOCOL, 0, 0, 0))
             try:
                 answer = self._requests.ask(RTM_GETROUTE, query, NLM_F_DUMP)
             except KernelRefusedError as e:
@@ -114,7 +96,7 @@ class MainTable:
     def _foreign(self, keys: frozenset[Key], names: Mapping[int, str]) -> dict[Key, str]:
         found: dict[Key, str] = {}
         for family in {socket.AF_INET6 if ":" in key.to else socket.AF_INET for key in keys}:
-            query = _Request(_RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
+            query = RawRequest(_RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
             self._requests.send(RTM_GETROUTE, query, NLM_F_DUMP)
             count, done = 0, False
             while not done:
@@ -204,7 +186,7 @@ def _route(message: Message, names: Mapping[int, str]) -> Route:
     )
 
 
-def _request(route: Route, ifindex: int, scope: int = RT_SCOPE_UNIVERSE) -> _Request:
+def _request(route: Route, ifindex: int, scope: int = RT_SCOPE_UNIVERSE) -> RawRequest:
     network = ipaddress.ip_network(route.to)
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     header = _RTMSG.pack(family, network.prefixlen, 0, 0, RT_TABLE_MAIN, PROTOCOL, scope, RTN_UNICAST, 0)
@@ -214,7 +196,7 @@ def _request(route: Route, ifindex: int, scope: int = RT_SCOPE_UNIVERSE) -> _Req
     about.append((_RTA_OIF, struct.pack("=i", ifindex)))
     if route.metric:
         about.append((_RTA_PRIORITY, struct.pack("=I", route.metric)))
-    return _Request(header, *about)
+    return RawRequest(header, *about)
 
 
 def _text(route: Route) -> str:

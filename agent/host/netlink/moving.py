@@ -17,9 +17,9 @@ from agent.core.uplinks.carried import LinkPicture, on_link
 from agent.core.uplinks.moves import Move
 from agent.core.uplinks.order import Request, begin, carry, put_back
 from agent.core.vlans import PortVlans
-from agent.host.netlink.raw import RawBody, dump, send_all
+from agent.host.netlink.raw import dump, send_all
 from agent.host.netlink.vlans import RTM_SETLINK, added_vlans
-from agent.host.netlink.wire import Ignoring, KernelRefusedError, NoAnswerError, RequestSocket
+from agent.host.netlink.wire import Ignoring, KernelRefusedError, NoAnswerError, RawRequest, RequestSocket
 
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH, RTM_GETRULE = 18, 22, 26, 30, 34
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
@@ -48,7 +48,7 @@ def _picture(requests: RequestSocket, name: str, ifindex: int) -> LinkPicture | 
     head = _LINK.pack(0, 0, ifindex, 0, 0)
     asked = head if ifindex else a.join(head, [(IFLA_IFNAME, name.encode() + b"\0")])
     with _ABSENT:
-        (link,) = requests.ask(RTM_GETLINK, RawBody(asked))[:1]
+        (link,) = requests.ask(RTM_GETLINK, RawRequest(asked))[:1]
         _, _, index, flags, _ = _LINK.unpack_from(link.body)
         about = dict(a.split(link.body, _LINK.size))
         return LinkPicture(

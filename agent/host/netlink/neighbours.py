@@ -23,6 +23,7 @@ from agent.host.netlink.wire import (
     EventSocket,
     KernelRefusedError,
     NoAnswerError,
+    RawRequest,
     RequestSocket,
     attributes,
     dump,
@@ -45,28 +46,6 @@ _TICK_S = time.clock_getres(6)
 """CLOCK_MONOTONIC_COARSE, which goes by the kernel's tick."""
 
 
-class _Request:
-    """A struct ndmsg with its attributes, as a message for a `RequestSocket`."""
-
-    def __init__(self, body: bytes, **about: bytes) -> None:
-        numbers = {"address": _NDA_DST, "mac": _NDA_LLADDR}
-        self._body = body + b"".join(
-            struct.pack("=HH", 4 + len(value), numbers[kind]) + value + bytes(-len(value) % 4)
-            for kind, value in about.items()
-        )
-        self._header: dict[str, int] = {}
-        self.data = bytearray()
-
-    def __getitem__(self, key: str) -> dict[str, int]:
-        return {"header": self._header}[key]
-
-    def encode(self) -> None:
-        """Write the message with its header to `data`."""
-        header, length = self._header, 16 + len(self._body)
-        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
-        self.data = bytearray(head + self._body)
-
-
 async def learnt_macs() -> Mapping[str, frozenset[int]]:
     """The ports at which bridges have learnt a MAC, by ifindex; not what they have as their own.
 
@@ -74,7 +53,7 @@ async def learnt_macs() -> Mapping[str, frozenset[int]]:
     """
     found: dict[str, set[int]] = {}
     try:
-        async for part in dump(RTM_GETNEIGH, _Request(_NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0))):
+        async for part in dump(RTM_GETNEIGH, RawRequest(_NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0))):
             for message in part:
                 _, ifindex, state, _, _ = _NDMSG.unpack_from(message.body)
                 mac = attributes(message.body, _NDMSG.size).get(_NDA_LLADDR, b"")
@@ -100,9 +79,9 @@ class _Question:
     def key(self) -> tuple[int, bytes]:
         return self.ifindex, self.address
 
-    def request(self, state: int, **about: bytes) -> _Request:
+    def request(self, state: int, mac: bytes = b"") -> RawRequest:
         body = _NDMSG.pack(self.family, self.ifindex, state, 0, 0)
-        return _Request(body, address=self.address, **about)
+        return RawRequest(body, (_NDA_DST, self.address), *([(_NDA_LLADDR, mac)] if mac else []))
 
     def take(self, state: int, requests: RequestSocket) -> None:
         """Take what the kernel says of this neighbour now."""

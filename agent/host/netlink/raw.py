@@ -19,6 +19,7 @@ from agent.host.netlink.wire import (
     KernelRefusedError,
     Message,
     NoAnswerError,
+    RawRequest,
     RequestSocket,
     messages,
 )
@@ -49,27 +50,9 @@ class Asked(Protocol):
         """Refusals that say that it is so already."""
 
 
-class RawBody:
-    """A body as a message for a `RequestSocket`."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._header: dict[str, int] = {}
-        self.data = bytearray()
-
-    def __getitem__(self, key: str) -> dict[str, int]:
-        return {"header": self._header}[key]
-
-    def encode(self) -> None:
-        """Write the message with its header to `data`."""
-        header = self._header
-        head = (16 + len(self._body), header["type"], header["flags"], header["sequence_number"], 0)
-        self.data = bytearray(struct.pack("=IHHII", *head) + self._body)
-
-
 def dump(requests: RequestSocket, kind: int, body: bytes) -> list[Message]:
     """A whole table. Raises KernelRefusedError, NoAnswerError, OSError."""
-    return requests.ask(kind, RawBody(body), NLM_F_DUMP)
+    return requests.ask(kind, RawRequest(body), NLM_F_DUMP)
 
 
 def send_all(requests: Sequence[Asked]) -> None:

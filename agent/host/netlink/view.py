@@ -190,7 +190,7 @@ class LinkView:
             try:
                 self.catch_up()
                 self._cache.begin_look()
-                async for part in dump(said.RTM_GETLINK, asked.LinkQuery()):
+                async for part in dump(said.RTM_GETLINK, asked.link_query()):
                     links += [link for m in part if (link := said.link_state(m)) is not None]
                 async for part in dump(said.RTM_GETADDR, asked.address_query()):
                     addresses += [stated for m in part if (stated := said.address_state(m)) is not None]

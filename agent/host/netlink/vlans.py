@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 
 from agent.core.vlans import PortVlans, Ranges, VlanEntry, difference, port_vlans
-from agent.host.netlink.wire import NLM_F_ACK, Message, Writable, attribute_list, attributes
+from agent.host.netlink.wire import NLM_F_ACK, Message, RawRequest, Writable, attribute_list, attributes, packed
 
 RTM_DELLINK, RTM_SETLINK = 17, 19
 RTM_NEWVLAN, RTM_DELVLAN, RTM_GETVLAN = 112, 113, 114
@@ -27,27 +27,9 @@ Ask = Callable[[int, Writable, int], list[Message]]
 """Send a request and return its answer."""
 
 
-class Raw:
-    """A request whose body is there already."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._header: dict[str, int] = {}
-        self.data = bytearray()
-
-    def __getitem__(self, key: str) -> dict[str, int]:
-        return {"header": self._header}[key]
-
-    def encode(self) -> None:
-        """Write the message with its header to `data`."""
-        header, length = self._header, 16 + len(self._body)
-        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
-        self.data = bytearray(head + self._body)
-
-
 def vlan_query(ifindex: int) -> Writable:
     """The body of the RTM_GETVLAN dump of what one port, or bridge, carries (struct br_vlan_msg)."""
-    return Raw(struct.pack("=BBHI", AF_BRIDGE, 0, 0, ifindex))
+    return RawRequest(struct.pack("=BBHI", AF_BRIDGE, 0, 0, ifindex))
 
 
 def vlan_index(message: Message) -> int:
@@ -90,10 +72,10 @@ def _info(entry: VlanEntry) -> bytes:
     """IFLA_BRIDGE_VLAN_INFO, two of them for a range (struct bridge_vlan_info)."""
     flags = (_UNTAGGED if entry.untagged else 0) | (_PVID if entry.pvid else 0)
     if entry.first == entry.last:
-        return _attribute(_IFLA_BRIDGE_VLAN_INFO, struct.pack("=HH", flags, entry.first))
+        return packed(_IFLA_BRIDGE_VLAN_INFO, struct.pack("=HH", flags, entry.first))
     begin = struct.pack("=HH", flags | _RANGE_BEGIN, entry.first)
     end = struct.pack("=HH", flags | _RANGE_END, entry.last)
-    return _attribute(_IFLA_BRIDGE_VLAN_INFO, begin) + _attribute(_IFLA_BRIDGE_VLAN_INFO, end)
+    return packed(_IFLA_BRIDGE_VLAN_INFO, begin) + packed(_IFLA_BRIDGE_VLAN_INFO, end)
 
 
 def added_vlans(ifindex: int, wanted: PortVlans) -> bytes:
@@ -103,13 +85,9 @@ def added_vlans(ifindex: int, wanted: PortVlans) -> bytes:
 
 
 def _setting(ifindex: int, infos: bytes, *, is_bridge: bool) -> Writable:
-    return Raw(_setting_body(ifindex, infos, is_bridge=is_bridge))
+    return RawRequest(_setting_body(ifindex, infos, is_bridge=is_bridge))
 
 
 def _setting_body(ifindex: int, infos: bytes, *, is_bridge: bool) -> bytes:
-    own = _attribute(_IFLA_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_FLAGS_SELF)) if is_bridge else b""
-    return struct.pack("=BxHiII", AF_BRIDGE, 0, ifindex, 0, 0) + _attribute(_IFLA_AF_SPEC, own + infos)
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+    own = packed(_IFLA_BRIDGE_FLAGS, struct.pack("=H", _BRIDGE_FLAGS_SELF)) if is_bridge else b""
+    return struct.pack("=BxHiII", AF_BRIDGE, 0, ifindex, 0, 0) + packed(_IFLA_AF_SPEC, own + infos)

@@ -83,6 +83,29 @@ class Writable(Protocol):
     def __getitem__(self, key: str) -> dict[str, int]: ...
 
 
+class RawRequest:
+    """A request whose body is written by hand, with attributes: what pyroute2 has no words for, or takes 0.3 ms for."""
+
+    def __init__(self, body: bytes, *about: tuple[int, bytes]) -> None:
+        self._body = body + b"".join(packed(kind, value) for kind, value in about)
+        self._header: dict[str, int] = {}
+        self.data = bytearray()
+
+    def __getitem__(self, key: str) -> dict[str, int]:
+        return {"header": self._header}[key]
+
+    def encode(self) -> None:
+        """Write the message with its header to `data`."""
+        header, length = self._header, 16 + len(self._body)
+        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
+        self.data = bytearray(head + self._body)
+
+
+def packed(kind: int, value: bytes) -> bytes:
+    """An attribute as netlink has it: length, kind, value, filled up to four bytes (struct nlattr)."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 class Message(NamedTuple):
     """A netlink message: its type and what follows its header."""
 
