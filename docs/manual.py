@@ -42,6 +42,7 @@ bridge = "br-lan"
 TABLES = {
     "bridge.NAME": ("BridgeTable", "A bridge on the host."),
     "bridge.NAME.vlan.ID": ("HostVlanTable", "The host's own link in a VLAN of the bridge."),
+    "bridge.NAME.routes": ("RouteTable", "A route of the host by a bridge; routes is a list of such tables."),
     "vlan.NAME": ("VlanTable", "A VLAN link of the host on a link that is no port."),
     "bridge.NAME.dhcp": ("DhcpTable", "A DHCP server on a bridge."),
     "bridge.NAME.dns": ("DnsTable", "A DNS server on a bridge; dns = true is such a table without keys."),

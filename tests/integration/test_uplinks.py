@@ -495,7 +495,7 @@ def test_a_dhcp_client_is_named_and_nothing_is_moved(agent: AgentProcess, provid
     script.write_text(SCRIPT)
     script.chmod(0o755)
     serve = ["dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--bind-interfaces", "--no-ping"]
-    serve += ["--interface=eth0", "--dhcp-range=192.0.2.50,192.0.2.60,1h", f"--dhcp-leasefile={tmp_path}/leases"]
+    serve += ["--interface=eth0", "--dhcp-range=192.0.2.50,192.0.2.59,1h", f"--dhcp-leasefile={tmp_path}/leases"]
     ip("addr flush dev up0 scope global")
     asking = [word.replace("eth0", "up0") for word in ASK if word not in {"-q", "-n"}]
     with (

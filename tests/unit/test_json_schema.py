@@ -13,6 +13,7 @@ import pytest
 from agent.unitfile import schema
 from agent.unitfile.json_schema import TEXTS, json_schema
 from agent.unitfile.parse import parse_unit
+from docs import manual
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "units").rglob("*.toml"))
@@ -203,3 +204,7 @@ def test_shipped_units_name_the_schema_that_is_shipped() -> None:
     for path in UNITS:
         first = path.read_text().splitlines()[0]
         assert (path.parent / first.removeprefix("#:schema ")).resolve() == shipped, path
+
+
+def test_the_manual_has_every_table() -> None:
+    assert sorted(name for name, _ in manual.TABLES.values()) == sorted(SCHEMA["$defs"])
