@@ -16,6 +16,7 @@ from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import AWARE, PLAIN, PortVlans, VlanEntry, difference, nic_vlans, trunk_ranges, uplink_vlans
 from agent.unitfile.parse import parse_unit
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+from tests.unit.unit_directory import Directory, said
 
 TAGGED = replace(NIC, vlan=20)
 WANTED = Desired({"br0": BRIDGE}, {"web": replace(WEB, nics=(TAGGED,))})
@@ -93,6 +94,13 @@ def test_where_the_kernel_knows_none_the_nic_is_taken_out_and_told() -> None:
 def test_a_bridge_without_vlan_keys_is_left_as_it_is() -> None:
     theirs = replace(BRIDGE_LINK, bridging=replace(AWARE, default_pvid=1))
     assert plan(Desired({"br0": BRIDGE}, {"web": WEB}), with_links(theirs, TAP), 0.0).actions == ()
+
+
+def test_a_nic_is_put_on_a_vlan_link_that_a_unit_makes() -> None:
+    vlan = '[vlan.wan]\nlink = "eth0"\nid = 20\n'
+    guest = '[vm.web.nic.wan]\ndirect = "wan"\n'
+    assert said(Directory().save(one=vlan + guest)) == []
+    assert said(Directory().save(one=vlan, two=guest)) == []
 
 
 def test_the_set_of_the_second_seed_has_no_mistake() -> None:
