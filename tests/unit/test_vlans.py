@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.actions import ChangeLink, LinkChange
+from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import Desired
 from agent.core.device_actions import ArmTap
-from agent.core.marks import GROUP
+from agent.core.marks import GROUP, vlan_mark
+from agent.core.observed import LinkState
 from agent.core.planning import plan
 from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import AWARE, PLAIN, PortVlans, VlanEntry, difference, nic_vlans, trunk_ranges, uplink_vlans
 from agent.unitfile.parse import parse_unit
-from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, CARD, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
 from tests.unit.unit_directory import Directory, said
 
 TAGGED = replace(NIC, vlan=20)
@@ -101,6 +102,31 @@ def test_a_nic_is_put_on_a_vlan_link_that_a_unit_makes() -> None:
     guest = '[vm.web.nic.wan]\ndirect = "wan"\n'
     assert said(Directory().save(one=vlan + guest)) == []
     assert said(Directory().save(one=vlan, two=guest)) == []
+
+
+CARRIER = LinkState(20, "wan", "vlan", True, alias=vlan_mark("wan"), group=GROUP, vlan_id=20, lower=2)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_vlan_link_that_no_unit_names_stays_beneath_a_guest_that_runs(alive: bool) -> None:
+    nic = replace(NIC, bridge="", direct="wan")
+    macvtap = replace(TAP, kind="macvtap", mac=NIC.mac, master=None, lower=20)
+    spec = replace(WEB, nics=(nic,))
+    runs = replace(RUNS, vms={"web": replace(RUNNING, spec=spec, alive=alive)}, opened=frozenset({"web-lan"}))
+    wanted = Desired({}, {"web": replace(spec, nics=(replace(nic, direct="eth1"),))})
+    decided = plan(wanted, with_links(CARD, CARRIER, macvtap, of=runs), 0.0)
+    assert ("wan" in [a.link for a in decided.actions if isinstance(a, DeleteLink)]) is not alive
+    assert (("vlan/wan", "StillNeeded") in types(decided)) is alive
+
+
+def test_a_vlan_link_that_no_unit_names_stays_in_a_bridge_that_guests_use() -> None:
+    port = replace(CARRIER, master=10)
+    bridge = replace(BRIDGE, ports=("wan",))
+    world = with_links(CARD, port, BRIDGE_LINK, TAP)
+    wanted = Desired({}, {"web": WEB}, retained={"br0": bridge})
+    assert plan(wanted, world, 0.0).actions == ()
+    gone = plan(Desired({"br0": BRIDGE}, {"web": WEB}), world, 0.0)
+    assert [a.link for a in gone.actions if isinstance(a, DeleteLink)] == ["wan"]
 
 
 def test_the_set_of_the_second_seed_has_no_mistake() -> None:

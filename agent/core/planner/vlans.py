@@ -10,7 +10,9 @@ from agent.core.desired import BridgeSpec, Desired, NicSpec, VlanSpec, VmSpec
 from agent.core.marks import (
     GROUP,
     bridge_resource,
+    guest_of,
     is_own_bridge,
+    is_own_macvtap,
     is_own_vlan,
     port_resource,
     tap_mark,
@@ -251,9 +253,22 @@ def plan_vlan_links(draft: Draft, desired: Desired, bridges: Mapping[str, Bridge
         if link.kind != "vlan":
             continue
         if is_own_vlan(link) and link.name not in kept and desired.complete:
-            resource = vlan_resource(link.name)
-            draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
+            _plan_unwanted_link(draft, link, homes)
         _tell_if_on_port(draft, link, homes)
+
+
+def _plan_unwanted_link(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> None:
+    """Delete a VLAN link that no unit names any more, unless a guest or a bridge goes on by it."""
+    resource, links = vlan_resource(link.name), draft.observed.links.values()
+    users = [ports[link.name]] if link.name in ports and link.master is not None else []
+    macvtaps = (one for one in links if one.lower == link.ifindex and is_own_macvtap(one))
+    alive = {name for name, state in draft.observed.vms.items() if state.alive}
+    users += [guest for one in macvtaps if (guest := guest_of(one.alias)) in alive]
+    if users:
+        message = f"no unit wants {link.name} any more, but {', '.join(sorted({*users}))} still uses it; it stays"
+        draft.tell(resource, "StillNeeded", f"{message} until it is used no more")
+        return
+    draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
 
 
 def _tell_if_on_port(draft: Draft, vlan: LinkState, ports: Mapping[str, str]) -> None:
