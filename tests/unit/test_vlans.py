@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.actions import ChangeLink, DeleteLink, LinkChange
+from agent.core.actions import ChangeLink, DeleteLink, LaunchVm, LinkChange
 from agent.core.desired import Desired
 from agent.core.device_actions import ArmTap
 from agent.core.marks import GROUP, vlan_mark
+from agent.core.model.host import apply
 from agent.core.observed import LinkState
 from agent.core.planning import plan
 from agent.core.vlan_actions import ChangeVlans
@@ -133,3 +134,19 @@ def test_the_set_of_the_second_seed_has_no_mistake() -> None:
     files = sorted(Path(__file__).parents[2].glob("units/vlan-firewall/*.toml"))
     assert len(files) == 3
     assert [error for file in files for error in parse_unit(file.name, file.read_bytes()).errors] == []
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["its last launch is known", "it is not"])
+def test_a_guest_is_started_once_its_tap_carries_what_its_unit_says_by_now(ended: bool) -> None:
+    moved = Desired({"br0": BRIDGE}, {"web": replace(WEB, nics=(replace(NIC, vlan=30),))})
+    state = replace(RUNNING, spec=replace(WEB, nics=(TAGGED,)), alive=False, nics={})
+    world = with_links(HEEDS, replace(TAP, vlans=ACCESS), of=replace(RUNS, vms={"web": state} if ended else {}))
+    for _ in range(9):
+        actions = plan(moved, world, 0.0).actions
+        launches = [one for one in actions if isinstance(one, LaunchVm)]
+        if launches:
+            break
+        for action in actions:
+            world = apply(world, action)
+    assert launches
+    assert world.links["web-lan"].vlans == PortVlans(untagged=((30, 30),), pvid=30)

@@ -106,6 +106,14 @@ def place_of(draft: Draft, nic: NicSpec) -> Place:
     return Place(link.ifindex, nic_vlans(nic)) if link.bridging == AWARE else Place()
 
 
+def carries_its_own(place: Place, tap: LinkState) -> bool:
+    """Whether a tap that is where it is to be has the VLANs of its NIC, as far as is known: a guest starts with them.
+
+    It may have had others when its guest last ran; its bridge's own resource sets them.
+    """
+    return place.vlans is None or tap.master != place.bridge or tap.vlans in (None, place.vlans)
+
+
 def _untagged_in(bridge: LinkState) -> PortVlans | None:
     """What a port gets in a bridge that nothing asks to heed VLANs: one that still does gives its ports none."""
     return UNTAGGED_PORT if bridge.bridging == AWARE else None
