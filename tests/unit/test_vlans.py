@@ -150,3 +150,14 @@ def test_a_guest_is_started_once_its_tap_carries_what_its_unit_says_by_now(ended
             world = apply(world, action)
     assert launches
     assert world.links["web-lan"].vlans == PortVlans(untagged=((30, 30),), pvid=30)
+
+
+def test_an_adopted_bridge_that_is_left_heeding_vlans_keeps_no_tap_in_one_of_before() -> None:
+    theirs = replace(HEEDS, group=0)
+    adopting = Desired({"br0": replace(BRIDGE, adopt=True)}, {"web": WEB})
+    runs = replace(RUNS, vms={"web": replace(RUNNING, spec=WEB)})
+    (action,) = plan(adopting, with_links(theirs, replace(TAP, vlans=ACCESS), of=runs), 0.0).actions
+    assert isinstance(action, ChangeVlans)
+    assert (action.setting, [(one.link, one.vlans) for one in action.ports]) == (AWARE, [("web-lan", OWN)])
+    settled = plan(adopting, with_links(theirs, replace(TAP, vlans=OWN), of=runs), 0.0)
+    assert (settled.actions, types(settled)) == ((), [("bridge/br0/vlans", "VlansLeft")])

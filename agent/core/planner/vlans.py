@@ -133,7 +133,8 @@ def plan_bridge_vlans(
     """Plan what bridges and their ports carry, each bridge with all of its ports one resource."""
     tagged: list[tuple[str, NicSpec]] = []
     taps: dict[int, list[tuple[LinkState, NicSpec]]] = {}
-    if draft.vlans:
+    aware = any(link is not None and link.bridging == AWARE for link in map(draft.observed.links.get, bridges))
+    if draft.vlans or aware:
         for name, nic, link in _taps(draft.observed, specs):
             if nic.bridge in draft.vlans and is_tagged(nic):
                 tagged.append((name, nic))
@@ -144,10 +145,10 @@ def plan_bridge_vlans(
         if link is None or not is_own_bridge(link):
             continue
         wish = draft.vlans.get(name)
+        members = [one for one in taps.get(link.ifindex, ()) if one[1].bridge == name]
         if wish is None:
-            _plan_plain(draft, spec, link, _cards(link, ports))
+            _plan_plain(draft, spec, link, _cards(link, ports), members)
         elif link.bridging is not None:
-            members = [one for one in taps.get(link.ifindex, ()) if one[1].bridge == name]
             _plan_aware(draft, link, wish, _cards(link, ports), members)
     _tell_unsupported(draft, tagged)
     _tell_unserved(draft, bridges, tagged)
@@ -176,18 +177,26 @@ def _plan_aware(
 ) -> None:
     wanted = [(bridge, wish.own), *((link, wish.uplink) for link in cards)]
     wanted += [(link, nic_vlans(nic)) for link, nic in taps]
-    resource, all_right = vlans_resource(bridge.name), bridge.bridging == AWARE
-    if not all_right:
+    if bridge.bridging != AWARE:
+        resource = vlans_resource(bridge.name)
         known = {link.ifindex for link, _ in wanted}
         wanted += [(link, PortVlans()) for link in _leaving(draft.observed, bridge) if link.ifindex not in known]
-    differing = [
+        settings = tuple(PortSetting(link.name, link.ifindex, vlans) for link, vlans in wanted)
+        draft.propose(ChangeVlans(resource, Reason.SETTINGS, bridge.name, bridge.ifindex, AWARE, settings))
+        return
+    _set_differing(draft, bridge, wanted)
+
+
+def _set_differing(draft: Draft, bridge: LinkState, wanted: list[tuple[LinkState, PortVlans]]) -> None:
+    """Plan what ports of a bridge that heeds VLANs are to carry, as far as they do not yet."""
+    differing = tuple(
         PortSetting(link.name, link.ifindex, vlans)
         for link, vlans in wanted
-        if not all_right or (link.vlans is not None and link.vlans != vlans)
-    ]
+        if link.vlans is not None and link.vlans != vlans
+    )
     if differing:
-        reason = Reason.VLAN if all_right else Reason.SETTINGS
-        draft.propose(ChangeVlans(resource, reason, bridge.name, bridge.ifindex, AWARE, tuple(differing)))
+        resource = vlans_resource(bridge.name)
+        draft.propose(ChangeVlans(resource, Reason.VLAN, bridge.name, bridge.ifindex, AWARE, differing))
 
 
 def _leaving(observed: Observed, bridge: LinkState) -> list[LinkState]:
@@ -197,10 +206,13 @@ def _leaving(observed: Observed, bridge: LinkState) -> list[LinkState]:
     return [one for one in ports if one.name in ours or one.alias.startswith("vmhost:tap/")]
 
 
-def _plan_plain(draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[LinkState]) -> None:
+def _plan_plain(
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[LinkState], own: list[tuple[LinkState, NicSpec]]
+) -> None:
     """A bridge of ours that heeds VLANs as only we have it do heeds none once nothing asks for it any more.
 
-    Not before a tap has left that is still to go elsewhere. One that was adopted may have heeded them before.
+    Not before a tap has left that is still to go elsewhere. One that was adopted may have heeded them before; of that
+    only the taps of its `own` NICs are ours to set.
     """
     seen, links = bridge.bridging, draft.observed.links
     if seen is None or not seen.filtering or seen.default_pvid != AWARE.default_pvid:
@@ -209,6 +221,8 @@ def _plan_plain(draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[L
         message = f"{spec.name} heeds VLANs, which no unit asks for: it was adopted, and is left so"
         mend = f"`ip link set {spec.name} type bridge vlan_filtering 0 vlan_default_pvid 1` ends that"
         draft.tell(vlans_resource(spec.name), "VlansLeft", f"{message}; {mend}", deviates=False)
+        if seen == AWARE:
+            _set_differing(draft, bridge, [(link, nic_vlans(nic)) for link, nic in own])
         return
     homes = {
         tap_mark(name, nic.id): nic.bridge
