@@ -159,3 +159,12 @@ def test_an_adopted_bridge_that_is_left_heeding_vlans_keeps_no_tap_in_one_of_bef
     assert (action.setting, [(one.link, one.vlans) for one in action.ports]) == (AWARE, [("web-lan", OWN)])
     settled = plan(adopting, with_links(theirs, replace(TAP, vlans=OWN), of=runs), 0.0)
     assert (settled.actions, types(settled)) == ((), [("bridge/br0/vlans", "VlansLeft")])
+
+
+def test_a_vlan_link_that_somebody_has_on_the_bridge_goes_on_when_that_begins_to_heed_vlans() -> None:
+    theirs = LinkState(40, "br0.30", "vlan", True, vlan_id=30, lower=10)
+    plain = replace(BRIDGE_LINK, bridging=PLAIN, group=GROUP)
+    (action,) = plan(WANTED, with_links(plain, theirs, TAP, of=RUNS), 0.0).actions
+    assert isinstance(action, ChangeVlans)
+    assert action.ports[0].vlans == replace(OWN, tagged=((30, 30),))
+    assert plan(Desired({"br0": BRIDGE}, {"web": WEB}), with_links(plain, theirs, TAP), 0.0).actions == ()

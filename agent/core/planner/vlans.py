@@ -74,10 +74,20 @@ def vlan_wishes(
         if nic.vlan is not None or nic.trunk:
             tagged.setdefault(nic.bridge, []).append(nic)
     names = [name for name in bridges if name in links or name in tagged]
+    for link in observed.links.values():
+        if link.kind == "vlan" and link.vlan_id is not None and not is_own_vlan(link):
+            lower = next((name for name in names if _index(observed, name) == link.lower), None)
+            if lower is not None:  # somebody else's, which worked as long as the bridge heeded none
+                links.setdefault(lower, []).append(link.vlan_id)
     return {
         name: VlanWish(uplink_vlans(tagged.get(name, ()), links.get(name, ())), own_vlans(links.get(name, ())))
         for name in names
     }
+
+
+def _index(observed: Observed, name: str) -> int:
+    link = observed.links.get(name)
+    return link.ifindex if link is not None else 0
 
 
 def _all_nics(desired: Desired, observed: Observed, specs: Mapping[str, VmSpec]) -> Iterator[NicSpec]:
