@@ -190,16 +190,16 @@ def _rivals(one: _Held, other: _Held) -> bool:
         return False
     if one.claim.kind == "port" and not _published(one.claim).meets(_published(other.claim)):
         return False
-    if _is_own_port(one.claim, other.claim) or _is_own_port(other.claim, one.claim):
+    if _is_upon(one.claim, other.claim) or _is_upon(other.claim, one.claim):
         return False
     if one.path == other.path:
         return one.is_new == other.is_new
     return one.claim.kind == "name" or one.claim.resource != other.claim.resource
 
 
-def _is_own_port(port: Claim, vlan: Claim) -> bool:
-    """Whether one claim makes a VLAN link, and the other has it as a port of a bridge."""
-    return (port.role, vlan.role) == ("port", "vlan") and vlan.resource.startswith("vlan/")
+def _is_upon(user: Claim, vlan: Claim) -> bool:
+    """Whether one claim makes a VLAN link, and the other has it as a port of a bridge or puts a direct NIC on it."""
+    return user.role in {"port", "direct"} and vlan.role == "vlan" and vlan.resource.startswith("vlan/")
 
 
 def _words(held: _Held, rival: _Held) -> tuple[str, str]:

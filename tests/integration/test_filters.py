@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -202,6 +203,14 @@ def test_dhcp_neither_leaves_nor_enters_by_a_port(world: World) -> None:
             outside.ask("send_frames", [frames["offer"].hex(), frames["ask"].hex(), END.hex()])
             found = world.db.ask("heard_frames", END.hex(), 5.0)
             assert (offer.hex() in found, ask.hex() in found) == (passes, passes)
+            for id_, free in ((20, True), (1, passes)):  # a packet socket shows them without their tags
+                inside_out, outside_in = (one[:12] + struct.pack("!HH", 0x8100, id_) + one[12:] for one in (ask, offer))
+                outside.ask("hear_frames")
+                world.web.ask("send_frames", [inside_out.hex(), END.hex()])
+                assert (ask.hex() in outside.ask("heard_frames", END.hex(), 5.0)) is free, id_
+                world.db.ask("hear_frames")
+                outside.ask("send_frames", [outside_in.hex(), END.hex()])
+                assert (offer.hex() in world.db.ask("heard_frames", END.hex(), 5.0)) is free, id_
 
 
 LISTS = f"""allow = ["22/tcp", "80/udp from {DB}", "icmp", "80-90/tcp to 192.168.0.0/24", "80/udp to 0.0.0.0/0"]

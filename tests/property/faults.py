@@ -127,6 +127,8 @@ def _with_backend(observed: Observed, tap: str, backend: NicState) -> Observed:
 
 def unlimit(links: Links, tap: LinkState, kind: str) -> Links:
     """What somebody may do to a limit, and every point at which the making or taking away of one may be interrupted."""
+    if tap.kind == "macvtap":
+        return links  # never limited
     vm, nic = tap.alias.removeprefix("vmhost:tap/").split("/")
     name = derived_ifb(vm, nic)
     ifb = links.pop(name, LinkState(500 + tap.ifindex, name, "ifb"))

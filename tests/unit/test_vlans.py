@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.actions import ChangeLink, LinkChange
+from agent.core.actions import ChangeLink, DeleteLink, LaunchVm, LinkChange
 from agent.core.desired import Desired
 from agent.core.device_actions import ArmTap
-from agent.core.marks import GROUP
+from agent.core.marks import GROUP, vlan_mark
+from agent.core.model.host import apply
+from agent.core.observed import LinkState
 from agent.core.planning import plan
 from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import AWARE, PLAIN, PortVlans, VlanEntry, difference, nic_vlans, trunk_ranges, uplink_vlans
 from agent.unitfile.parse import parse_unit
-from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, CARD, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+from tests.unit.unit_directory import Directory, said
 
 TAGGED = replace(NIC, vlan=20)
 WANTED = Desired({"br0": BRIDGE}, {"web": replace(WEB, nics=(TAGGED,))})
@@ -95,7 +98,73 @@ def test_a_bridge_without_vlan_keys_is_left_as_it_is() -> None:
     assert plan(Desired({"br0": BRIDGE}, {"web": WEB}), with_links(theirs, TAP), 0.0).actions == ()
 
 
+def test_a_nic_is_put_on_a_vlan_link_that_a_unit_makes() -> None:
+    vlan = '[vlan.wan]\nlink = "eth0"\nid = 20\n'
+    guest = '[vm.web.nic.wan]\ndirect = "wan"\n'
+    assert said(Directory().save(one=vlan + guest)) == []
+    assert said(Directory().save(one=vlan, two=guest)) == []
+
+
+CARRIER = LinkState(20, "wan", "vlan", True, alias=vlan_mark("wan"), group=GROUP, vlan_id=20, lower=2)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_vlan_link_that_no_unit_names_stays_beneath_a_guest_that_runs(alive: bool) -> None:
+    nic = replace(NIC, bridge="", direct="wan")
+    macvtap = replace(TAP, kind="macvtap", mac=NIC.mac, master=None, lower=20)
+    spec = replace(WEB, nics=(nic,))
+    runs = replace(RUNS, vms={"web": replace(RUNNING, spec=spec, alive=alive)}, opened=frozenset({"web-lan"}))
+    wanted = Desired({}, {"web": replace(spec, nics=(replace(nic, direct="eth1"),))})
+    decided = plan(wanted, with_links(CARD, CARRIER, macvtap, of=runs), 0.0)
+    assert ("wan" in [a.link for a in decided.actions if isinstance(a, DeleteLink)]) is not alive
+    assert (("vlan/wan", "StillNeeded") in types(decided)) is alive
+
+
+def test_a_vlan_link_that_no_unit_names_stays_in_a_bridge_that_guests_use() -> None:
+    port = replace(CARRIER, master=10)
+    bridge = replace(BRIDGE, ports=("wan",))
+    world = with_links(CARD, port, BRIDGE_LINK, TAP)
+    wanted = Desired({}, {"web": WEB}, retained={"br0": bridge})
+    assert plan(wanted, world, 0.0).actions == ()
+    gone = plan(Desired({"br0": BRIDGE}, {"web": WEB}), world, 0.0)
+    assert [a.link for a in gone.actions if isinstance(a, DeleteLink)] == ["wan"]
+
+
 def test_the_set_of_the_second_seed_has_no_mistake() -> None:
     files = sorted(Path(__file__).parents[2].glob("units/vlan-firewall/*.toml"))
     assert len(files) == 3
     assert [error for file in files for error in parse_unit(file.name, file.read_bytes()).errors] == []
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["its last launch is known", "it is not"])
+def test_a_guest_is_started_once_its_tap_carries_what_its_unit_says_by_now(ended: bool) -> None:
+    moved = Desired({"br0": BRIDGE}, {"web": replace(WEB, nics=(replace(NIC, vlan=30),))})
+    state = replace(RUNNING, spec=replace(WEB, nics=(TAGGED,)), alive=False, nics={})
+    world = with_links(HEEDS, replace(TAP, vlans=ACCESS), of=replace(RUNS, vms={"web": state} if ended else {}))
+    actions = plan(moved, world, 0.0).actions
+    while actions and not any(isinstance(one, LaunchVm) for one in actions):
+        for action in actions:
+            world = apply(world, action)
+        actions = plan(moved, world, 0.0).actions
+    assert actions
+    assert world.links["web-lan"].vlans == PortVlans(untagged=((30, 30),), pvid=30)
+
+
+def test_an_adopted_bridge_that_is_left_heeding_vlans_keeps_no_tap_in_one_of_before() -> None:
+    theirs = replace(HEEDS, group=0)
+    adopting = Desired({"br0": replace(BRIDGE, adopt=True)}, {"web": WEB})
+    runs = replace(RUNS, vms={"web": replace(RUNNING, spec=WEB)})
+    (action,) = plan(adopting, with_links(theirs, replace(TAP, vlans=ACCESS), of=runs), 0.0).actions
+    assert isinstance(action, ChangeVlans)
+    assert (action.setting, [(one.link, one.vlans) for one in action.ports]) == (AWARE, [("web-lan", OWN)])
+    settled = plan(adopting, with_links(theirs, replace(TAP, vlans=OWN), of=runs), 0.0)
+    assert (settled.actions, types(settled)) == ((), [("bridge/br0/vlans", "VlansLeft")])
+
+
+def test_a_vlan_link_that_somebody_has_on_the_bridge_goes_on_when_that_begins_to_heed_vlans() -> None:
+    theirs = LinkState(40, "br0.30", "vlan", True, vlan_id=30, lower=10)
+    plain = replace(BRIDGE_LINK, bridging=PLAIN, group=GROUP)
+    (action,) = plan(WANTED, with_links(plain, theirs, TAP, of=RUNS), 0.0).actions
+    assert isinstance(action, ChangeVlans)
+    assert action.ports[0].vlans == replace(OWN, tagged=((30, 30),))
+    assert plan(Desired({"br0": BRIDGE}, {"web": WEB}), with_links(plain, theirs, TAP), 0.0).actions == ()

@@ -79,6 +79,7 @@ from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.services.actions import ReloadService, StartService, StopService
 from agent.core.tuning_actions import ChangeMedium, PlugCpus, TuneVm
 from agent.core.vlan_actions import ChangeVlans, CreateVlan
+from agent.core.vlans import nic_vlans
 
 
 def apply(observed: Observed, action: Action, now_s: float = 0.0) -> Observed:
@@ -252,6 +253,7 @@ def _launch(observed: Observed, action: LaunchVm) -> Observed:
         _require(not nic.direct or nic.tap in observed.opened, f"{nic.tap} is open")
         fits = link is not None and link.multi_queue == (nic.queues > 1)
         _require(bool(nic.direct) or fits, f"{nic.tap} takes {nic.queues} descriptors")
+        _require(link is None or link.vlans in (None, nic_vlans(nic)), f"{nic.tap} has its VLANs")
     _require(all(observed.disks[disk.path].exists for disk in spec.disks if disk.path), "all disks are there")
     nics: Mapping[str, NicState] = {nic.id: NicState(NicBackend.ATTACHED, nic.tap) for nic in spec.nics}
     shortage = Room({}, replace(observed, in_flight={}, short=frozenset())).shortage(spec)

@@ -20,7 +20,7 @@ from agent.core.planner.disks import asks_to_let_go
 from agent.core.planner.draft import Draft
 from agent.core.planner.pauses import STILL
 from agent.core.planner.rates import plan_rate
-from agent.core.planner.vlans import place_of
+from agent.core.planner.vlans import carries_its_own, place_of
 from agent.core.qemu.argv import nic_id
 from agent.core.qemu.platform import MICROVM
 from agent.core.reasons import Reason
@@ -180,7 +180,7 @@ def _plan_tap_before_launch(draft: Draft, spec: VmSpec, nic: NicSpec) -> bool:
         draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
         return False
     right, limited = _maintain_tap(draft, spec.name, nic, link), plan_rate(draft, spec.name, nic, link)
-    if draft.is_gated(spec.name, nic.id):
+    if draft.is_gated(spec.name, nic.id) or not carries_its_own(place_of(draft, nic), link):
         draft.tell_deviating(resource)
         return False
     return right and limited and resource not in draft.observed.in_flight

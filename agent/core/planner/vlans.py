@@ -10,7 +10,9 @@ from agent.core.desired import BridgeSpec, Desired, NicSpec, VlanSpec, VmSpec
 from agent.core.marks import (
     GROUP,
     bridge_resource,
+    guest_of,
     is_own_bridge,
+    is_own_macvtap,
     is_own_vlan,
     port_resource,
     tap_mark,
@@ -65,10 +67,20 @@ def vlan_wishes(
         if nic.vlan is not None or nic.trunk:
             tagged.setdefault(nic.bridge, []).append(nic)
     names = [name for name in bridges if name in links or name in tagged]
+    for link in observed.links.values():
+        if link.kind == "vlan" and link.vlan_id is not None and not is_own_vlan(link):
+            lower = next((name for name in names if _index(observed, name) == link.lower), None)
+            if lower is not None:  # somebody else's, which worked as long as the bridge heeded none
+                links.setdefault(lower, []).append(link.vlan_id)
     return {
         name: VlanWish(uplink_vlans(tagged.get(name, ()), links.get(name, ())), own_vlans(links.get(name, ())))
         for name in names
     }
+
+
+def _index(observed: Observed, name: str) -> int:
+    link = observed.links.get(name)
+    return link.ifindex if link is not None else 0
 
 
 def _all_nics(desired: Desired, observed: Observed, specs: Mapping[str, VmSpec]) -> Iterator[NicSpec]:
@@ -97,6 +109,14 @@ def place_of(draft: Draft, nic: NicSpec) -> Place:
     return Place(link.ifindex, nic_vlans(nic)) if link.bridging == AWARE else Place()
 
 
+def carries_its_own(place: Place, tap: LinkState) -> bool:
+    """Whether a tap that is where it is to be has the VLANs of its NIC, as far as is known: a guest starts with them.
+
+    It may have had others when its guest last ran; its bridge's own resource sets them.
+    """
+    return place.vlans is None or tap.master != place.bridge or tap.vlans in (None, place.vlans)
+
+
 def _untagged_in(bridge: LinkState) -> PortVlans | None:
     """What a port gets in a bridge that nothing asks to heed VLANs: one that still does gives its ports none."""
     return UNTAGGED_PORT if bridge.bridging == AWARE else None
@@ -116,7 +136,8 @@ def plan_bridge_vlans(
     """Plan what bridges and their ports carry, each bridge with all of its ports one resource."""
     tagged: list[tuple[str, NicSpec]] = []
     taps: dict[int, list[tuple[LinkState, NicSpec]]] = {}
-    if draft.vlans:
+    aware = any(link is not None and link.bridging == AWARE for link in map(draft.observed.links.get, bridges))
+    if draft.vlans or aware:
         for name, nic, link in _taps(draft.observed, specs):
             if nic.bridge in draft.vlans and is_tagged(nic):
                 tagged.append((name, nic))
@@ -127,10 +148,10 @@ def plan_bridge_vlans(
         if link is None or not is_own_bridge(link):
             continue
         wish = draft.vlans.get(name)
+        members = [one for one in taps.get(link.ifindex, ()) if one[1].bridge == name]
         if wish is None:
-            _plan_plain(draft, spec, link, _cards(link, ports))
+            _plan_plain(draft, spec, link, _cards(link, ports), members)
         elif link.bridging is not None:
-            members = [one for one in taps.get(link.ifindex, ()) if one[1].bridge == name]
             _plan_aware(draft, link, wish, _cards(link, ports), members)
     _tell_unsupported(draft, tagged)
     _tell_unserved(draft, bridges, tagged)
@@ -159,18 +180,26 @@ def _plan_aware(
 ) -> None:
     wanted = [(bridge, wish.own), *((link, wish.uplink) for link in cards)]
     wanted += [(link, nic_vlans(nic)) for link, nic in taps]
-    resource, all_right = vlans_resource(bridge.name), bridge.bridging == AWARE
-    if not all_right:
+    if bridge.bridging != AWARE:
+        resource = vlans_resource(bridge.name)
         known = {link.ifindex for link, _ in wanted}
         wanted += [(link, PortVlans()) for link in _leaving(draft.observed, bridge) if link.ifindex not in known]
-    differing = [
+        settings = tuple(PortSetting(link.name, link.ifindex, vlans) for link, vlans in wanted)
+        draft.propose(ChangeVlans(resource, Reason.SETTINGS, bridge.name, bridge.ifindex, AWARE, settings))
+        return
+    _set_differing(draft, bridge, wanted)
+
+
+def _set_differing(draft: Draft, bridge: LinkState, wanted: list[tuple[LinkState, PortVlans]]) -> None:
+    """Plan what ports of a bridge that heeds VLANs are to carry, as far as they do not yet."""
+    differing = tuple(
         PortSetting(link.name, link.ifindex, vlans)
         for link, vlans in wanted
-        if not all_right or (link.vlans is not None and link.vlans != vlans)
-    ]
+        if link.vlans is not None and link.vlans != vlans
+    )
     if differing:
-        reason = Reason.VLAN if all_right else Reason.SETTINGS
-        draft.propose(ChangeVlans(resource, reason, bridge.name, bridge.ifindex, AWARE, tuple(differing)))
+        resource = vlans_resource(bridge.name)
+        draft.propose(ChangeVlans(resource, Reason.VLAN, bridge.name, bridge.ifindex, AWARE, differing))
 
 
 def _leaving(observed: Observed, bridge: LinkState) -> list[LinkState]:
@@ -180,10 +209,13 @@ def _leaving(observed: Observed, bridge: LinkState) -> list[LinkState]:
     return [one for one in ports if one.name in ours or one.alias.startswith("vmhost:tap/")]
 
 
-def _plan_plain(draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[LinkState]) -> None:
+def _plan_plain(
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[LinkState], own: list[tuple[LinkState, NicSpec]]
+) -> None:
     """A bridge of ours that heeds VLANs as only we have it do heeds none once nothing asks for it any more.
 
-    Not before a tap has left that is still to go elsewhere. One that was adopted may have heeded them before.
+    Not before a tap has left that is still to go elsewhere. One that was adopted may have heeded them before; of that
+    only the taps of its `own` NICs are ours to set.
     """
     seen, links = bridge.bridging, draft.observed.links
     if seen is None or not seen.filtering or seen.default_pvid != AWARE.default_pvid:
@@ -192,6 +224,8 @@ def _plan_plain(draft: Draft, spec: BridgeSpec, bridge: LinkState, cards: list[L
         message = f"{spec.name} heeds VLANs, which no unit asks for: it was adopted, and is left so"
         mend = f"`ip link set {spec.name} type bridge vlan_filtering 0 vlan_default_pvid 1` ends that"
         draft.tell(vlans_resource(spec.name), "VlansLeft", f"{message}; {mend}", deviates=False)
+        if seen == AWARE:
+            _set_differing(draft, bridge, [(link, nic_vlans(nic)) for link, nic in own])
         return
     homes = {
         tap_mark(name, nic.id): nic.bridge
@@ -244,9 +278,22 @@ def plan_vlan_links(draft: Draft, desired: Desired, bridges: Mapping[str, Bridge
         if link.kind != "vlan":
             continue
         if is_own_vlan(link) and link.name not in kept and desired.complete:
-            resource = vlan_resource(link.name)
-            draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
+            _plan_unwanted_link(draft, link, homes)
         _tell_if_on_port(draft, link, homes)
+
+
+def _plan_unwanted_link(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> None:
+    """Delete a VLAN link that no unit names any more, unless a guest or a bridge goes on by it."""
+    resource, links = vlan_resource(link.name), draft.observed.links.values()
+    users = [ports[link.name]] if link.name in ports and link.master is not None else []
+    macvtaps = (one for one in links if one.lower == link.ifindex and is_own_macvtap(one))
+    alive = {name for name, state in draft.observed.vms.items() if state.alive}
+    users += [guest for one in macvtaps if (guest := guest_of(one.alias)) in alive]
+    if users:
+        message = f"no unit wants {link.name} any more, but {', '.join(sorted({*users}))} still uses it; it stays"
+        draft.tell(resource, "StillNeeded", f"{message} until it is used no more")
+        return
+    draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
 
 
 def _tell_if_on_port(draft: Draft, vlan: LinkState, ports: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ They are part of the tables in `agent.core.routing.filters`, whose sets they loo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 
 from agent.core.routing.ruleset import Chain, Rule
@@ -38,6 +39,17 @@ def _drop(match: str, reason: Dropped, why: str) -> Rule:
 
 NESTED = "meta protocol { 8021q, 8021ad }"
 """A tag behind the one that the kernel took off: it takes that off as well, but behind us (net/core/dev.c)."""
+
+
+UNTAGGED = ("ether type != 8021q", "vlan id 0-1")
+"""Frames in the network without tags, where the host serves: also those with a tag for no VLAN, or with that of it."""
+
+
+def _no_dhcp_by_ports(way: str) -> Iterator[Rule]:
+    """What is in a VLAN has servers of its own, on either side of the port."""
+    for tag in UNTAGGED:
+        for match in ("meta protocol ip udp dport { 67, 68 }", "meta protocol ip6 udp dport { 546, 547 }"):
+            yield Rule(f"{tag} {match} {way} @ports counter drop", "DHCP stays on its bridge")
 
 
 INGRESS = Chain(
@@ -89,8 +101,7 @@ INGRESS = Chain(
         _drop("meta protocol ip6 udp dport 546", Dropped.DHCP, "guests serve no DHCP"),
         _drop("meta protocol ip6 udp sport 547", Dropped.DHCP, "guests serve no DHCP"),
         _drop("meta protocol ip6 icmpv6 type { nd-router-advert, nd-redirect }", Dropped.RA, "guests are no routers"),
-        Rule("meta protocol ip udp dport { 67, 68 } iifname @ports counter drop", "DHCP stays on its bridge"),
-        Rule("meta protocol ip6 udp dport { 546, 547 } iifname @ports counter drop", "DHCP stays on its bridge"),
+        *_no_dhcp_by_ports("iifname"),
     ),
     "filter",
     "prerouting",
@@ -109,10 +120,7 @@ NEIGHBOURS = Chain(
 )
 EGRESS = Chain(
     "egress",
-    (
-        Rule("meta protocol ip udp dport { 67, 68 } oifname @ports counter drop", "DHCP stays on its bridge"),
-        Rule("meta protocol ip6 udp dport { 546, 547 } oifname @ports counter drop", "DHCP stays on its bridge"),
-    ),
+    (*_no_dhcp_by_ports("oifname"),),
     "filter",
     "postrouting",
     -200,
