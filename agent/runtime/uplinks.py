@@ -233,6 +233,7 @@ class Uplinks:
             action.confirm_s,
             port,
             bridge,
+            action.entry or action.port,
         )
 
     def _begin(self, journal: Journal, move: Move) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from agent.core.uplinks.carried import LinkPicture
+from agent.core.uplinks.carried import LinkPicture, carried_texts
 from agent.core.uplinks.moves import Move, Progress, Step
 from agent.core.uplinks.order import Request, begin, carry
 from agent.host.netlink.moving import move_to_bridge, picture_of, put_all_back
@@ -320,6 +320,19 @@ def test_a_move_that_is_broken_off_before_any_request_is_put_back_whole(rich: tu
         assert put_all_back(move) == ""
         same(before)
         assert [a for a in pictures()[1].addresses if b"\xc0\x00\x02" in a] == []
+
+
+def test_a_card_that_was_renamed_meanwhile_is_put_back_and_no_other_of_its_name(rich: tuple[Move, list[Any]]) -> None:
+    move, _ = rich
+    move_to_bridge(move, None)
+    ip("link set up0 down", "link set up0 name lan0", "link set lan0 up")
+    ip("link add up0 type veth peer name elsewhere", "link set up0 up", "link set elsewhere up")
+    assert put_all_back(move) == ""
+    assert "inet" not in ip_output("-4 addr show up0")
+    assert "192.0.2.5/24" not in shown("br0")
+    card = picture_of("lan0")
+    assert card is not None
+    assert (card.master, {*carried_texts(card)}) == (0, {*carried_texts(move.port)})
 
 
 def test_a_put_back_that_is_broken_off_is_begun_again(rich: tuple[Move, list[Any]]) -> None:

@@ -259,3 +259,50 @@ def test_texts() -> None:
 def test_mistakes(keys: str, said: str) -> None:
     found = parse_unit("/u/n.toml", f"[bridge.br0]\n{keys}\n".encode())
     assert said in " ".join(str(error) for error in found.errors)
+
+
+def renamed(seen: Observed, *others: LinkState) -> Observed:
+    """The world with another name for the card, which carries what it carried."""
+    card = replace(seen.links["eth0"], name="lan0")
+    links = {name: link for name, link in seen.links.items() if name != "eth0"} | {"lan0": card}
+    return replace(
+        seen,
+        links=links | {one.name: one for one in others},
+        uplinks={"lan0": seen.uplinks.get("eth0", UplinkState())},
+        enslaved=frozenset((("lan0" if port == "eth0" else port), bridge) for port, bridge in seen.enslaved),
+    )
+
+
+@pytest.mark.parametrize("others", [(), (LinkState(9, "eth0", up=True),)])
+def test_a_card_that_was_renamed_still_gives_back_what_it_gave(others: tuple[LinkState, ...]) -> None:
+    spec = replace(SPEC, ports=(f"mac:{PORT.mac}",), confirm_s=60.0)
+    (action,) = plan(Desired({"br0": spec}), world(), 1000.0).actions
+    seen = renamed(apply(world(), action, 1000.0), *others)
+    (late,) = plan(Desired({"br0": spec}), seen, 1060.0).actions
+    assert isinstance(late, PutBackUplink)
+    (gone,) = plan(Desired({"br0": replace(spec, ports=())}), seen, 1000.0).actions
+    assert isinstance(gone, PutBackUplink)
+    assert gone.forget
+
+
+def test_a_card_with_another_name_after_a_boot_is_moved_again_and_never_just_enslaved() -> None:
+    spec = replace(SPEC, ports=(f"mac:{PORT.mac}", "mac:02:00:00:00:00:03"))
+    (action,) = plan(Desired({"br0": spec}), world(), 1000.0).actions
+    after = apply(world(), action, 1000.0)
+    kept = {"br0": replace(after.moves["br0"], boot_id="before")}
+    other = LinkState(2, "eth0", up=True, mac="02:00:00:00:00:03")  # cards come in another order
+    card = replace(PORT, ifindex=3, name="eth1")
+    bare = world(links={"br0": BRIDGE, "eth0": other, "eth1": replace(card, addresses=())}, moves=kept)
+    bare = replace(bare, uplinks={"eth0": UplinkState(), "eth1": UplinkState()})
+    early = plan(Desired({"br0": spec}), bare, 20.0)
+    assert [one.resource for one in early.actions if isinstance(one, (EnslavePort, MoveUplink))] == [
+        "port/mac:02:00:00:00:00:03"
+    ]
+    late = {one.resource: one for one in plan(Desired({"br0": spec}), bare, 90.0).actions}
+    again = late["port/eth1"]
+    assert isinstance(again, MoveUplink)
+    assert again.again
+    addressed = replace(bare, links={**bare.links, "eth1": card}, uplinks={"eth0": UplinkState(), "eth1": CARRIES})
+    found = plan(Desired({"br0": spec}), addressed, 20.0)
+    assert isinstance({one.resource: one for one in found.actions}["port/eth1"], MoveUplink)
+    assert "PortAddressed" not in told(found)

@@ -33,7 +33,8 @@ def _moved(observed: Observed, action: MoveUplink, now_s: float) -> Observed:
     step = Step.PROVEN if deadline_s is not None else Step.KEPT
     boot = observed.host.boot_id
     state = MoveState(action.bridge, action.port, step, "", deadline_s, "", action.digest, boot, port.mac, bridge.mac)
-    state = replace(state, carried=carried, addresses=addresses)
+    entry = action.entry or action.port
+    state = replace(state, carried=carried, addresses=addresses, ifindex=port.ifindex, entry=entry)
     taken = tuple(AddressState(one) for one in addresses if one not in {two.address for two in bridge.addresses})
     moved = replace(port, master=bridge.ifindex, up=True, mtu=action.mtu or port.mtu, addresses=())
     others = {place: index for place, index in observed.cards.items() if index != port.ifindex}

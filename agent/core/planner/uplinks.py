@@ -65,9 +65,10 @@ def is_in_move(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, po
         draft.tell(bridge_resource(spec.name), "MoveUnreadable", observed.unreadable_moves[spec.name])
         return port.master != bridge.ifindex
     move = observed.moves.get(spec.name)
-    if move is None or move.port != port.name:
+    if move is None or not _is_moved(draft, spec, move, entry, port):
         return False
-    if observed.in_flight.get(resource, "").startswith(("move-uplink", "put-back-uplink")):
+    under_way = (observed.in_flight.get(one, "") for one in (resource, port_resource(move.port)))
+    if any(one.startswith(("move-uplink", "put-back-uplink")) for one in under_way):
         draft.tell_deviating(resource)
         return True
     if move.step in {Step.WRITTEN, Step.MOVED}:
@@ -78,6 +79,23 @@ def is_in_move(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, po
     if move.step is Step.KEPT:
         return _plan_kept(draft, spec, bridge, _Uplink(entry, port), move)
     return False
+
+
+def _is_moved(draft: Draft, spec: BridgeSpec, move: MoveState, entry: str, port: LinkState) -> bool:
+    """Whether a move is of this port, which may have another name by now; after a boot its entry tells, or its name."""
+    same = _is_same_link(draft, move, port)
+    if same is not None:
+        return same
+    return entry == move.entry if move.entry in spec.ports else port.name == move.port
+
+
+def _is_same_link(draft: Draft, move: MoveState, port: LinkState) -> bool | None:
+    """Whether a link is the one that was moved, by its number; None where no link has that any more."""
+    observed = draft.observed
+    if move.boot_id != observed.host.boot_id:
+        return None
+    known = any(link.ifindex == move.ifindex for link in observed.links.values())
+    return port.ifindex == move.ifindex if known else None
 
 
 def _plan_unconfirmed(draft: Draft, move: MoveState) -> bool:
@@ -141,7 +159,8 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, p
             return False
         draft.tell(resource, "PortAddressed", uplink.refusal, reason=LEASED)  # it is only just being leased one
         return True
-    if move is not None and move.step is Step.PUT_BACK and move.port == port.name and move.digest == move_digest(spec):
+    mine = move is not None and _is_moved(draft, spec, move, entry, port)
+    if move is not None and mine and move.step is Step.PUT_BACK and move.digest == move_digest(spec):
         message = (
             f"{port.name} was put back at {move.since}: {move.why}; it is moved again once the table of {spec.name} "
             "changes, a longer probe-timeout or another probe for example"
@@ -150,7 +169,7 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, p
         return True
     links = (find_port(entry, draft.observed.links) for entry in spec.ports)
     first = next((one.name for one in links if one is not None and _carries(draft, one.name)), port.name)
-    taken = move.port if move is not None and move.step in ACTIVE and move.port != port.name else first
+    taken = move.port if move is not None and move.step in ACTIVE and not mine else first
     if taken != port.name:
         message = (
             f"{port.name} carries {', '.join(uplink.carried)}, and {spec.name} has those of {taken}: one port's go to "
@@ -214,15 +233,16 @@ def _propose_move(
     draft.propose(move)
 
 
-def gives_back(draft: Draft, bridge: str, port: str, why: str) -> bool:
+def gives_back(draft: Draft, bridge: str, port: LinkState | None, why: str) -> bool:
     """Plan that a bridge which goes, or loses its port, first gives back what it carries; whether it still does.
 
-    `port` empty: whichever it is. After another boot of the host there is nothing to give.
+    `port` None: whichever it is. After another boot of the host there is nothing to give.
     """
     move = draft.observed.moves.get(bridge)
-    if move is None or (port and move.port != port):
+    if move is None or move.step not in ACTIVE or move.boot_id != draft.observed.host.boot_id:
         return False
-    if move.step not in ACTIVE or move.boot_id != draft.observed.host.boot_id:
+    same = _is_same_link(draft, move, port) if port is not None else True
+    if not same and (same is not None or port is None or port.name != move.port):
         return False
     draft.propose(PutBackUplink(port_resource(move.port), Reason.UNWANTED, bridge, move.port, why, forget=True))
     draft.tell_deviating(bridge_resource(bridge))
