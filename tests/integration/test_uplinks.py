@@ -476,6 +476,23 @@ def test_after_a_boot_of_the_host_it_is_moved_again_and_never_just_enslaved(agen
         agent.kill()
 
 
+def test_a_gateway_that_boots_after_the_host_is_asked_again(agent: AgentProcess, provider: Box) -> None:
+    agent.drop("net.toml", UNIT + 'probe-timeout = "5s"\n')
+    agent.start()
+    wait_for(adopted)
+    agent.kill()
+    of_another_boot(agent)
+    ip("link del br0", "addr flush dev up0 scope global", *(f"addr add {one} dev up0" for one in OWN))
+    ip("route add default via 192.0.2.1", "route add default via 2001:db8::1 dev up0")
+    provider.ask("ip", ["link set eth0 arp off", "addr del 192.0.2.1/24 dev eth0"])
+    agent.start(settle=False)
+    wait_for(lambda: state(agent) == "put-back", 30.0)
+    wait_for(lambda: "tried again" in conditions(agent).get("MovePutBack", ""), 30.0)
+    wait_for(at_home)
+    provider.ask("ip", ["link set eth0 arp on", "addr add 192.0.2.1/24 dev eth0"])
+    wait_for(adopted, 90.0)
+
+
 def of_another_boot(agent: AgentProcess) -> None:
     """Have the journal be one that was written before the host booted."""
     path = agent.folder / "state" / "moves" / "br0.move"

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import CreateBridge, DeleteLink, EnslavePort, MoveUplink, PutBackUplink
+from agent.core.actions import CreateBridge, DeleteLink, EnslavePort, MoveUplink, PutBackUplink, key_of
+from agent.core.attempts import after_failure
 from agent.core.desired import BridgeSpec, Desired
+from agent.core.errors import TransientError
 from agent.core.model.host import apply
 from agent.core.observed import AddressState, HostState, LinkState, Observed
 from agent.core.planner.draft import Plan
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from agent.core.tell.forecast import forecast
 from agent.core.uplinks import attributes as a
 from agent.core.uplinks.carried import (
@@ -306,3 +309,28 @@ def test_a_card_with_another_name_after_a_boot_is_moved_again_and_never_just_ens
     found = plan(Desired({"br0": spec}), addressed, 20.0)
     assert isinstance({one.resource: one for one in found.actions}["port/eth1"], MoveUplink)
     assert "PortAddressed" not in told(found)
+
+
+def test_what_was_kept_before_a_boot_is_tried_again_where_its_gateway_came_later() -> None:
+    seen = world(links={"br0": replace(BRIDGE, mac=PORT.mac), "eth0": PORT})
+    seen = replace(seen, moves={"br0": replace(MOVE, boot_id="before")})
+    (action,) = plan(DESIRED, seen, 20.0).actions
+    assert isinstance(action, MoveUplink)
+    after = apply(seen, action, 20.0)
+    back = apply(after, PutBackUplink("port/eth0", Reason.UNWANTED, "br0", "eth0", "silent", forget=True), 30.0)
+    over = replace(after.moves["br0"], step=Step.PUT_BACK, why="192.0.2.1 does not answer ARP")
+    back = replace(back, moves={"br0": over}, links={**back.links, "br0": BRIDGE})
+    (second,) = plan(DESIRED, back, 30.0).actions
+    assert isinstance(second, MoveUplink)
+    failed = after_failure(second, TransientError("silent", reason="MovePutBack", retry_after_s=60.0), None, 40.0)
+    waiting = plan(DESIRED, replace(back, attempts={key_of(second): failed}), 50.0)
+    assert (waiting.actions, waiting.wake_at_s, told(waiting)) == ((), 100.0, {"MovePutBack": "silent"})
+
+
+def test_what_was_kept_is_not_forgotten_by_a_boot_that_ended_before_it_was_made_again() -> None:
+    over = replace(MOVE, step=Step.PUT_BACK, boot_id="before", why="the agent was lost", remade=True)
+    bare = {"br0": BRIDGE, "eth0": replace(PORT, addresses=())}
+    (action,) = plan(DESIRED, world(moves={"br0": over}, links=bare, uplinks={"eth0": UplinkState()}), 90.0).actions
+    assert isinstance(action, MoveUplink)
+    assert action.again
+    apply(world(moves={"br0": over}, links=bare, uplinks={"eth0": UplinkState()}), action, 90.0)

@@ -2,8 +2,9 @@
 
 A move is proposed only of a port that was looked at, on which nothing refuses it, and for a bridge that has no other
 move. What a journal says decides: a broken one is put back, one that waits for a word is put back at its deadline, one
-that was put back is left alone until its unit changes, and one that is kept is made again by a move and never by merely
-enslaving the port, where the bridge lost what it carried (as at each boot of the host).
+that was put back is left alone until its unit changes, and one that is kept is made again, and tried again where that
+was put back, by a move and never by merely enslaving the port, where the bridge lost what it carried (as at each boot
+of the host).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def is_in_move(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, po
         return True
     if move.step is Step.PROVEN:
         return _plan_unconfirmed(draft, move)
-    if move.step is Step.KEPT:
+    if move.step is Step.KEPT or move.remade:  # put back, what is remade is tried again
         return _plan_kept(draft, spec, bridge, _Uplink(entry, port), move)
     return False
 
@@ -118,7 +119,10 @@ def _plan_unconfirmed(draft: Draft, move: MoveState) -> bool:
 
 
 def _plan_kept(draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, move: MoveState) -> bool:
-    """Make a move again whose result was lost: the host booted, or somebody deleted the bridge."""
+    """Make a move again whose result was lost: the host booted, or somebody deleted the bridge.
+
+    One that was put back at that is tried again: whoever did not answer may boot later than the host.
+    """
     port, present = named.link, {one.address for one in bridge.addresses}
     if not spec.adopt_addresses or (port.master == bridge.ifindex and present.issuperset(move.addresses)):
         return False
@@ -137,12 +141,12 @@ def _plan_kept(draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink
         draft.tell(resource, "WaitingForAddresses", message)
         return True
     if uplink.carried:
-        return _plan_move(draft, spec, bridge, named, uplink, confirm_s=0.0)
+        return _plan_move(draft, spec, bridge, named, uplink, remade=True)
     if move.addresses:
         if uplink.refusal:
             draft.tell(resource, "PortAddressed", uplink.refusal, reason=uplink.refusal_reason)
             return True
-        _propose_move(draft, spec, bridge, named, confirm_s=0.0, again=True)
+        _propose_move(draft, spec, bridge, named, remade=True, again=True)
         return True
     return False
 
@@ -177,7 +181,7 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, p
         )
         draft.tell(resource, "PortAddressed", message)
         return True
-    return _plan_move(draft, spec, bridge, _Uplink(entry, port), uplink, confirm_s=spec.confirm_s)
+    return _plan_move(draft, spec, bridge, _Uplink(entry, port), uplink)
 
 
 def _carries(draft: Draft, port: str) -> bool:
@@ -185,7 +189,7 @@ def _carries(draft: Draft, port: str) -> bool:
 
 
 def _plan_move(
-    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, uplink: UplinkState, *, confirm_s: float
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, uplink: UplinkState, *, remade: bool = False
 ) -> bool:
     port, resource = named.link, port_resource(named.link.name)
     if uplink.rules:
@@ -202,12 +206,12 @@ def _plan_move(
         )
         draft.tell(resource, "PortAddressed", message, reason="NothingToProve")
         return True
-    _propose_move(draft, spec, bridge, named, confirm_s=confirm_s)
+    _propose_move(draft, spec, bridge, named, remade=remade)
     return True
 
 
 def _propose_move(
-    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, *, confirm_s: float, again: bool = False
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, *, remade: bool, again: bool = False
 ) -> None:
     """Behind its filters, and once its bridge heeds VLANs where it is to, as any port goes in."""
     port, place = named.link, uplink_place(draft, bridge)
@@ -224,11 +228,12 @@ def _propose_move(
         move_digest(spec),
         spec.probe,
         spec.probe_timeout_s,
-        confirm_s,
+        0.0 if remade else spec.confirm_s,
         spec.port_mtu,
         again,
         named.entry if named.entry != port.name else "",
         place.vlans,
+        remade,
     )
     draft.propose(move)
 

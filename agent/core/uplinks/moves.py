@@ -33,7 +33,7 @@ class Move:
 
     `source` is what is brought to the bridge: what the port carried, which is `port` itself, unless it lost it with a
     boot of the host. `began_s` is CLOCK_BOOTTIME of the boot `boot_id`. `entry` is what the unit calls the port; a
-    journal of an earlier agent has none.
+    journal of an earlier agent has none. `remade`: it was kept before, and lost with a boot of the host or its bridge.
     """
 
     bridge: str
@@ -45,6 +45,7 @@ class Move:
     port: LinkPicture
     bridge_was: LinkPicture
     entry: str = ""
+    remade: bool = False
 
     @property
     def latest_s(self) -> float:
@@ -83,6 +84,7 @@ class MoveState:
     addresses: tuple[str, ...] = ()
     ifindex: int = 0
     entry: str = ""
+    remade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +124,5 @@ def move_state(move: Move, progress: Progress) -> MoveState:
         tuple(text for text in texts if "/" in text and " " not in text),
         move.port.ifindex,
         move.entry,
+        move.remade,
     )
