@@ -334,3 +334,19 @@ def test_what_was_kept_is_not_forgotten_by_a_boot_that_ended_before_it_was_made_
     assert isinstance(action, MoveUplink)
     assert action.again
     apply(world(moves={"br0": over}, links=bare, uplinks={"eth0": UplinkState()}), action, 90.0)
+
+
+def test_a_bridge_of_another_name_gets_the_port_once_the_former_gave_back() -> None:
+    for entry in ("eth0", f"mac:{PORT.mac}"):
+        former = replace(SPEC, ports=(entry,))
+        (action,) = plan(Desired({"br0": former}), world(), 1000.0).actions
+        other = Desired({"br1": replace(former, name="br1", mac="02:00:00:00:00:11")})
+        found = plan(other, apply(world(), action, 1000.0), 1000.0).actions
+        assert [type(one) for one in found] == [CreateBridge, PutBackUplink]
+        seen = apply(world(), action, 1000.0)
+        bridge = LinkState(6, "br1", "bridge", up=True, mac="02:00:00:00:00:11", alias="vmhost:bridge/br1")
+        seen = replace(seen, links={**seen.links, "br1": bridge})
+        (back,) = plan(other, seen, 1000.0).actions
+        assert isinstance(back, PutBackUplink)
+        after = {one.resource: one for one in plan(other, apply(seen, back, 1000.0), 1000.0).actions}
+        assert isinstance(after["port/eth0"], MoveUplink)

@@ -188,7 +188,7 @@ def _plan_port_elsewhere(draft: Draft, port: _Port, bridges: Mapping[str, Bridge
         draft.tell(resource, "Conflict", message)
     elif name in bridges:
         draft.tell_deviating(resource)  # that bridge lets go of it
-    else:
+    elif not gives_back(draft, name, link, "no unit wants the bridge any more"):
         draft.propose(ReleasePort(resource, Reason.UNWANTED, name, link.name, link.ifindex, master.ifindex))
 
 
