@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,21 @@ def test_a_card_that_was_renamed_meanwhile_is_put_back_and_no_other_of_its_name(
     card = picture_of("lan0")
     assert card is not None
     assert (card.master, {*carried_texts(card)}) == (0, {*carried_texts(move.port)})
+
+
+def test_a_way_that_the_unit_added_meanwhile_leads_nobody_astray(rich: tuple[Move, list[Any]]) -> None:
+    move, before = rich
+    ip("addr add 172.20.0.1/24 dev br0")  # with its last address a bridge would lose its routes by itself
+    move = replace(move, bridge_was=pictures()[1])
+    move_to_bridge(move, None)
+    ip("route add default via 192.0.2.1 dev br0 proto 119", "route add 10.77.0.0/16 via 172.20.0.9 proto static")
+    ip("route add default via 2001:db8::1 dev br0 proto 119 metric 9")
+    assert "br0" in ip_output("route get 203.0.113.200")
+    assert put_all_back(move) == ""
+    assert "dev up0" in ip_output("route get 203.0.113.200")
+    assert "dev up0" in ip_output("-6 route get 2001:db8:ffff::1")
+    assert "172.20.0.9" in ip_output("route")
+    same(before)
 
 
 def test_a_put_back_that_is_broken_off_is_begun_again(rich: tuple[Move, list[Any]]) -> None:
