@@ -201,6 +201,22 @@ def test_a_card_with_addresses_becomes_a_port_and_its_way_back(agent: AgentProce
     wait_for(adopted)
 
 
+@pytest.mark.usefixtures("provider")
+def test_a_card_by_its_mac_with_the_gateways_of_the_unit_is_renamed_and_given_back(agent: AgentProcess) -> None:
+    (card,) = json.loads(ip_output("-j link show up0"))
+    gateway = "gateway = " + json.dumps(list(GATEWAYS)) + "\n"
+    agent.drop("net.toml", UNIT.replace("up0", f"mac:{card['address']}") + gateway)
+    agent.start()
+    wait_for(adopted)
+    settled(agent)
+    assert conditions(agent) == {}
+    ip("link set up0 down", "link set up0 name lan0", "link set lan0 up")
+    settled(agent)
+    agent.drop("net.toml", "")
+    wait_for(lambda: all(one in shown("lan0") for one in OWN) and "br0" not in ip_output("link"), 30.0)
+    assert "via 192.0.2.1 dev lan0" in ip_output("route")
+
+
 def test_with_nobody_who_answers_everything_is_put_back_and_told(agent: AgentProcess, provider: Box) -> None:
     provider.ask("ip", ["link set eth0 arp off", "addr del 192.0.2.1/24 dev eth0"])
     before = tables()
