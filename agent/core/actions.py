@@ -104,7 +104,8 @@ class MoveUplink:
     """Bring what a port carries to its bridge, prove that it works there, or put everything back.
 
     `again`: what it carried before this boot of the host, or before the bridge was lost, is brought there once more;
-    a move that was confirmed needs no word (`confirm_s` 0). `entry` and `vlans` are as those of `EnslavePort`.
+    a move that was kept is `remade` so, or with what the port carries, and needs no word (`confirm_s` 0). `entry` and
+    `vlans` are as those of `EnslavePort`.
     """
 
     resource: str
@@ -121,6 +122,7 @@ class MoveUplink:
     again: bool = False
     entry: str = ""
     vlans: PortVlans | None = None
+    remade: bool = False
     disruption: Disruption = Disruption.LINK
 
 

@@ -49,6 +49,9 @@ log = structlog.get_logger("vmhost.uplinks")
 CLIENTS_OLD_S = 2.0
 """How long it is believed which DHCP clients there are; to look for them takes milliseconds."""
 
+REMADE_RETRY_S = 30.0
+"""A router of a home takes some minutes to boot, and each try is a pause of the host's own connections."""
+
 
 class Ways(Protocol):
     """What is needed of `Starts`."""
@@ -173,8 +176,8 @@ class Uplinks:
     async def move(self, action: MoveUplink) -> None:
         """Move, prove, and keep or wait for a word; in all other cases put everything back.
 
-        PermanentError `MovePutBack` then, whose text says why. Nothing was changed after any other ActionError, or what
-        was changed could not be put back yet, which is tried again.
+        PermanentError `MovePutBack` then, TransientError for what is remade; its text says why. Nothing was changed
+        after any other ActionError, or what was changed could not be put back yet, which is tried again.
         """
         move = await run_to_end(self._prepared, action)
         try:
@@ -196,7 +199,7 @@ class Uplinks:
                 self._beside,
             )
             if silent:
-                raise PermanentError(f"after {action.probe_timeout_s:g} s {silent}", reason="MovePutBack")
+                raise _unproven(action, f"after {action.probe_timeout_s:g} s {silent}")
             await run_to_end(self._prove, journal, move)
         except BaseException as error:
             why = str(error) if isinstance(error, ActionError) else "the agent ended in the middle of it"
@@ -233,6 +236,8 @@ class Uplinks:
             action.confirm_s,
             port,
             bridge,
+            action.entry or action.port,
+            action.remade,
         )
 
     def _begin(self, journal: Journal, move: Move) -> None:
@@ -329,6 +334,14 @@ class Uplinks:
         """Have the cache of links show what was done past it."""
         with contextlib.suppress(ObservationError):
             await self._links.full_look()
+
+
+def _unproven(action: MoveUplink, why: str) -> ActionError:
+    """What is remade worked before: who is silent may only boot later than this host."""
+    if not action.remade:
+        return PermanentError(why, reason="MovePutBack")
+    message = f"{why}; it was kept before, so it is tried again every {REMADE_RETRY_S:g} s"
+    return TransientError(message, reason="MovePutBack", retry_after_s=REMADE_RETRY_S)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.core.uplinks.carried import LinkPicture
+from agent.core.uplinks.carried import LinkPicture, carried_texts
 from agent.core.uplinks.moves import Move, Progress, Step
 from agent.core.uplinks.order import Request, begin, carry
 from agent.host.netlink.moving import move_to_bridge, picture_of, put_all_back
@@ -200,6 +201,22 @@ def test_a_card_with_addresses_becomes_a_port_and_its_way_back(agent: AgentProce
     wait_for(adopted)
 
 
+@pytest.mark.usefixtures("provider")
+def test_a_card_by_its_mac_with_the_gateways_of_the_unit_is_renamed_and_given_back(agent: AgentProcess) -> None:
+    (card,) = json.loads(ip_output("-j link show up0"))
+    gateway = "gateway = " + json.dumps(list(GATEWAYS)) + "\n"
+    agent.drop("net.toml", UNIT.replace("up0", f"mac:{card['address']}") + gateway)
+    agent.start()
+    wait_for(adopted)
+    settled(agent)
+    assert conditions(agent) == {}
+    ip("link set up0 down", "link set up0 name lan0", "link set lan0 up")
+    settled(agent)
+    agent.drop("net.toml", "")
+    wait_for(lambda: all(one in shown("lan0") for one in OWN) and "br0" not in ip_output("link"), 30.0)
+    assert "via 192.0.2.1 dev lan0" in ip_output("route")
+
+
 def test_with_nobody_who_answers_everything_is_put_back_and_told(agent: AgentProcess, provider: Box) -> None:
     provider.ask("ip", ["link set eth0 arp off", "addr del 192.0.2.1/24 dev eth0"])
     before = tables()
@@ -320,6 +337,34 @@ def test_a_move_that_is_broken_off_before_any_request_is_put_back_whole(rich: tu
         assert put_all_back(move) == ""
         same(before)
         assert [a for a in pictures()[1].addresses if b"\xc0\x00\x02" in a] == []
+
+
+def test_a_card_that_was_renamed_meanwhile_is_put_back_and_no_other_of_its_name(rich: tuple[Move, list[Any]]) -> None:
+    move, _ = rich
+    move_to_bridge(move, None)
+    ip("link set up0 down", "link set up0 name lan0", "link set lan0 up")
+    ip("link add up0 type veth peer name elsewhere", "link set up0 up", "link set elsewhere up")
+    assert put_all_back(move) == ""
+    assert "inet" not in ip_output("-4 addr show up0")
+    assert "192.0.2.5/24" not in shown("br0")
+    card = picture_of("lan0")
+    assert card is not None
+    assert (card.master, {*carried_texts(card)}) == (0, {*carried_texts(move.port)})
+
+
+def test_a_way_that_the_unit_added_meanwhile_leads_nobody_astray(rich: tuple[Move, list[Any]]) -> None:
+    move, before = rich
+    ip("addr add 172.20.0.1/24 dev br0")  # with its last address a bridge would lose its routes by itself
+    move = replace(move, bridge_was=pictures()[1])
+    move_to_bridge(move, None)
+    ip("route add default via 192.0.2.1 dev br0 proto 119", "route add 10.77.0.0/16 via 172.20.0.9 proto static")
+    ip("route add default via 2001:db8::1 dev br0 proto 119 metric 9")
+    assert "br0" in ip_output("route get 203.0.113.200")
+    assert put_all_back(move) == ""
+    assert "dev up0" in ip_output("route get 203.0.113.200")
+    assert "dev up0" in ip_output("-6 route get 2001:db8:ffff::1")
+    assert "172.20.0.9" in ip_output("route")
+    same(before)
 
 
 def test_a_put_back_that_is_broken_off_is_begun_again(rich: tuple[Move, list[Any]]) -> None:
@@ -461,6 +506,23 @@ def test_after_a_boot_of_the_host_it_is_moved_again_and_never_just_enslaved(agen
         assert "put up0 into br0" not in agent.vmhost("events")
         assert state(agent) == "kept"
         agent.kill()
+
+
+def test_a_gateway_that_boots_after_the_host_is_asked_again(agent: AgentProcess, provider: Box) -> None:
+    agent.drop("net.toml", UNIT + 'probe-timeout = "5s"\n')
+    agent.start()
+    wait_for(adopted)
+    agent.kill()
+    of_another_boot(agent)
+    ip("link del br0", "addr flush dev up0 scope global", *(f"addr add {one} dev up0" for one in OWN))
+    ip("route add default via 192.0.2.1", "route add default via 2001:db8::1 dev up0")
+    provider.ask("ip", ["link set eth0 arp off", "addr del 192.0.2.1/24 dev eth0"])
+    agent.start(settle=False)
+    wait_for(lambda: state(agent) == "put-back", 30.0)
+    wait_for(lambda: "tried again" in conditions(agent).get("MovePutBack", ""), 30.0)
+    wait_for(at_home)
+    provider.ask("ip", ["link set eth0 arp on", "addr add 192.0.2.1/24 dev eth0"])
+    wait_for(adopted, 90.0)
 
 
 def of_another_boot(agent: AgentProcess) -> None:

@@ -13,7 +13,7 @@ from agent.core.observed import Observed
 from agent.core.planner.draft import Plan
 from agent.core.planning import plan
 from agent.core.reasons import Reason
-from agent.core.routing.routes import Key, Route, RoutesState
+from agent.core.routing.routes import Key, Route, RoutesState, lead_text
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.tell.describe import describe
 from agent.unitfile.parse import parse_unit
@@ -72,6 +72,15 @@ def test_a_route_of_somebody_else_stays_and_is_told_and_ours_beside_it_too() -> 
     backup = DEFAULT._replace(metric=50)
     seen = host(backup, foreign={DEFAULT.key: "leads via 192.0.2.1 by eth0"})
     assert plan(Desired({"br0": GATED}), seen, 0.0).actions == ()
+
+
+def test_a_route_of_somebody_else_that_leads_the_same_way_will_do() -> None:
+    """As one that came to the bridge with its port's addresses does, or one that the host's boot sets."""
+    there = {DEFAULT.key: lead_text(DEFAULT.via, "br0")}
+    decided = plan(Desired({"br0": GATED}), host(foreign=there), 0.0)
+    assert (decided.actions, decided.conditions, decided.deviating) == ((), (), frozenset())
+    (away,) = changes(plan(Desired({"br0": GATED}), host(DEFAULT._replace(metric=7), foreign=there), 0.0))
+    assert (away.add, [route.metric for route in away.remove]) == ((), [7])
 
 
 def test_addresses_come_first() -> None:

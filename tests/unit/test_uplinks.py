@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import CreateBridge, DeleteLink, EnslavePort, MoveUplink, PutBackUplink
+from agent.core.actions import CreateBridge, DeleteLink, EnslavePort, MoveUplink, PutBackUplink, key_of
+from agent.core.attempts import after_failure
 from agent.core.desired import BridgeSpec, Desired
+from agent.core.errors import TransientError
 from agent.core.model.host import apply
 from agent.core.observed import AddressState, HostState, LinkState, Observed
 from agent.core.planner.draft import Plan
 from agent.core.planning import plan
+from agent.core.reasons import Reason
 from agent.core.tell.forecast import forecast
 from agent.core.uplinks import attributes as a
 from agent.core.uplinks.carried import (
@@ -259,3 +262,91 @@ def test_texts() -> None:
 def test_mistakes(keys: str, said: str) -> None:
     found = parse_unit("/u/n.toml", f"[bridge.br0]\n{keys}\n".encode())
     assert said in " ".join(str(error) for error in found.errors)
+
+
+def renamed(seen: Observed, *others: LinkState) -> Observed:
+    """The world with another name for the card, which carries what it carried."""
+    card = replace(seen.links["eth0"], name="lan0")
+    links = {name: link for name, link in seen.links.items() if name != "eth0"} | {"lan0": card}
+    return replace(
+        seen,
+        links=links | {one.name: one for one in others},
+        uplinks={"lan0": seen.uplinks.get("eth0", UplinkState())},
+        enslaved=frozenset((("lan0" if port == "eth0" else port), bridge) for port, bridge in seen.enslaved),
+    )
+
+
+@pytest.mark.parametrize("others", [(), (LinkState(9, "eth0", up=True),)])
+def test_a_card_that_was_renamed_still_gives_back_what_it_gave(others: tuple[LinkState, ...]) -> None:
+    spec = replace(SPEC, ports=(f"mac:{PORT.mac}",), confirm_s=60.0)
+    (action,) = plan(Desired({"br0": spec}), world(), 1000.0).actions
+    seen = renamed(apply(world(), action, 1000.0), *others)
+    (late,) = plan(Desired({"br0": spec}), seen, 1060.0).actions
+    assert isinstance(late, PutBackUplink)
+    (gone,) = plan(Desired({"br0": replace(spec, ports=())}), seen, 1000.0).actions
+    assert isinstance(gone, PutBackUplink)
+    assert gone.forget
+
+
+def test_a_card_with_another_name_after_a_boot_is_moved_again_and_never_just_enslaved() -> None:
+    spec = replace(SPEC, ports=(f"mac:{PORT.mac}", "mac:02:00:00:00:00:03"))
+    (action,) = plan(Desired({"br0": spec}), world(), 1000.0).actions
+    after = apply(world(), action, 1000.0)
+    kept = {"br0": replace(after.moves["br0"], boot_id="before")}
+    other = LinkState(2, "eth0", up=True, mac="02:00:00:00:00:03")  # cards come in another order
+    card = replace(PORT, ifindex=3, name="eth1")
+    bare = world(links={"br0": BRIDGE, "eth0": other, "eth1": replace(card, addresses=())}, moves=kept)
+    bare = replace(bare, uplinks={"eth0": UplinkState(), "eth1": UplinkState()})
+    early = plan(Desired({"br0": spec}), bare, 20.0)
+    assert [one.resource for one in early.actions if isinstance(one, (EnslavePort, MoveUplink))] == [
+        "port/mac:02:00:00:00:00:03"
+    ]
+    late = {one.resource: one for one in plan(Desired({"br0": spec}), bare, 90.0).actions}
+    again = late["port/eth1"]
+    assert isinstance(again, MoveUplink)
+    assert again.again
+    addressed = replace(bare, links={**bare.links, "eth1": card}, uplinks={"eth0": UplinkState(), "eth1": CARRIES})
+    found = plan(Desired({"br0": spec}), addressed, 20.0)
+    assert isinstance({one.resource: one for one in found.actions}["port/eth1"], MoveUplink)
+    assert "PortAddressed" not in told(found)
+
+
+def test_what_was_kept_before_a_boot_is_tried_again_where_its_gateway_came_later() -> None:
+    seen = world(links={"br0": replace(BRIDGE, mac=PORT.mac), "eth0": PORT})
+    seen = replace(seen, moves={"br0": replace(MOVE, boot_id="before")})
+    (action,) = plan(DESIRED, seen, 20.0).actions
+    assert isinstance(action, MoveUplink)
+    after = apply(seen, action, 20.0)
+    back = apply(after, PutBackUplink("port/eth0", Reason.UNWANTED, "br0", "eth0", "silent", forget=True), 30.0)
+    over = replace(after.moves["br0"], step=Step.PUT_BACK, why="192.0.2.1 does not answer ARP")
+    back = replace(back, moves={"br0": over}, links={**back.links, "br0": BRIDGE})
+    (second,) = plan(DESIRED, back, 30.0).actions
+    assert isinstance(second, MoveUplink)
+    failed = after_failure(second, TransientError("silent", reason="MovePutBack", retry_after_s=60.0), None, 40.0)
+    waiting = plan(DESIRED, replace(back, attempts={key_of(second): failed}), 50.0)
+    assert (waiting.actions, waiting.wake_at_s, told(waiting)) == ((), 100.0, {"MovePutBack": "silent"})
+
+
+def test_what_was_kept_is_not_forgotten_by_a_boot_that_ended_before_it_was_made_again() -> None:
+    over = replace(MOVE, step=Step.PUT_BACK, boot_id="before", why="the agent was lost", remade=True)
+    bare = {"br0": BRIDGE, "eth0": replace(PORT, addresses=())}
+    (action,) = plan(DESIRED, world(moves={"br0": over}, links=bare, uplinks={"eth0": UplinkState()}), 90.0).actions
+    assert isinstance(action, MoveUplink)
+    assert action.again
+    apply(world(moves={"br0": over}, links=bare, uplinks={"eth0": UplinkState()}), action, 90.0)
+
+
+def test_a_bridge_of_another_name_gets_the_port_once_the_former_gave_back() -> None:
+    for entry in ("eth0", f"mac:{PORT.mac}"):
+        former = replace(SPEC, ports=(entry,))
+        (action,) = plan(Desired({"br0": former}), world(), 1000.0).actions
+        other = Desired({"br1": replace(former, name="br1", mac="02:00:00:00:00:11")})
+        found = plan(other, apply(world(), action, 1000.0), 1000.0).actions
+        assert [type(one) for one in found] == [CreateBridge, PutBackUplink]
+        seen = apply(world(), action, 1000.0)
+        bridge = LinkState(6, "br1", "bridge", up=True, mac="02:00:00:00:00:11", alias="vmhost:bridge/br1")
+        seen = replace(seen, links={**seen.links, "br1": bridge})
+        (back,) = plan(other, seen, 1000.0).actions
+        assert isinstance(back, PutBackUplink)
+        after = {one.resource: one for one in plan(other, apply(seen, back, 1000.0), 1000.0).actions}
+        assert isinstance(after["port/eth0"], MoveUplink)

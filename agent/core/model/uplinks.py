@@ -23,7 +23,8 @@ def _moved(observed: Observed, action: MoveUplink, now_s: float) -> Observed:
     require(port.master in {None, bridge.ifindex}, f"{action.port} is in no other bridge")
     require(not uplink.refusal, "what is refused is not moved")
     if action.again:
-        require(before is not None and before.step is Step.KEPT, "only what was kept is brought there again")
+        kept = before is not None and (before.step is Step.KEPT or (before.step is Step.PUT_BACK and before.remade))
+        require(kept, "only what was kept is brought there again")
     else:
         require(bool(uplink.carried), "a bare port is not moved")
         require(before is None or before.step not in ACTIVE or before.port == action.port, "one port for each bridge")
@@ -33,7 +34,10 @@ def _moved(observed: Observed, action: MoveUplink, now_s: float) -> Observed:
     step = Step.PROVEN if deadline_s is not None else Step.KEPT
     boot = observed.host.boot_id
     state = MoveState(action.bridge, action.port, step, "", deadline_s, "", action.digest, boot, port.mac, bridge.mac)
-    state = replace(state, carried=carried, addresses=addresses)
+    entry = action.entry or action.port
+    state = replace(
+        state, carried=carried, addresses=addresses, ifindex=port.ifindex, entry=entry, remade=action.remade
+    )
     taken = tuple(AddressState(one) for one in addresses if one not in {two.address for two in bridge.addresses})
     moved = replace(port, master=bridge.ifindex, up=True, mtu=action.mtu or port.mtu, addresses=())
     others = {place: index for place, index in observed.cards.items() if index != port.ifindex}

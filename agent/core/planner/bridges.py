@@ -188,7 +188,7 @@ def _plan_port_elsewhere(draft: Draft, port: _Port, bridges: Mapping[str, Bridge
         draft.tell(resource, "Conflict", message)
     elif name in bridges:
         draft.tell_deviating(resource)  # that bridge lets go of it
-    else:
+    elif not gives_back(draft, name, link, "no unit wants the bridge any more"):
         draft.propose(ReleasePort(resource, Reason.UNWANTED, name, link.name, link.ifindex, master.ifindex))
 
 
@@ -202,7 +202,7 @@ def _plan_released_ports(draft: Draft, spec: BridgeSpec, bridge: LinkState, port
         link = draft.observed.links.get(port)
         if name != spec.name or port in wanted or link is None or link.master != bridge.ifindex:
             continue
-        if gives_back(draft, spec.name, port, f"{spec.file or 'the unit'} names {port} no more"):
+        if gives_back(draft, spec.name, link, f"{spec.file or 'the unit'} names {port} no more"):
             continue
         resource = port_resource(_entry_of(draft, spec.name, link))
         draft.propose(ReleasePort(resource, Reason.UNWANTED, spec.name, port, link.ifindex, bridge.ifindex))
@@ -221,7 +221,7 @@ def plan_unwanted_bridges(draft: Draft, bridges: Mapping[str, BridgeSpec]) -> No
         if link.kind != "bridge" or link.name in bridges or link.alias != bridge_mark(link.name):
             continue
         resource = bridge_resource(link.name)
-        if gives_back(draft, link.name, "", "no unit wants the bridge any more"):
+        if gives_back(draft, link.name, None, "no unit wants the bridge any more"):
             continue
         strangers = sorted(
             port.name

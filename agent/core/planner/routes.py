@@ -1,4 +1,7 @@
-"""The frontier for routes by bridges: the missing ones are added before others go, and nobody else's is touched."""
+"""The frontier for routes by bridges: the missing ones are added before others go, and nobody else's is touched.
+
+One of somebody else that leads the same way will do.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from agent.core.marks import bridge_resource, is_own_bridge
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.reasons import Reason
-from agent.core.routing.routes import Key, Route, RoutesState, route_text
+from agent.core.routing.routes import Key, Route, RoutesState, lead_text, route_text
 from agent.core.routing.routes_wanted import ChangeRoutes, routes_resource, wanted_routes
 
 
@@ -58,7 +61,8 @@ def _plan_routes_of(
             draft.tell_deviating(resource)
         return
     own = {route.key: route for route in state.own}
-    missing = [route for route in wanted if route not in state.own]
+    others = {route for route in wanted if route.key not in own and _leads_there(route, state)}
+    missing = [route for route in wanted if route not in state.own and route not in others]
     foreign = [route for route in missing if route.key in state.foreign and route.key not in own]
     for route in foreign:
         what = state.foreign[route.key]
@@ -74,7 +78,7 @@ def _plan_routes_of(
     ready = is_own_bridge(link) and link.up
     coming = [route for route in missing if route not in foreign] if ready else []
     surplus = [route for route in state.own if route.link == bridge and route.key not in given]
-    lacking = {key.to for key in given if key not in own} - {route.to for route in coming}
+    lacking = {key.to for key in given if key not in own} - {route.to for route in (*coming, *others)}
     over = [route for route in surplus if route.to not in lacking]  # the other way there comes first
     action = ChangeRoutes(
         resource,
@@ -88,6 +92,11 @@ def _plan_routes_of(
     )
     if action.add or action.swap or action.remove:
         draft.propose(action)
+
+
+def _leads_there(route: Route, state: RoutesState) -> bool:
+    """Whether somebody else's does what ours would: it came with its port's addresses, or the host's boot set it."""
+    return state.foreign.get(route.key) == lead_text(route.via, route.link)
 
 
 def _addresses(link: LinkState) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 A move is proposed only of a port that was looked at, on which nothing refuses it, and for a bridge that has no other
 move. What a journal says decides: a broken one is put back, one that waits for a word is put back at its deadline, one
-that was put back is left alone until its unit changes, and one that is kept is made again by a move and never by merely
-enslaving the port, where the bridge lost what it carried (as at each boot of the host).
+that was put back is left alone until its unit changes, and one that is kept is made again, and tried again where that
+was put back, by a move and never by merely enslaving the port, where the bridge lost what it carried (as at each boot
+of the host).
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def is_in_move(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, po
         draft.tell(bridge_resource(spec.name), "MoveUnreadable", observed.unreadable_moves[spec.name])
         return port.master != bridge.ifindex
     move = observed.moves.get(spec.name)
-    if move is None or move.port != port.name:
+    if move is None or not _is_moved(draft, spec, move, entry, port):
         return False
-    if observed.in_flight.get(resource, "").startswith(("move-uplink", "put-back-uplink")):
+    under_way = (observed.in_flight.get(one, "") for one in (resource, port_resource(move.port)))
+    if any(one.startswith(("move-uplink", "put-back-uplink")) for one in under_way):
         draft.tell_deviating(resource)
         return True
     if move.step in {Step.WRITTEN, Step.MOVED}:
@@ -75,9 +77,26 @@ def is_in_move(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, po
         return True
     if move.step is Step.PROVEN:
         return _plan_unconfirmed(draft, move)
-    if move.step is Step.KEPT:
+    if move.step is Step.KEPT or move.remade:  # put back, what is remade is tried again
         return _plan_kept(draft, spec, bridge, _Uplink(entry, port), move)
     return False
+
+
+def _is_moved(draft: Draft, spec: BridgeSpec, move: MoveState, entry: str, port: LinkState) -> bool:
+    """Whether a move is of this port, which may have another name by now; after a boot its entry tells, or its name."""
+    same = _is_same_link(draft, move, port)
+    if same is not None:
+        return same
+    return entry == move.entry if move.entry in spec.ports else port.name == move.port
+
+
+def _is_same_link(draft: Draft, move: MoveState, port: LinkState) -> bool | None:
+    """Whether a link is the one that was moved, by its number; None where no link has that any more."""
+    observed = draft.observed
+    if move.boot_id != observed.host.boot_id:
+        return None
+    known = any(link.ifindex == move.ifindex for link in observed.links.values())
+    return port.ifindex == move.ifindex if known else None
 
 
 def _plan_unconfirmed(draft: Draft, move: MoveState) -> bool:
@@ -100,7 +119,10 @@ def _plan_unconfirmed(draft: Draft, move: MoveState) -> bool:
 
 
 def _plan_kept(draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, move: MoveState) -> bool:
-    """Make a move again whose result was lost: the host booted, or somebody deleted the bridge."""
+    """Make a move again whose result was lost: the host booted, or somebody deleted the bridge.
+
+    One that was put back at that is tried again: whoever did not answer may boot later than the host.
+    """
     port, present = named.link, {one.address for one in bridge.addresses}
     if not spec.adopt_addresses or (port.master == bridge.ifindex and present.issuperset(move.addresses)):
         return False
@@ -119,12 +141,12 @@ def _plan_kept(draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink
         draft.tell(resource, "WaitingForAddresses", message)
         return True
     if uplink.carried:
-        return _plan_move(draft, spec, bridge, named, uplink, confirm_s=0.0)
+        return _plan_move(draft, spec, bridge, named, uplink, remade=True)
     if move.addresses:
         if uplink.refusal:
             draft.tell(resource, "PortAddressed", uplink.refusal, reason=uplink.refusal_reason)
             return True
-        _propose_move(draft, spec, bridge, named, confirm_s=0.0, again=True)
+        _propose_move(draft, spec, bridge, named, remade=True, again=True)
         return True
     return False
 
@@ -141,7 +163,8 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, p
             return False
         draft.tell(resource, "PortAddressed", uplink.refusal, reason=LEASED)  # it is only just being leased one
         return True
-    if move is not None and move.step is Step.PUT_BACK and move.port == port.name and move.digest == move_digest(spec):
+    mine = move is not None and _is_moved(draft, spec, move, entry, port)
+    if move is not None and mine and move.step is Step.PUT_BACK and move.digest == move_digest(spec):
         message = (
             f"{port.name} was put back at {move.since}: {move.why}; it is moved again once the table of {spec.name} "
             "changes, a longer probe-timeout or another probe for example"
@@ -150,7 +173,7 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, p
         return True
     links = (find_port(entry, draft.observed.links) for entry in spec.ports)
     first = next((one.name for one in links if one is not None and _carries(draft, one.name)), port.name)
-    taken = move.port if move is not None and move.step in ACTIVE and move.port != port.name else first
+    taken = move.port if move is not None and move.step in ACTIVE and not mine else first
     if taken != port.name:
         message = (
             f"{port.name} carries {', '.join(uplink.carried)}, and {spec.name} has those of {taken}: one port's go to "
@@ -158,7 +181,7 @@ def plan_uplink(draft: Draft, spec: BridgeSpec, bridge: LinkState, entry: str, p
         )
         draft.tell(resource, "PortAddressed", message)
         return True
-    return _plan_move(draft, spec, bridge, _Uplink(entry, port), uplink, confirm_s=spec.confirm_s)
+    return _plan_move(draft, spec, bridge, _Uplink(entry, port), uplink)
 
 
 def _carries(draft: Draft, port: str) -> bool:
@@ -166,7 +189,7 @@ def _carries(draft: Draft, port: str) -> bool:
 
 
 def _plan_move(
-    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, uplink: UplinkState, *, confirm_s: float
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, uplink: UplinkState, *, remade: bool = False
 ) -> bool:
     port, resource = named.link, port_resource(named.link.name)
     if uplink.rules:
@@ -183,12 +206,12 @@ def _plan_move(
         )
         draft.tell(resource, "PortAddressed", message, reason="NothingToProve")
         return True
-    _propose_move(draft, spec, bridge, named, confirm_s=confirm_s)
+    _propose_move(draft, spec, bridge, named, remade=remade)
     return True
 
 
 def _propose_move(
-    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, *, confirm_s: float, again: bool = False
+    draft: Draft, spec: BridgeSpec, bridge: LinkState, named: _Uplink, *, remade: bool, again: bool = False
 ) -> None:
     """Behind its filters, and once its bridge heeds VLANs where it is to, as any port goes in."""
     port, place = named.link, uplink_place(draft, bridge)
@@ -205,24 +228,26 @@ def _propose_move(
         move_digest(spec),
         spec.probe,
         spec.probe_timeout_s,
-        confirm_s,
+        0.0 if remade else spec.confirm_s,
         spec.port_mtu,
         again,
         named.entry if named.entry != port.name else "",
         place.vlans,
+        remade,
     )
     draft.propose(move)
 
 
-def gives_back(draft: Draft, bridge: str, port: str, why: str) -> bool:
+def gives_back(draft: Draft, bridge: str, port: LinkState | None, why: str) -> bool:
     """Plan that a bridge which goes, or loses its port, first gives back what it carries; whether it still does.
 
-    `port` empty: whichever it is. After another boot of the host there is nothing to give.
+    `port` None: whichever it is. After another boot of the host there is nothing to give.
     """
     move = draft.observed.moves.get(bridge)
-    if move is None or (port and move.port != port):
+    if move is None or move.step not in ACTIVE or move.boot_id != draft.observed.host.boot_id:
         return False
-    if move.step not in ACTIVE or move.boot_id != draft.observed.host.boot_id:
+    same = _is_same_link(draft, move, port) if port is not None else True
+    if not same and (same is not None or port is None or port.name != move.port):
         return False
     draft.propose(PutBackUplink(port_resource(move.port), Reason.UNWANTED, bridge, move.port, why, forget=True))
     draft.tell_deviating(bridge_resource(bridge))

@@ -44,6 +44,11 @@ class RoutesState:
     foreign: Mapping[Key, str] = field(default_factory=dict)
 
 
+def lead_text(via: str, link: str) -> str:
+    """How a route leads, for people, and to compare one that is not ours with one that is to be."""
+    return f"leads {f'via {via} ' if via else ''}by {link}"
+
+
 def route_text(to: str, metric: int, via: str = "") -> str:
     """A route as `ip route` writes it."""
     destination = "default" if to in {DEFAULT4, DEFAULT6} else to

@@ -32,7 +32,8 @@ class Move:
     """What a journal says of a move before anything was changed. `digest` is that of the unit's bridge at the time.
 
     `source` is what is brought to the bridge: what the port carried, which is `port` itself, unless it lost it with a
-    boot of the host. `began_s` is CLOCK_BOOTTIME of the boot `boot_id`.
+    boot of the host. `began_s` is CLOCK_BOOTTIME of the boot `boot_id`. `entry` is what the unit calls the port; a
+    journal of an earlier agent has none. `remade`: it was kept before, and lost with a boot of the host or its bridge.
     """
 
     bridge: str
@@ -43,6 +44,8 @@ class Move:
     confirm_s: float
     port: LinkPicture
     bridge_was: LinkPicture
+    entry: str = ""
+    remade: bool = False
 
     @property
     def latest_s(self) -> float:
@@ -62,7 +65,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class MoveState:
-    """A move as the planner sees it. `carried` is for people; `mac` is the bridge's while it is active."""
+    """A move as the planner sees it. `carried` is for people; `mac` is the bridge's while it is active.
+
+    `port` is the name that the port had, `ifindex` its number in the boot `boot_id`, `entry` what the unit calls it.
+    """
 
     bridge: str
     port: str
@@ -76,6 +82,9 @@ class MoveState:
     bridge_mac: str = ""
     carried: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    ifindex: int = 0
+    entry: str = ""
+    remade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +122,7 @@ def move_state(move: Move, progress: Progress) -> MoveState:
         move.bridge_was.mac.hex(":"),
         texts,
         tuple(text for text in texts if "/" in text and " " not in text),
+        move.port.ifindex,
+        move.entry,
+        move.remade,
     )

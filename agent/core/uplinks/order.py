@@ -11,8 +11,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from agent.core.routing.routes import PROTOCOL
 from agent.core.uplinks import attributes as a
-from agent.core.uplinks.carried import LinkPicture, carried_addresses, carried_routes, on_link
+from agent.core.uplinks.carried import LinkPicture, carried_addresses, carried_routes, gateways_of, on_link
 
 RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = (
     16,
@@ -133,7 +134,7 @@ def _take_from_bridge(was: LinkPicture, bridge_was: LinkPicture, bridge: LinkPic
     routes, neighbours = {*carried_routes(moved)} - {*bridge_was.routes}, {*moved.neighbours} - {*bridge_was.neighbours}
     identities = {_identity(one) for one in carried_addresses(moved)} - {_identity(one) for one in bridge_was.addresses}
     for one in reversed(bridge.routes):
-        if one in routes:
+        if one in routes or _is_units_way(one, bridge_was):
             yield Request(RTM_DELROUTE, 0, one, GONE)
     for one in bridge.neighbours:
         if one in neighbours:
@@ -141,6 +142,11 @@ def _take_from_bridge(was: LinkPicture, bridge_was: LinkPicture, bridge: LinkPic
     for one in reversed(bridge.addresses):
         if _identity(one) in identities:
             yield Request(RTM_DELADDR, 0, one, GONE)
+
+
+def _is_units_way(route: bytes, bridge_was: LinkPicture) -> bool:
+    """Whether our `gateway` or `routes` came since: a smaller metric would lead past the port to where nobody is."""
+    return route[5] == PROTOCOL and bool(gateways_of(route)) and route not in bridge_was.routes
 
 
 def _identity(body: bytes) -> tuple[int, int, bytes | None, bytes | None]:

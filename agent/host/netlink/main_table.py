@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
-from agent.core.routing.routes import PROTOCOL, Key, Route, RoutesState, route_text
+from agent.core.routing.routes import PROTOCOL, Key, Route, RoutesState, lead_text, route_text
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.host.netlink.wire import (
     NLM_F_ACK,
@@ -106,7 +106,7 @@ class MainTable:
                     if _protocol(one) not in {None, PROTOCOL}:
                         route = _route(one, names)
                         if route.key in keys:
-                            found[route.key] = f"leads {f'via {route.via} ' if route.via else ''}by {route.link}"
+                            found[route.key] = lead_text(route.via, route.link)
         return found
 
     def change(self, action: ChangeRoutes) -> None:

@@ -117,7 +117,7 @@ def move_to_bridge(move: Move, mtu: int | None, vlans: PortVlans | None = None, 
     The port goes first: whatever follows is carried out also where a request before it was refused. `vlans`: what it
     carries in a bridge that heeds them, without which nothing of it would pass.
     """
-    port, bridge = picture_of(move.port.name), picture_of(move.bridge, move.bridge_was.ifindex)
+    port, bridge = picture_of(move.port.name, move.port.ifindex), picture_of(move.bridge, move.bridge_was.ifindex)
     if port is None or bridge is None:
         raise TransientError(f"{move.port.name if port is None else move.bridge} is gone", reason="LinkGone")
     with _told(f"move what {port.name} carries to {bridge.name}"):
@@ -135,7 +135,7 @@ def put_all_back(move: Move, send: Send = send_all) -> str:
     with _told(f"put back what {move.port.name} carried"):
         for _ in range(ROUNDS):
             with RequestSocket() as sock:
-                port, bridge = _picture(sock, move.port.name, 0), _picture(sock, move.bridge, 0)
+                port, bridge = _find(sock, move.port), _find(sock, move.bridge_was)
             if port is None:
                 return f"{move.port.name} is gone, and its addresses with it"
             requests = put_back(_was(move, port), move.bridge_was, port, bridge)
@@ -145,9 +145,15 @@ def put_all_back(move: Move, send: Send = send_all) -> str:
     return f"{move.port.name} changes all the while"
 
 
+def _find(requests: RequestSocket, was: LinkPicture) -> LinkPicture | None:
+    """A link by the number that it had, whatever it is called by now; by its name where it was away and came back."""
+    return _picture(requests, was.name, was.ifindex) or _picture(requests, was.name, 0)
+
+
 def _was(move: Move, port: LinkPicture) -> LinkPicture:
-    """The port as it was, by the number that it has now: a card that was away comes back with another."""
-    return move.port if move.port.ifindex == port.ifindex else on_link(move.port, port.ifindex, port.name)
+    """The port as it was, by the number and name that it has now: a card that was away comes back with another."""
+    same = (move.port.ifindex, move.port.name) == (port.ifindex, port.name)
+    return move.port if same else on_link(move.port, port.ifindex, port.name)
 
 
 @contextlib.contextmanager
