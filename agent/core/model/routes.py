@@ -24,7 +24,7 @@ def with_routes(observed: Observed, action: ChangeRoutes) -> Observed:
         require(route.key not in state.foreign, "no foreign route is taken over")
         own[route.key] = route
     for route in action.swap:
-        require(route.key in own, "only what is ours is replaced")
+        require(route.key not in state.foreign, "only what is ours is replaced")  # it may have gone with its bridge
         own[route.key] = route
     for route in action.remove:
         require(own.get(route.key) == route, "only what is ours is removed")

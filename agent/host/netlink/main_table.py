@@ -148,11 +148,12 @@ class MainTable:
                 raise
 
     def _swap(self, route: Route, ifindex: int, names: Mapping[int, str]) -> None:
-        """Replace a route of ours in one go; the kernel would replace the first of its key, whosesoever."""
+        """Replace a route of ours in one go, or make it where that went with its bridge meanwhile; the kernel would
+        replace the first of its key, whosesoever."""
         foreign = self._foreign(frozenset({route.key}), names)
         if foreign:
             raise TransientError(f"{_text(route)}: one that is not ours {foreign[route.key]}", reason="Conflict")
-        self._requests.ask(RTM_NEWROUTE, _request(route, ifindex), NLM_F_ACK | NLM_F_REPLACE)
+        self._requests.ask(RTM_NEWROUTE, _request(route, ifindex), NLM_F_ACK | NLM_F_REPLACE | NLM_F_CREATE)
 
     def _remove(self, route: Route, ifindex: int, names: Mapping[int, str]) -> None:
         if route not in self._own(names):
