@@ -16,6 +16,7 @@ from agent.core.reasons import Reason
 from agent.core.routing.routes import Key, Route, RoutesState, lead_text
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.core.tell.describe import describe
+from agent.core.uplinks.moves import UplinkState
 from agent.unitfile.parse import parse_unit
 from tests.unit.planning_world import ABSENT, BRIDGE, BRIDGE_LINK, said, with_links
 
@@ -81,6 +82,14 @@ def test_a_route_of_somebody_else_that_leads_the_same_way_will_do() -> None:
     assert (decided.actions, decided.conditions, decided.deviating) == ((), (), frozenset())
     (away,) = changes(plan(Desired({"br0": GATED}), host(DEFAULT._replace(metric=7), foreign=there), 0.0))
     assert (away.add, [route.metric for route in away.remove]) == ((), [7])
+
+
+def test_a_route_that_a_move_is_to_bring_is_no_conflict() -> None:
+    """The advice to delete it would cut the host off."""
+    seen = host(foreign={DEFAULT.key: "leads via 192.0.2.1 by eth0"})
+    decided = plan(Desired({"br0": GATED}), replace(seen, uplinks={"eth0": UplinkState(("192.0.2.9/24",))}), 0.0)
+    assert said(decided) == []
+    assert "bridge/br0/routes" in decided.deviating
 
 
 def test_addresses_come_first() -> None:

@@ -66,6 +66,8 @@ def _plan_routes_of(
     foreign = [route for route in missing if route.key in state.foreign and route.key not in own]
     for route in foreign:
         what = state.foreign[route.key]
+        if _comes_with_a_move(draft, what):
+            continue
         message = (
             f"a route {route_text(route.to, route.metric)} that is not ours {what}: it stays, and ours is not added; "
             f"delete it (ip route del {route_text(route.to, route.metric)}) or give ours another metric"
@@ -97,6 +99,12 @@ def _plan_routes_of(
 def _leads_there(route: Route, state: RoutesState) -> bool:
     """Whether somebody else's does what ours would: it came with its port's addresses, or the host's boot set it."""
     return state.foreign.get(route.key) == lead_text(route.via, route.link)
+
+
+def _comes_with_a_move(draft: Draft, what: str) -> bool:
+    """Whether somebody else's leads by a port that is still to be moved: it is told there what keeps it, and whoever
+    deleted the route instead would cut the host off."""
+    return any(uplink.carried and what.endswith(f" by {port}") for port, uplink in draft.observed.uplinks.items())
 
 
 def _addresses(link: LinkState) -> tuple[str, ...]:
