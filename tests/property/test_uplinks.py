@@ -1,7 +1,7 @@
 """Moves of uplinks against a small model of the kernel's tables: broken off before any request, all is put back.
 
-The same requests are broken off on a real kernel in tests/integration/test_uplinks.py; here port and bridge carry
-whatever hypothesis thinks of.
+The same requests are broken off on a real kernel in tests/integration/test_uplinks_broken_off.py; here port and bridge
+carry whatever hypothesis thinks of.
 """
 
 from __future__ import annotations
