@@ -102,8 +102,10 @@ class Scene:
         """Make the strangers' links, drop the units and start the agent."""
         ip(
             "link add br-foreign type bridge",
+            "link set br-foreign addrgenmode none",  # a link-local address is tentative first: strangers never change
             "link set br-foreign alias somebody-else up",
             "link add in-foreign type veth peer name out-foreign",
+            "link set in-foreign addrgenmode none",
             "link set in-foreign master br-foreign up",
             "addr add 192.0.2.1/24 dev out-foreign",
             "tuntap add t-foreign mode tap",
