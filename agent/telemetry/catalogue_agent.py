@@ -122,8 +122,7 @@ EVENTS = (
 )
 """QAPI's events that these guests give cause for; others appear when they first come, up to a bound (`Metrics`)."""
 
-NETLINK_TYPES = ["deladdr", "dellink", "delqdisc", "deltfilter", "newaddr", "newlink", "newqdisc", "newtfilter"]
-SNAPSHOTS = ("filters", "guests", "links", "traffic", "units")
+NETLINK_TYPES = [f"{of}{what}" for of in ("del", "new") for what in ("addr", "link", "qdisc", "tfilter", "vlan")]
 
 AGENT = (
     gauge("build_info", "python qemu version", "What runs: always 1.", "the package, `qemu-system-x86_64 --version`"),

@@ -13,8 +13,6 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Self
 
 from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
 from agent.core.routing.routes import PROTOCOL, Key, Route, RoutesState, lead_text, route_text
@@ -24,12 +22,12 @@ from agent.host.netlink.wire import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
+    Asking,
     EventSocket,
     KernelRefusedError,
     Message,
     NoAnswerError,
     RawRequest,
-    RequestSocket,
     attributes,
 )
 
@@ -52,21 +50,8 @@ _DATAGRAMS_AT_ONCE = 64
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
-class MainTable:
+class MainTable(Asking):
     """Looks at and changes routes of the network namespace that it is entered in."""
-
-    def __enter__(self) -> Self:
-        """Open the socket. Raises ObservationError."""
-        try:
-            self._requests = RequestSocket()
-        except OSError as e:
-            raise ObservationError("netlink", f"cannot open a socket: {e}") from e
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._requests.close()
 
     def look(self, keys: Iterable[Key], names: Mapping[int, str]) -> RoutesState:
         """What is ours, and what somebody else has for keys that we have nothing for; `names` of links by ifindex.

@@ -12,8 +12,6 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Self
 
 from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
 from agent.core.routing.ipv6 import PROTOCOL, Ipv6State, Place
@@ -23,13 +21,13 @@ from agent.host.netlink.wire import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
+    Asking,
     EventSocket,
     Ignoring,
     KernelRefusedError,
     Message,
     NoAnswerError,
     RawRequest,
-    RequestSocket,
     Writable,
     attributes,
 )
@@ -57,21 +55,8 @@ _GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
 _DATAGRAMS_AT_ONCE = 64
 
 
-class Routes6:
+class Routes6(Asking):
     """Looks at and changes routes and proxy neighbours of the network namespace that it is entered in."""
-
-    def __enter__(self) -> Self:
-        """Open the socket. Raises ObservationError."""
-        try:
-            self._requests = RequestSocket()
-        except OSError as e:
-            raise ObservationError("netlink", f"cannot open a socket: {e}") from e
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._requests.close()
 
     def look(self, addresses: Iterable[str], names: Mapping[int, str]) -> Ipv6State:
         """All that is ours and the way out, and where other routes to these addresses lead; without parameters.

@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from agent.core.errors import ObservationError
+
 # Sources: linux/netlink.h, linux/rtnetlink.h, asm-generic/socket.h.
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
@@ -276,3 +278,20 @@ class EventSocket:
         except BlockingIOError:
             return None
         return [message for message, _, _ in messages(datagram)]
+
+
+class Asking:
+    """What asks over a socket of its own, of the network namespace that it is entered in."""
+
+    def __enter__(self) -> Self:
+        """Open the socket. Raises ObservationError."""
+        try:
+            self._requests = RequestSocket()
+        except OSError as e:
+            raise ObservationError("netlink", f"cannot open a socket: {e}") from e
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests.close()
