@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.actions import ChangeLink, DeleteLink, LaunchVm, LinkChange
+from agent.core.actions import ChangeLink, DeleteLink, EnslavePort, LaunchVm, LinkChange
 from agent.core.desired import Desired
 from agent.core.device_actions import ArmTap
 from agent.core.marks import GROUP, vlan_mark
@@ -168,3 +168,16 @@ def test_a_vlan_link_that_somebody_has_on_the_bridge_goes_on_when_that_begins_to
     assert isinstance(action, ChangeVlans)
     assert action.ports[0].vlans == replace(OWN, tagged=((30, 30),))
     assert plan(Desired({"br0": BRIDGE}, {"web": WEB}), with_links(plain, theirs, TAP), 0.0).actions == ()
+
+
+def test_a_card_enters_a_bridge_in_the_very_moment_it_ceases_to_heed_vlans() -> None:
+    desired = Desired({"br0": replace(BRIDGE, ports=("eth1",))})
+    world = replace(with_links(HEEDS, CARD), vms={})
+    enters, ceases = sorted(plan(desired, world, 0.0).actions, key=lambda one: isinstance(one, ChangeVlans))
+    assert isinstance(enters, EnslavePort)
+    for actions in ((enters, ceases), (ceases, enters)):
+        settled = world
+        for action in actions:
+            settled = apply(settled, action)
+        assert settled.links["eth1"] == replace(CARD, master=10)
+        assert plan(desired, settled, 0.0).actions == ()

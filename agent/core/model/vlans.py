@@ -27,11 +27,12 @@ def _bridge_of(observed: Observed, ifindex: int | None) -> LinkState | None:
 def entered(observed: Observed, port: LinkState, vlans: PortVlans | None) -> LinkState:
     """A port that was just put into a bridge; PreconditionError unless that heeds VLANs where it has some of its own.
 
-    What it is not given by the action its bridge gives it: `default_pvid`.
+    What it is not given by the action its bridge gives it: `default_pvid`. The network without tags is no VLAN of its
+    own: a bridge that ceased to heed any a moment ago gives that to each port.
     """
     bridge = _bridge_of(observed, port.master)
     bridging = bridge.bridging if bridge is not None else None
-    if vlans is not None:
+    if vlans is not None and (bridging, vlans) != (PLAIN, UNTAGGED_PORT):
         require(bridging == AWARE, f"the bridge of {port.name} heeds VLANs before the port is in it")
     if bridging is None or not bridging.filtering:
         return replace(port, vlans=None)
