@@ -18,7 +18,8 @@ from agent.core.memory import (
     without_port,
     without_ports_of,
 )
-from agent.core.observed import LinkState, Observed
+from agent.core.model.host import apply
+from agent.core.observed import AddressState, LinkState, Observed
 from agent.core.planner.ports import find_port
 from agent.core.planning import plan
 from agent.core.reasons import Reason
@@ -107,6 +108,14 @@ def test_a_link_that_is_renamed_keeps_its_place() -> None:
     assert named_anew == (EnslavePort("port/wan0", Reason.WANTED, "br0", 10, "wan0", 2, None),)
     gone = plan(wanting(), seen, 0.0).actions
     assert gone == (ReleasePort("port/eth1", Reason.UNWANTED, "br0", "wan0", 2, 10),)
+
+
+def test_a_port_that_somebody_gave_an_address_is_known_by_its_new_name_too() -> None:
+    addressed = replace(CARD, name="wan0", altnames=(), master=10, addresses=(AddressState("192.0.2.7/24"),))
+    seen = host(addressed, cards={("eth1", "br0"): 2})
+    (action,) = plan(wanting("wan0"), seen, 0.0).actions
+    assert apply(seen, action).links["wan0"] == addressed
+    assert apply(seen, action).cards == {("wan0", "br0"): 2}
 
 
 def test_a_card_that_returns_is_enslaved_again_whatever_it_is_called() -> None:

@@ -115,8 +115,9 @@ def _with_port(observed: Observed, action: EnslavePort | ReleasePort) -> Observe
             enslaved=observed.enslaved - {(action.port, action.bridge)},
             cards={place: index for place, index in observed.cards.items() if index != port.ifindex},
         )
-    require(not any(not a.link_local for a in port.addresses), "a port with addresses is never enslaved")
     require(port.master in {None, action.bridge_ifindex}, f"{port.name} is in no other bridge")
+    addressed = port.master is None and any(not a.link_local for a in port.addresses)
+    require(not addressed, "a port with addresses is never enslaved")
     port = replace(port, master=action.bridge_ifindex, up=True, mtu=action.mtu or port.mtu)
     port = entered(observed, port, action.vlans)
     others = {place: index for place, index in observed.cards.items() if index != port.ifindex}
