@@ -18,7 +18,7 @@ TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-s
 	prometheus:prometheus promtool:prometheus
 
 .DELETE_ON_ERROR:
-.PHONY: setup tools venv guest demo-files check test test-lab demo screenshots bench libvirt mutants dashboards wheel deb lab lock clean
+.PHONY: setup tools venv guest demo-files check test test-lab demo screenshots bench libvirt hunt mutants dashboards wheel deb lab lock clean
 
 setup: tools venv guest
 
@@ -131,6 +131,13 @@ build/libvirt.stamp: | build/tools.stamp
 	}; \
 	download || { apt-get -q update && download; }
 	@touch $@
+
+# Property tests with other examples each time, round by round; one that fails is kept in .hypothesis and tried first.
+hunt: venv
+	@for round in $$(seq $(or $(ROUNDS),20)); do \
+		echo "hunt: round $$round of $(or $(ROUNDS),20)"; \
+		$(BIN)/python -m pytest -q --hypothesis-profile=hunt tests/property || exit 1; \
+	done
 
 # How many ways to break the planner the tests notice; some minutes. MUTANTS="policy" breaks only that module.
 mutants: venv
