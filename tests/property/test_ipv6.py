@@ -111,7 +111,9 @@ def assert_as_wanted(desired: Desired, host: Observed, observed: Observed) -> No
     assert not own & state.foreign_routes.keys()
     assert "2001:db8:0::1" not in own or not certain(desired, observed)
     if not certain(desired, observed):
-        assert {place for place in before.routes if place.link in observed.links} <= state.routes
+        wanted = {(at, nic.bridge) for vm in desired.vms.values() for nic in vm.nics for at in nic.address}
+        for lost in {place for place in before.routes if place.link in observed.links} - state.routes:
+            assert any(now.address == lost.address and (now.address, now.link) in wanted for now in state.routes)
         return
     proxying = {n: b.uplink or state.uplink for n, b in desired.bridges.items() if b.ipv6 == "ndp-proxy"}
     assert {place.link for place in state.routes} <= proxying.keys()

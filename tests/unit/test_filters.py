@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.actions import LaunchVm, key_of
+from agent.core.actions import ChangeLink, LaunchVm, key_of
 from agent.core.attempts import after_failure
 from agent.core.desired import BridgeSpec, Desired, DhcpSpec, NicSpec, VmSpec
-from agent.core.device_actions import ArmTap
+from agent.core.device_actions import ArmTap, TakeOver
 from agent.core.errors import PermanentError
 from agent.core.model.host import apply
 from agent.core.observed import LinkState, NicBackend, NicState, Observed
@@ -228,6 +228,18 @@ def test_a_tap_that_comes_back_waits_for_its_filters(case: str) -> None:
     assert "tap/web/lan" in first.deviating
     after = plan(desired(HELD), apply(observed, first.actions[0]), 0.0)
     assert [one.resource for one in after.actions] == ["tap/web/lan"]
+
+
+def test_a_tap_that_comes_back_waits_for_what_its_unit_says_by_now_if_that_is_other_filters() -> None:
+    listed = replace(HELD, deny=("25/tcp to 0.0.0.0/0",))
+    observed = replace(running(HELD, tap=replace(TAP, master=None)), filters=in_place(HELD))
+    assert [one.resource for one in plan(desired(HELD), observed, 0.0).actions] == ["tap/web/lan"]
+    steps = []
+    while frontier := plan(desired(listed), observed, 0.0).actions:
+        (action,) = frontier
+        steps.append(type(action))
+        observed = apply(observed, action)
+    assert steps == [TakeOver, ChangeFilters, ChangeLink]
 
 
 def test_a_tap_under_another_name_is_filtered_by_that_too() -> None:
