@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +15,18 @@ from pathlib import Path
 import pytest
 
 from tests.agent_process import AgentProcess
+from tests.integration.shipped import shipped
 from tests.integration.test_edits import master_of
 from tests.integration.test_nat import sysctl
 from tests.integration.waiting import wait_for
 from tests.internet import Box
-from tests.netns import ip, ip_output, network_namespace
+from tests.netns import ip, ip_output
 from tests.probe import answers_within
 
-UNITS = Path(__file__).resolve().parents[2] / "units" / "firewall"
-FILES = "/var/cache/vmhost/demo"
-"""Where the units expect kernel and disk."""
-
 GATEWAY, OUTSIDE, INSIDE, STRANGER = "192.168.1.1", "192.0.2.2", "192.168.1.10", "192.0.2.1"
-BOOT_S = 120.0
+BOOT_S = 180.0
 
-pytestmark = pytest.mark.timeout(240)  # the first one boots the guest
+pytestmark = pytest.mark.timeout(480)  # the first one boots the guest
 
 
 @dataclass(slots=True)
@@ -51,17 +46,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(guest_kernel: Path, guest_initrd: Path) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(network_namespace())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmhost-test-", dir="/var/tmp")))
-        folder.chmod(0o755)
-        agent = AgentProcess(folder)
-        agent.units.mkdir()
-        stack.callback(agent.end)
-        for file in (guest_kernel, guest_initrd):
-            shutil.copy(file, folder / file.name)
-            (folder / file.name).chmod(0o644)
-        for unit in UNITS.glob("*.toml"):
-            agent.drop(unit.name, unit.read_text().replace(FILES, str(folder)))
+        agent = stack.enter_context(shipped("firewall", guest_kernel, guest_initrd))
         inside = stack.enter_context(Box("eth1", addresses=(f"{INSIDE}/24",), gateways=(GATEWAY,)))
         outside = stack.enter_context(Box("eth2", addresses=(f"{STRANGER}/24",)))
         outside.ask("ip", [f"route add 192.168.1.0/24 via {OUTSIDE}"])

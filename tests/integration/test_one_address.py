@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.agent_process import AgentProcess
+from tests.integration.shipped import shipped
 from tests.integration.test_nat import nft, strip, sysctl, table
 from tests.integration.waiting import wait_for
 from tests.internet import Box
-from tests.netns import ip, network_namespace
+from tests.netns import ip
 from tests.probe import answers_within, run_in_guest
-
-UNITS = Path(__file__).resolve().parents[2] / "units" / "one-address-server"
-FILES = "/var/cache/vmhost/demo"
-"""Where the units expect kernel and disks."""
 
 HOST, HOST6 = "37.59.3.136", "2001:41d0:8:5688::1"
 ROUTER, ROUTER6 = "37.59.3.254", "2001:41d0:8:5688::fe"
@@ -70,17 +65,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(guest_kernel: Path, guest_initrd: Path) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(network_namespace())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmhost-test-", dir="/var/tmp")))
-        folder.chmod(0o755)
-        agent = AgentProcess(folder)
-        agent.units.mkdir()
-        stack.callback(agent.end)
-        for file in (guest_kernel, guest_initrd):
-            shutil.copy(file, folder / file.name)
-            (folder / file.name).chmod(0o644)
-        for unit in UNITS.glob("*.toml"):
-            agent.drop(unit.name, unit.read_text().replace(FILES, str(folder)))
+        agent = stack.enter_context(shipped("one-address-server", guest_kernel, guest_initrd))
         agent.start(settle=False)
         stranger = provider(stack)
         agent.vmhost("wait", "in-sync", "--timeout", "120")
