@@ -28,10 +28,11 @@ from agent.host.netlink import VlanLinks
 from agent.host.notify import Notifier
 from agent.host.peers import find_group
 from agent.host.statedir import LaterStateError, StateDirectory, StateRefusedError, lock_directory
-from agent.runtime.agent import Agent, look_for_qemu
+from agent.runtime.agent import Agent
 from agent.runtime.chronicle import Chronicle
 from agent.runtime.clock import now_s
 from agent.runtime.control import serve_control
+from agent.runtime.host_found import look_for_qemu
 from agent.runtime.listener import Sources, keep_listening
 from agent.runtime.notifications import Notifying
 from agent.runtime.reach import tell_reach

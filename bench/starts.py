@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.host.processes import cpu_seconds, resident_bytes
-from agent.runtime.agent import start_slots
+from agent.runtime.host_found import start_slots
 from bench.figures import Figure
 from bench.host import bare_unit, fresh_agent, pids, start, status, wait_settled
 from bench.qemu import bare_guests, command_line, kill_and_wait, released_at, start_bare

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from agent.core.desired import Desired
-from agent.core.errors import ActionError, ObservationError
+from agent.core.errors import ObservationError
 from agent.core.memory import Memory, cards_of, enslaved_links, without_guests, without_lacks
-from agent.core.observed import HostState, Observed
+from agent.core.observed import Observed
 from agent.core.planner.approval import still_asked
 from agent.core.planner.fallback import starts_of
 from agent.core.planner.obstacles import edited
@@ -25,7 +24,6 @@ from agent.host.launches import Launches
 from agent.host.logs import cap_log
 from agent.host.netlink import VlanLinks
 from agent.host.notify import Notifier
-from agent.host.processes import find_qemu
 from agent.host.service_files import ServiceFiles
 from agent.host.statedir import StateDirectory
 from agent.host.statedir.moves import Journals
@@ -33,7 +31,7 @@ from agent.host.tap import vhost_problem
 from agent.host.unitdir import UnitDirectory
 from agent.runtime.adoption import Adoption
 from agent.runtime.chronicle import Chronicle
-from agent.runtime.clock import boot_id, machine_id, now_s
+from agent.runtime.clock import machine_id, now_s
 from agent.runtime.descriptors import Descriptors
 from agent.runtime.doctor import Doctor
 from agent.runtime.doorbell import Doorbell
@@ -43,6 +41,7 @@ from agent.runtime.execute_links import LinkExecutor
 from agent.runtime.execute_tuning import TuningExecutor
 from agent.runtime.execute_vms import VmExecutor, ran_s
 from agent.runtime.guests import Guests
+from agent.runtime.host_found import QemuFound, host_at_start, look_for_qemu
 from agent.runtime.keeper import Keeper
 from agent.runtime.leases import Leases
 from agent.runtime.limits import LimitLooks, controllers_here
@@ -76,33 +75,10 @@ FULL_LOOK_EVERY_S = 30.0
 CAP_SERIAL_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class QemuFound:
-    """The host's QEMU: its path and version, or the problem that there is with it."""
-
-    path: str | None = None
-    version: str = ""
-    problem: str = ""
-
-
-async def look_for_qemu() -> QemuFound:
-    """Look for QEMU; that there is none, or one that is too old, is a finding, not an error."""
-    try:
-        qemu = await find_qemu()
-    except ActionError as error:
-        return QemuFound(problem=str(error))
-    return QemuFound(qemu.path, qemu.version)
-
-
 def cap_all(logs: Sequence[Path]) -> None:
     """Empty those logs that have outgrown their bound."""
     for path in logs:
         cap_log(path)
-
-
-def start_slots() -> int:
-    """How many guests may start at once: twice the cores, more would only wait for each other."""
-    return 2 * len(os.sched_getaffinity(0))
 
 
 class Agent:
@@ -131,16 +107,7 @@ class Agent:
         self._starts = starts
         self._doorbell = Doorbell()
         self._guests = Guests(self._launches, self._descriptors, starts, self._doorbell.ring, chronicle)
-        self._host = HostState(
-            boot_id(),
-            qemu.path,
-            qemu.problem,
-            start_slots(),
-            services=starts.as_services,
-            controllers=controllers_here(),
-            absent=absent_programs(),
-            vhost_problem=vhost_problem(),
-        )
+        self._host = host_at_start(qemu, starts)
         self._looked_s = now_s()
         self._keeper = Keeper(state, memory)
         self._units = Units(units, state, self._keeper, machine_id(), self._units_changed)
@@ -154,18 +121,7 @@ class Agent:
         self._services = Services(ServiceFiles(run_dir, state.path), starts.services(), self._doorbell.ring)
         self._leases = Leases(state.path / "leases", self._doorbell.ring)
         self.measures = Measures(self._guests, links, self._leases.states)
-        link_executor = LinkExecutor(links, self._descriptors, self._keeper, run_dir)
-        executor = Executor(
-            VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, starts),
-            DeviceExecutor(self._guests, link_executor, self._descriptors),
-            TuningExecutor(self._guests),
-            link_executor,
-            self._services,
-            self._disks,
-            self._guests,
-            self._network,
-            qemu=lambda: self._host.qemu or "",
-        )
+        executor = self._executor(state, run_dir)
         self._reconciler = Reconciler(self._doorbell, self._observe, executor.execute, chronicle)
         self._doctor = Doctor(
             self._reconciler,
@@ -185,6 +141,20 @@ class Agent:
             doctor=self._doctor,
             watching=Watching(self.measures, links.statistics),
             uplinks=self._network.uplinks,
+        )
+
+    def _executor(self, state: StateDirectory, run_dir: Path) -> Executor:
+        links = LinkExecutor(self._links, self._descriptors, self._keeper, run_dir)
+        return Executor(
+            VmExecutor(self._launches, self._guests, self._descriptors, self._keeper, state, self._starts),
+            DeviceExecutor(self._guests, links, self._descriptors),
+            TuningExecutor(self._guests),
+            links,
+            self._services,
+            self._disks,
+            self._guests,
+            self._network,
+            qemu=lambda: self._host.qemu or "",
         )
 
     def started_s(self) -> Mapping[str, float]:
