@@ -181,3 +181,12 @@ def test_a_card_enters_a_bridge_in_the_very_moment_it_ceases_to_heed_vlans() -> 
             settled = apply(settled, action)
         assert settled.links["eth1"] == replace(CARD, master=10)
         assert plan(desired, settled, 0.0).actions == ()
+
+
+def test_a_bridge_heeds_no_vlans_any_more_once_the_last_guest_in_one_has_ended() -> None:
+    ended = replace(RUNNING, spec=replace(WEB, nics=(TAGGED,)), alive=False, exit_reason="crash")
+    world = with_links(HEEDS, replace(TAP, vlans=ACCESS), of=replace(RUNS, vms={"web": ended}))
+    untagged = Desired({"br0": BRIDGE}, {"web": WEB})
+    (ceases,) = (one for one in plan(untagged, world, 0.0).actions if isinstance(one, ChangeVlans))
+    after = apply(world, ceases)
+    assert (after.links["br0"].bridging, after.links["web-lan"].vlans) == (PLAIN, None)

@@ -100,7 +100,7 @@ def _require_all_ours(observed: Observed, members: Iterable[LinkState], wanted: 
 
 
 def _nics_in(observed: Observed, bridge: LinkState) -> list[NicSpec]:
-    """The NICs of running guests whose taps are in a bridge."""
-    found = [(name, nic) for name, state in observed.vms.items() for nic in state.spec.nics]
+    """The NICs of running guests whose taps are in a bridge; nobody sends by the tap of one that has ended."""
+    found = [(name, nic) for name, state in observed.vms.items() if state.alive for nic in state.spec.nics]
     taps = {link.alias for link in observed.links.values() if link.master == bridge.ifindex}
     return [nic for name, nic in found if tap_mark(name, nic.id) in taps]
