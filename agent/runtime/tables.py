@@ -14,8 +14,9 @@ import structlog
 
 from agent.core.errors import ActionError, ObservationError
 from agent.core.routing.ruleset import ElementChange, Ruleset, RulesetState, after_change
-from agent.host.nft import MISSING, NftMissingError, change_tables, look_at_tables
+from agent.host.nft import MISSING, NftMissingError, change_tables, find_nft, look_at_tables
 from agent.host.nft_events import NftEvents
+from agent.host.nft_presence import are_absent
 from agent.runtime.threads import run_to_end
 
 log = structlog.get_logger("vmhost.tables")
@@ -94,7 +95,7 @@ class Tables(Generic[State]):
         async with self._looking:
             try:
                 changes = self._changes
-                seen = await run_to_end(look_at_tables, self._ruleset)
+                seen = await run_to_end(_look_at, self._ruleset)
                 if changes != self._changes or self._changing:  # it may be what was before a change of ours
                     self._changed.set()
                     if self.state is not None:
@@ -120,3 +121,10 @@ class Tables(Generic[State]):
             self._heard.add(pid)
         else:
             self._changed.set()
+
+
+def _look_at(ruleset: Ruleset) -> RulesetState:
+    """See `look_at_tables`; where none of the tables is there, as after a flush, no process is started to know it."""
+    if find_nft() is not None and are_absent(ruleset):
+        return RulesetState()
+    return look_at_tables(ruleset)
