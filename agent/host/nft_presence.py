@@ -23,19 +23,48 @@ _ANSWER_S = 10.0
 """The kernel answers within the request, but for a transaction of somebody else's that it is busy with."""
 
 
-def are_absent(ruleset: Ruleset) -> bool:
-    """Whether the kernel says of each of the tables that there is none, in the calling thread's network namespace.
+class NftPresence:
+    """Asks of some tables, over a socket that stays open until `close`: to close one waits until the kernel has freed
+    what was just deleted, 10 ms and more after a flush (nft_rcv_nl_event in net/netfilter/nf_tables_api.c).
 
-    False also where it does not say: then nft(8) is to be asked, which has words for what is wrong. Blocks; raises
-    nothing.
+    Of one thread at a time.
     """
+
+    def __init__(self, ruleset: Ruleset) -> None:
+        self._ruleset = ruleset
+        self._socket: socket.socket | None = None
+
+    def are_absent(self) -> bool:
+        """Whether the kernel says of each of the tables that there is none, in the network namespace of the thread that
+        asks first.
+
+        False also where it does not say: then nft(8) is to be asked, which has words for what is wrong. Blocks; raises
+        nothing.
+        """
+        try:
+            if self._socket is None:
+                self._socket = _opened()
+            return all(_error_of(self._socket, table) == errno.ENOENT for table in self._ruleset.tables)
+        except OSError:
+            self.close()  # an answer that comes late must be of no other question
+            return False
+
+    def close(self) -> None:
+        """Close the socket; the next question opens another one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _opened() -> socket.socket:
+    kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
-            kernel.settimeout(_ANSWER_S)
-            kernel.bind((0, 0))
-            return all(_error_of(kernel, table) == errno.ENOENT for table in ruleset.tables)
+        kernel.settimeout(_ANSWER_S)
+        kernel.bind((0, 0))
     except OSError:
-        return False
+        kernel.close()
+        raise
+    return kernel
 
 
 def _error_of(kernel: socket.socket, table: Table) -> int | None:

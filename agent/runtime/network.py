@@ -40,8 +40,9 @@ class Network:
     """Firewall, filters, IPv6, routes and moves of uplinks. Each rings `ring` when something of its own changed."""
 
     def __init__(self, ring: Callable[[str], None], keeper: Keeper, boot_id: str, uplinks: Uplinks) -> None:
-        self.routing = RoutingLooks(ring, keeper, boot_id)
-        self.filters = FilterLooks(ring)
+        turn = asyncio.Lock()
+        self.routing = RoutingLooks(ring, keeper, boot_id, turn)
+        self.filters = FilterLooks(ring, turn)
         self.uplinks = uplinks
         self._ipv6 = Ipv6Looks(ring, keeper, boot_id)
         self._routes = RouteLooks(ring)

@@ -45,11 +45,11 @@ CARRIERS = frozenset({SERVICE_UIDS["haproxy"]})
 class RoutingLooks:
     """What is known of the host's routing."""
 
-    def __init__(self, ring: Callable[[str], None], keeper: Keeper, boot_id: str) -> None:
+    def __init__(self, ring: Callable[[str], None], keeper: Keeper, boot_id: str, turn: asyncio.Lock) -> None:
         self._ring = ring
         self._keeper = keeper
         self._boot_id = boot_id
-        self._tables = Tables(NAT, FirewallState, lambda: ring("firewall"))
+        self._tables = Tables(NAT, FirewallState, lambda: ring("firewall"), turn)
         self._wanted = False
         self._forwarding: tuple[object, ForwardingState] | None = None
         self._holders: dict[str, str] = {}

@@ -7,6 +7,7 @@ what no event told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ from agent.core.errors import ActionError, ObservationError
 from agent.core.routing.ruleset import ElementChange, Ruleset, RulesetState, after_change
 from agent.host.nft import MISSING, NftMissingError, change_tables, find_nft, look_at_tables
 from agent.host.nft_events import NftEvents
-from agent.host.nft_presence import are_absent
+from agent.host.nft_presence import NftPresence
 from agent.runtime.threads import run_to_end
 
 log = structlog.get_logger("vmhost.tables")
@@ -28,12 +29,18 @@ State = TypeVar("State", bound=RulesetState)
 
 
 class Tables(Generic[State]):
-    """What is known of one ruleset; `problem` says why nothing is, where that will not change by itself."""
+    """What is known of one ruleset; `problem` says why nothing is, where that will not change by itself.
 
-    def __init__(self, ruleset: Ruleset, state: type[State], ring: Callable[[], None]) -> None:
+    Whose `turn` it is has nft change anything: of two at once the kernel sends one back to begin anew (NFNL_BATCH_GENID
+    in linux/netfilter/nfnetlink.h), and each is slower than both after one another.
+    """
+
+    def __init__(self, ruleset: Ruleset, state: type[State], ring: Callable[[], None], turn: asyncio.Lock) -> None:
         self._ruleset = ruleset
         self._make = state
         self._ring = ring
+        self._turn = turn
+        self._presence = NftPresence(ruleset)
         self.state: State | None = None
         self.problem = ""
         self._looking = asyncio.Lock()
@@ -60,7 +67,8 @@ class Tables(Generic[State]):
         # than a change of one element among hundreds.
         self._changing += 1
         try:
-            pid = await run_to_end(change_tables, self._ruleset, change)
+            async with self._turn:
+                pid = await run_to_end(change_tables, self._ruleset, change)
             if self.state is not None:
                 self.state = self._make(*after_change(self._ruleset, self.state, change))
             self._changes += 1
@@ -77,17 +85,18 @@ class Tables(Generic[State]):
                 self._own.clear()
 
     async def _follow(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            before = self.state, self.problem
-            try:
-                await self._look()
-            except ObservationError as error:
-                log.warning("the firewall is not known", why=str(error))
-                asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
-            if (self.state, self.problem) != before:
-                self._ring()
+        with contextlib.closing(self._presence):
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                before = self.state, self.problem
+                try:
+                    await self._look()
+                except ObservationError as error:
+                    log.warning("the firewall is not known", why=str(error))
+                    asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
+                if (self.state, self.problem) != before:
+                    self._ring()
 
     async def _look(self) -> None:
         """Read the tables; unknown, with the reason, where that fails. Raises ObservationError then, but not for nft
@@ -95,7 +104,7 @@ class Tables(Generic[State]):
         async with self._looking:
             try:
                 changes = self._changes
-                seen = await run_to_end(_look_at, self._ruleset)
+                seen = await run_to_end(self._seen)
                 if changes != self._changes or self._changing:  # it may be what was before a change of ours
                     self._changed.set()
                     if self.state is not None:
@@ -106,6 +115,12 @@ class Tables(Generic[State]):
             except ObservationError as error:
                 self.state, self.problem = None, str(error)
                 raise
+
+    def _seen(self) -> RulesetState:
+        """See `look_at_tables`; where none of the tables is there, as after a flush, without a process. Blocks."""
+        if find_nft() is not None and self._presence.are_absent():
+            return RulesetState()
+        return look_at_tables(self._ruleset)
 
     async def _listen(self) -> None:
         try:
@@ -121,10 +136,3 @@ class Tables(Generic[State]):
             self._heard.add(pid)
         else:
             self._changed.set()
-
-
-def _look_at(ruleset: Ruleset) -> RulesetState:
-    """See `look_at_tables`; where none of the tables is there, as after a flush, no process is started to know it."""
-    if find_nft() is not None and are_absent(ruleset):
-        return RulesetState()
-    return look_at_tables(ruleset)
