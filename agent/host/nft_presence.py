@@ -19,15 +19,13 @@ _NLMSG_ERROR = 2
 _FAMILIES = {"inet": 1, "bridge": 7}
 """NFPROTO_INET, NFPROTO_BRIDGE (linux/netfilter.h)."""
 _TABLE_NAME = 1
-_ANSWER_S = 10.0
-"""The kernel answers within the request, but for a transaction of somebody else's that it is busy with."""
 
 
 class NftPresence:
     """Asks of some tables, over a socket that stays open until `close`: to close one waits until the kernel has freed
     what was just deleted, 10 ms and more after a flush (nft_rcv_nl_event in net/netfilter/nf_tables_api.c).
 
-    Of one thread at a time.
+    The kernel looks without any lock (NFNL_CB_RCU), and has queued its answer when the question is sent: nothing waits.
     """
 
     def __init__(self, ruleset: Ruleset) -> None:
@@ -35,18 +33,16 @@ class NftPresence:
         self._socket: socket.socket | None = None
 
     def are_absent(self) -> bool:
-        """Whether the kernel says of each of the tables that there is none, in the network namespace of the thread that
-        asks first.
+        """Whether the kernel says of each of the tables that there is none, in the network namespace of who asks first.
 
-        False also where it does not say: then nft(8) is to be asked, which has words for what is wrong. Blocks; raises
-        nothing.
+        False also where it does not say: then nft(8) is to be asked, which has words for what is wrong. Raises nothing.
         """
         try:
             if self._socket is None:
                 self._socket = _opened()
             return all(_error_of(self._socket, table) == errno.ENOENT for table in self._ruleset.tables)
         except OSError:
-            self.close()  # an answer that comes late must be of no other question
+            self.close()  # an answer that is left must be of no other question
             return False
 
     def close(self) -> None:
@@ -57,9 +53,9 @@ class NftPresence:
 
 
 def _opened() -> socket.socket:
-    kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    kernel = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
     try:
-        kernel.settimeout(_ANSWER_S)
         kernel.bind((0, 0))
     except OSError:
         kernel.close()

@@ -23,8 +23,8 @@ Key = tuple[str, str, str]
 class FilterLooks:
     """What is known of the filters."""
 
-    def __init__(self, ring: Callable[[str], None], turn: asyncio.Lock) -> None:
-        self._tables = Tables(FILTERING, FilterState, lambda: ring("filters"), turn)
+    def __init__(self, ring: Callable[[str], None]) -> None:
+        self._tables = Tables(FILTERING, FilterState, lambda: ring("filters"))
         self._last: Mapping[Element, int] = {}
         self._dropped: Counter[Key] = Counter()
         self.counted_s: float | None = None
@@ -43,9 +43,7 @@ class FilterLooks:
         self._tables.look_soon()
 
     async def change(self, action: ChangeFilters) -> None:
-        """Do a transaction, after one of the firewall that the same pass began: that has connections to lose. Raises an
-        ActionError."""
-        await asyncio.sleep(0)
+        """Do a transaction. Raises an ActionError."""
         await self._tables.change(action.elements)
 
     async def count(self, specs: Mapping[str, VmSpec]) -> Mapping[Key, int]:

@@ -40,9 +40,8 @@ class Network:
     """Firewall, filters, IPv6, routes and moves of uplinks. Each rings `ring` when something of its own changed."""
 
     def __init__(self, ring: Callable[[str], None], keeper: Keeper, boot_id: str, uplinks: Uplinks) -> None:
-        turn = asyncio.Lock()
-        self.routing = RoutingLooks(ring, keeper, boot_id, turn)
-        self.filters = FilterLooks(ring, turn)
+        self.routing = RoutingLooks(ring, keeper, boot_id)
+        self.filters = FilterLooks(ring)
         self.uplinks = uplinks
         self._ipv6 = Ipv6Looks(ring, keeper, boot_id)
         self._routes = RouteLooks(ring)
@@ -88,6 +87,9 @@ class Network:
             case PutBackUplink():
                 await self.uplinks.put_back(action)
             case ChangeFilters():
+                # After a flush both are made anew. Two transactions at once hold each other up, and connections are
+                # cut until the firewall is back.
+                await self.routing.let_go_first()
                 await self.filters.change(action)
             case ChangeFirewall() | ChangeForwarding() | EndConnections():
                 await self.routing.change(action)

@@ -45,11 +45,11 @@ CARRIERS = frozenset({SERVICE_UIDS["haproxy"]})
 class RoutingLooks:
     """What is known of the host's routing."""
 
-    def __init__(self, ring: Callable[[str], None], keeper: Keeper, boot_id: str, turn: asyncio.Lock) -> None:
+    def __init__(self, ring: Callable[[str], None], keeper: Keeper, boot_id: str) -> None:
         self._ring = ring
         self._keeper = keeper
         self._boot_id = boot_id
-        self._tables = Tables(NAT, FirewallState, lambda: ring("firewall"), turn)
+        self._tables = Tables(NAT, FirewallState, lambda: ring("firewall"))
         self._wanted = False
         self._forwarding: tuple[object, ForwardingState] | None = None
         self._holders: dict[str, str] = {}
@@ -106,6 +106,11 @@ class RoutingLooks:
         self._ports_asked.set()
         if self._wanted or self._tables.state is None or self._tables.state.exists:
             self._tables.look_soon()
+
+    async def let_go_first(self) -> None:
+        """Return when the kernel has what is being changed of the firewall, also in this very pass; or soon."""
+        await asyncio.sleep(0)
+        await self._tables.let_go_first()
 
     async def change(self, action: ChangeFirewall | ChangeForwarding | EndConnections) -> None:
         """Do an action, and look at what became of it. Raises an ActionError."""

@@ -25,21 +25,19 @@ log = structlog.get_logger("vmhost.tables")
 AGAIN_S = 1.0
 """After a look that failed."""
 
+AHEAD_S = 0.5
+"""How long another change waits at most for one that is to go first."""
+
 State = TypeVar("State", bound=RulesetState)
 
 
 class Tables(Generic[State]):
-    """What is known of one ruleset; `problem` says why nothing is, where that will not change by itself.
+    """What is known of one ruleset; `problem` says why nothing is, where that will not change by itself."""
 
-    Whose `turn` it is has nft change anything: of two at once the kernel sends one back to begin anew (NFNL_BATCH_GENID
-    in linux/netfilter/nfnetlink.h), and each is slower than both after one another.
-    """
-
-    def __init__(self, ruleset: Ruleset, state: type[State], ring: Callable[[], None], turn: asyncio.Lock) -> None:
+    def __init__(self, ruleset: Ruleset, state: type[State], ring: Callable[[], None]) -> None:
         self._ruleset = ruleset
         self._make = state
         self._ring = ring
-        self._turn = turn
         self._presence = NftPresence(ruleset)
         self.state: State | None = None
         self.problem = ""
@@ -47,6 +45,8 @@ class Tables(Generic[State]):
         self._changed = asyncio.Event()
         self._changing = 0
         self._changes = 0
+        self._done = asyncio.Event()
+        self._done.set()
         self._hears = False
         self._heard: set[int] = set()
         self._own: set[int] = set()
@@ -66,9 +66,9 @@ class Tables(Generic[State]):
         # What it did is known without a look, unless it failed or somebody else did something too: a look takes longer
         # than a change of one element among hundreds.
         self._changing += 1
+        self._done.clear()
         try:
-            async with self._turn:
-                pid = await run_to_end(change_tables, self._ruleset, change)
+            pid = await run_to_end(change_tables, self._ruleset, change)
             if self.state is not None:
                 self.state = self._make(*after_change(self._ruleset, self.state, change))
             self._changes += 1
@@ -79,10 +79,17 @@ class Tables(Generic[State]):
         finally:
             self._changing -= 1
             if not self._changing:
+                self._done.set()
                 if self._heard - self._own or not self._hears:
                     self._changed.set()
                 self._heard.clear()
                 self._own.clear()
+
+    async def let_go_first(self) -> None:
+        """Return when the kernel has what is being changed, or soon: there is no promise in it, only less waiting."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AHEAD_S):
+                await self._done.wait()
 
     async def _follow(self) -> None:
         with contextlib.closing(self._presence):
@@ -104,7 +111,7 @@ class Tables(Generic[State]):
         async with self._looking:
             try:
                 changes = self._changes
-                seen = await run_to_end(self._seen)
+                seen = await self._seen()
                 if changes != self._changes or self._changing:  # it may be what was before a change of ours
                     self._changed.set()
                     if self.state is not None:
@@ -116,11 +123,11 @@ class Tables(Generic[State]):
                 self.state, self.problem = None, str(error)
                 raise
 
-    def _seen(self) -> RulesetState:
-        """See `look_at_tables`; where none of the tables is there, as after a flush, without a process. Blocks."""
+    async def _seen(self) -> RulesetState:
+        """See `look_at_tables`; where none of the tables is there, as after a flush, without a process or a thread."""
         if find_nft() is not None and self._presence.are_absent():
             return RulesetState()
-        return look_at_tables(self._ruleset)
+        return await run_to_end(look_at_tables, self._ruleset)
 
     async def _listen(self) -> None:
         try:
@@ -134,5 +141,6 @@ class Tables(Generic[State]):
     def _hear(self, pid: int) -> None:
         if self._changing:
             self._heard.add(pid)
+            self._done.set()  # nft itself ends some 10 ms later, when the kernel has freed what went
         else:
             self._changed.set()
