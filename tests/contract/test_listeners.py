@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from agent.host import listeners
-from agent.host.listeners import find_holders
+from agent.host.listeners import find_free, find_holders
 from tests.netns import ip, network_namespace
 
 MANY = 700
@@ -67,9 +67,22 @@ def test_holders_of_ports_by_their_address_and_user(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(listeners, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
 
 
+def test_ports_that_nobody_has() -> None:
+    texts = ["80/tcp", "[::]:80/tcp", "81/tcp", "82-90/tcp", "53/udp", "54/udp"]
+    with ExitStack() as stack:
+        listen(stack, "0.0.0.0", 80)
+        listen(stack, "127.0.0.2", 81)
+        listen(stack, "::", 85)
+        stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(("0.0.0.0", 53))
+        assert find_free(texts) == {text for text, who in find_holders(texts).items() if not who}
+        assert find_free(texts) == {"[::]:80/tcp", "81/tcp", "54/udp"}
+        assert find_free(texts, {os.getuid()}) == set(texts)
+
+
 def test_a_kernel_that_cannot_be_asked_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
         listen(stack, "0.0.0.0", 80)
         monkeypatch.setattr(listeners, "_SOCK_DIAG_BY_FAMILY", 99)
         assert listeners._diagnosed() is None
+        assert find_free(["81/tcp"]) == set()  # it is not known
         assert "pid" in find_holders(["80/tcp"])["80/tcp"]
