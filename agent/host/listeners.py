@@ -1,9 +1,12 @@
-"""Who has a port of this host, as far as this process may see it (proc(5): /proc/net/tcp, /proc/PID/fd)."""
+"""Who has a port of this host, as far as this process may see it (sock_diag(7), proc(5): /proc/net, /proc/PID/fd)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -13,6 +16,23 @@ from agent.core.routing.publications import Publication, publication
 
 _LISTENING = {"tcp": "0A", "udp": "07"}
 """TCP_LISTEN, and TCP_CLOSE, in which a UDP socket is that nobody connected (include/net/tcp_states.h)."""
+
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_TCP_LISTEN = 10
+_NLMSG_DONE = 3
+_REQUEST_DUMP = 1 | 0x300
+_ANSWER_S = 10.0
+_HEADER = struct.Struct("=IHHII")
+_DIAG = struct.Struct("=B3x2s2x16s16x12x4x8xII")
+"""struct inet_diag_msg: family, port, address, uid, inode."""
+
+_Listening = tuple[IPv4Address | IPv6Address, int, str]
+"""A socket that listens: address, port, inode."""
+
+_Row = tuple[bytes, int, int, str]
+"""A socket that listens: address, port, uid, inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +70,32 @@ def find_holders(published: Iterable[str], own: Collection[int] = ()) -> Mapping
     return {text: _holder(publication(text), listening) for text in published}
 
 
-def _holder(what: Publication, listening: Mapping[str, Collection[tuple[IPv4Address | IPv6Address, int, str]]]) -> str:
-    found = [
-        (number, inode)
-        for address, number, inode in listening[what.proto]
-        if what.first <= number <= what.last and not address.is_loopback and _shares(what, address)
-    ]
+def find_free(published: Collection[str], own: Collection[int] = ()) -> frozenset[str]:
+    """Those of a few published ports that nobody has, see `find_holders`; none where the kernel cannot be asked. Takes
+    a millisecond for each thousand sockets that listen."""
+    tcp = _diagnosed()
+    if tcp is None:
+        return frozenset()
+    rows = {"tcp": tcp, "udp": [*_printed("udp")] if any(text.endswith("/udp") for text in published) else []}
+    listening = {proto: list(_without(ones, own)) for proto, ones in rows.items()}
+    return frozenset(text for text in published if not _takers(publication(text), listening))
+
+
+def _holder(what: Publication, listening: Mapping[str, Collection[_Listening]]) -> str:
+    found = _takers(what, listening)
     if not found:
         return ""
     number, inode = min(found)
     return str(_process_with({f"socket:[{inode}]"}) or f"somebody on port {number}")
+
+
+def _takers(what: Publication, listening: Mapping[str, Collection[_Listening]]) -> list[tuple[int, str]]:
+    """Port and inode of each socket that could get what comes to a published port."""
+    return [
+        (number, inode)
+        for address, number, inode in listening[what.proto]
+        if what.first <= number <= what.last and not address.is_loopback and _shares(what, address)
+    ]
 
 
 def _shares(what: Publication, address: IPv4Address | IPv6Address) -> bool:
@@ -80,18 +116,70 @@ def _process_with(sockets: Collection[str]) -> Listener | None:
     return None
 
 
-def _listening(proto: str, but: Collection[int] = ()) -> Iterator[tuple[IPv4Address | IPv6Address, int, str]]:
-    """What is listened on by a protocol, but not by some users: addresses and ports, each with its socket's inode."""
+def _listening(proto: str, but: Collection[int] = ()) -> Iterator[_Listening]:
+    """What is listened on by a protocol, but not by some users.
+
+    The kernel goes through all that it has room for to print TCP's tables, 15 ms of it on an idle host; asked for what
+    listens it goes through that alone, but not every kernel can be asked.
+    """
+    found = _diagnosed() if proto == "tcp" else None
+    return _without(_printed(proto) if found is None else found, but)
+
+
+def _without(rows: Iterable[_Row], but: Collection[int]) -> Iterator[_Listening]:
+    return ((ip_address(address), number, inode) for address, number, uid, inode in rows if uid not in but)
+
+
+def _printed(proto: str) -> Iterator[_Row]:
+    """From /proc/net."""
     for table in (proto, f"{proto}6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]:
                 _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
-                if state == _LISTENING[proto] and int(uid) not in but:
+                if state == _LISTENING[proto]:
                     address, _, number = local.partition(":")
-                    yield _address(address), int(number, 16), inode
+                    yield _packed(address), int(number, 16), int(uid), inode
 
 
-def _address(text: str) -> IPv4Address | IPv6Address:
+def _packed(text: str) -> bytes:
     """An address as the kernel prints it: words of the host's byte order."""
     words = bytes.fromhex(text)
-    return ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4)))
+    return b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+
+
+def _diagnosed() -> list[_Row] | None:
+    """What listens over TCP, from sock_diag(7); None where the kernel does not tell."""
+    found: list[_Row] = []
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.settimeout(_ANSWER_S)
+            kernel.bind((0, 0))
+            for family in (socket.AF_INET, socket.AF_INET6):
+                kernel.send(_HEADER.pack(72, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + _asked(family))
+                while (rows := _rows(kernel.recv(1 << 16))) is not None:
+                    found += rows
+    except OSError:
+        return None
+    return found
+
+
+def _asked(family: int) -> bytes:
+    """struct inet_diag_req_v2 (linux/inet_diag.h), of all that listens."""
+    return struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN)
+
+
+def _rows(datagram: bytes) -> list[_Row] | None:
+    """What a part of an answer tells (struct inet_diag_msg), None for its end; OSError for a refusal."""
+    found: list[_Row] = []
+    start = 0
+    while start + _HEADER.size <= len(datagram):
+        length, kind, _, _, _ = _HEADER.unpack_from(datagram, start)
+        if kind == _NLMSG_DONE and int.from_bytes(datagram[start + 16 : start + 20], sys.byteorder, signed=True) >= 0:
+            return None
+        if kind != _SOCK_DIAG_BY_FAMILY or length < _HEADER.size + _DIAG.size:
+            raise OSError("refused")  # also by an errno in the end: there is no module for TCP
+        family, port, address, uid, inode = _DIAG.unpack_from(datagram, start + _HEADER.size)
+        size = 4 if family == socket.AF_INET else 16
+        found.append((address[:size], int.from_bytes(port, "big"), uid, str(inode)))
+        start += (length + 3) & ~3
+    return found

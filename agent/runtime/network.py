@@ -87,6 +87,9 @@ class Network:
             case PutBackUplink():
                 await self.uplinks.put_back(action)
             case ChangeFilters():
+                # After a flush both are made anew. Two transactions at once hold each other up, and connections are
+                # cut until the firewall is back.
+                await self.routing.let_go_first()
                 await self.filters.change(action)
             case ChangeFirewall() | ChangeForwarding() | EndConnections():
                 await self.routing.change(action)

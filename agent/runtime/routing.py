@@ -24,7 +24,7 @@ from agent.core.routing.firewall_wanted import VERSIONS, name_of, outer_links
 from agent.core.routing.ruleset import ElementChange
 from agent.core.services.spec import SERVICE_UIDS
 from agent.host.connections import Strays, end_forwarded, end_strays
-from agent.host.listeners import find_holders
+from agent.host.listeners import find_free, find_holders
 from agent.host.sysctls import change_sysctls, look_at_forwarding, watch_forwarding
 from agent.runtime.clock import now_s
 from agent.runtime.keeper import Keeper
@@ -37,6 +37,9 @@ PORTS_EVERY_S = 2.0
 """How often it is looked whether a port that somebody has is free by now."""
 
 PORTS_AT_LEAST_EVERY_S = 30.0
+FEW_PORTS = 20
+"""So many that are new, as by an edit, are looked for within the pass: a thread's answer would be for the next one."""
+
 LATELY_S = 600.0
 CARRIERS = frozenset({SERVICE_UIDS["haproxy"]})
 """Who listens on published ports for guests: in nobody's way."""
@@ -90,6 +93,9 @@ class RoutingLooks:
         if texts != self._texts:
             self._texts = frozenset(texts)
             self._holders = {text: holder for text, holder in self._holders.items() if text in texts}
+            new = self._texts - self._holders.keys()
+            if 0 < len(new) <= FEW_PORTS:
+                self._holders.update(dict.fromkeys(find_free(new, CARRIERS), ""))
             self._ports_asked.set()
         concerned = wanted or (table is not None and table.exists)
         return Routing(
@@ -106,6 +112,11 @@ class RoutingLooks:
         self._ports_asked.set()
         if self._wanted or self._tables.state is None or self._tables.state.exists:
             self._tables.look_soon()
+
+    async def let_go_first(self) -> None:
+        """Return when the kernel has what is being changed of the firewall, also in this very pass; or soon."""
+        await asyncio.sleep(0)
+        await self._tables.let_go_first()
 
     async def change(self, action: ChangeFirewall | ChangeForwarding | EndConnections) -> None:
         """Do an action, and look at what became of it. Raises an ActionError."""

@@ -7,6 +7,7 @@ what no event told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -14,14 +15,18 @@ import structlog
 
 from agent.core.errors import ActionError, ObservationError
 from agent.core.routing.ruleset import ElementChange, Ruleset, RulesetState, after_change
-from agent.host.nft import MISSING, NftMissingError, change_tables, look_at_tables
+from agent.host.nft import MISSING, NftMissingError, change_tables, find_nft, look_at_tables
 from agent.host.nft_events import NftEvents
+from agent.host.nft_presence import NftPresence
 from agent.runtime.threads import run_to_end
 
 log = structlog.get_logger("vmhost.tables")
 
 AGAIN_S = 1.0
 """After a look that failed."""
+
+AHEAD_S = 0.5
+"""How long another change waits at most for one that is to go first."""
 
 State = TypeVar("State", bound=RulesetState)
 
@@ -33,12 +38,15 @@ class Tables(Generic[State]):
         self._ruleset = ruleset
         self._make = state
         self._ring = ring
+        self._presence = NftPresence(ruleset)
         self.state: State | None = None
         self.problem = ""
         self._looking = asyncio.Lock()
         self._changed = asyncio.Event()
         self._changing = 0
         self._changes = 0
+        self._done = asyncio.Event()
+        self._done.set()
         self._hears = False
         self._heard: set[int] = set()
         self._own: set[int] = set()
@@ -58,6 +66,7 @@ class Tables(Generic[State]):
         # What it did is known without a look, unless it failed or somebody else did something too: a look takes longer
         # than a change of one element among hundreds.
         self._changing += 1
+        self._done.clear()
         try:
             pid = await run_to_end(change_tables, self._ruleset, change)
             if self.state is not None:
@@ -70,23 +79,31 @@ class Tables(Generic[State]):
         finally:
             self._changing -= 1
             if not self._changing:
+                self._done.set()
                 if self._heard - self._own or not self._hears:
                     self._changed.set()
                 self._heard.clear()
                 self._own.clear()
 
+    async def let_go_first(self) -> None:
+        """Return when the kernel has what is being changed, or soon: there is no promise in it, only less waiting."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AHEAD_S):
+                await self._done.wait()
+
     async def _follow(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            before = self.state, self.problem
-            try:
-                await self._look()
-            except ObservationError as error:
-                log.warning("the firewall is not known", why=str(error))
-                asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
-            if (self.state, self.problem) != before:
-                self._ring()
+        with contextlib.closing(self._presence):
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                before = self.state, self.problem
+                try:
+                    await self._look()
+                except ObservationError as error:
+                    log.warning("the firewall is not known", why=str(error))
+                    asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
+                if (self.state, self.problem) != before:
+                    self._ring()
 
     async def _look(self) -> None:
         """Read the tables; unknown, with the reason, where that fails. Raises ObservationError then, but not for nft
@@ -94,7 +111,7 @@ class Tables(Generic[State]):
         async with self._looking:
             try:
                 changes = self._changes
-                seen = await run_to_end(look_at_tables, self._ruleset)
+                seen = await self._seen()
                 if changes != self._changes or self._changing:  # it may be what was before a change of ours
                     self._changed.set()
                     if self.state is not None:
@@ -105,6 +122,12 @@ class Tables(Generic[State]):
             except ObservationError as error:
                 self.state, self.problem = None, str(error)
                 raise
+
+    async def _seen(self) -> RulesetState:
+        """See `look_at_tables`; where none of the tables is there, as after a flush, without a process or a thread."""
+        if find_nft() is not None and self._presence.are_absent():
+            return RulesetState()
+        return await run_to_end(look_at_tables, self._ruleset)
 
     async def _listen(self) -> None:
         try:
@@ -118,5 +141,6 @@ class Tables(Generic[State]):
     def _hear(self, pid: int) -> None:
         if self._changing:
             self._heard.add(pid)
+            self._done.set()  # nft itself ends some 10 ms later, when the kernel has freed what went
         else:
             self._changed.set()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from agent.core.errors import TransientError
+from agent.core.routing.filters import FILTERING
 from agent.core.routing.firewall import NAT, FirewallState
-from agent.core.routing.ruleset import Element, ElementChange
+from agent.core.routing.ruleset import Element, ElementChange, Ruleset, Table
 from agent.host.nft import change_tables, look_at_tables
 from agent.host.nft_events import NftEvents
+from agent.host.nft_presence import NftPresence
 from tests.netns import network_namespace
 
 ELEMENTS = (
@@ -156,3 +159,28 @@ async def test_lost_events_are_told_as_nobody_s() -> None:
         change_table(whole(*many))
         assert 0 in await heard(events, 1)
         assert events.overruns
+
+
+def test_the_kernel_says_whether_there_are_tables() -> None:
+    with closing(NftPresence(NAT)) as nat, closing(NftPresence(FILTERING)) as filtering:
+        assert nat.are_absent()
+        assert filtering.are_absent()
+        change_tables(FILTERING, whole())
+        assert nat.are_absent()
+        assert not filtering.are_absent()
+        subprocess.run(["nft", "delete", "table", *FILTERING.tables[0].reach.split()], check=True)
+        assert not filtering.are_absent()  # there is the other one
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        subprocess.run(["nft", "add", "table", "ip", NAT.tables[0].name], check=True)  # of another family
+        assert filtering.are_absent()
+        assert nat.are_absent()
+        subprocess.run(["nft", "add", "table", *NAT.tables[0].reach.split()], check=True)  # without anything in it
+        assert not nat.are_absent()
+        nat.close()
+        assert not nat.are_absent()
+
+
+def test_a_kernel_that_does_not_say_is_no_absence() -> None:
+    strange = Ruleset((Table("inet", "x" * 40_000, (), ()),))  # NFT_NAME_MAXLEN is 256
+    with closing(NftPresence(strange)) as presence:
+        assert not presence.are_absent()

@@ -15,7 +15,7 @@ from agent.core.reasons import Reason
 from agent.core.routing.filters import FILTERS
 from agent.core.routing.filters_wanted import filter_wish
 from agent.core.routing.firewall_actions import FIREWALL, FORWARDING
-from agent.core.routing.firewall_wanted import wish_of
+from agent.core.routing.firewall_wanted import asked_of
 from agent.core.routing.ipv6 import IPV6
 from agent.core.routing.ipv6_wanted import guests_by_proxy
 
@@ -89,7 +89,7 @@ def spec_of(resource: str, desired: Desired, observed: Observed) -> object | Non
 def _spec_of_routing(resource: str, desired: Desired, observed: Observed) -> object | None:
     """Of a resource that is one for the whole host."""
     if resource in {FIREWALL, FORWARDING}:
-        return wish_of(desired.bridges, desired.vms)
+        return asked_of(desired.bridges, desired.vms)
     if resource == FILTERS:
         ports = tuple(port_names(desired.bridges, find_ports(desired.bridges, observed)))
         return filter_wish(desired.bridges, desired.vms, observed.vms, observed.links, ports).elements or None

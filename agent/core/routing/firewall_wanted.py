@@ -52,6 +52,10 @@ class Published:
     forwards: tuple[Forward, ...]
 
 
+Asked = tuple[tuple[BridgeSpec, ...], tuple[Published, ...], tuple[tuple[str, str], ...]]
+"""Bridges, what is published of guests, and the guests' addresses that are led to bridges one by one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Wish:
     """What units and guests ask of the host's routing; all that does not depend on what the kernel forwards by now.
@@ -126,9 +130,14 @@ def wish_of(bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> Wis
 
     The same object as the last time where nothing changed: with hundreds of ports that is most of a pass.
     """
+    return _wish(*asked_of(bridges, vms))
+
+
+def asked_of(bridges: Mapping[str, BridgeSpec], vms: Mapping[str, VmSpec]) -> Asked:
+    """All that a wish is made of: equal for equal wishes, and compared without making them."""
     published = tuple(published_by(vm, spec) for vm, spec in vms.items() if spec.publish)
     led = tuple((guest.bridge, guest.address) for guest in guests_by_proxy(bridges, vms))
-    return _wish(tuple(bridges.values()), published, led)
+    return tuple(bridges.values()), published, led
 
 
 @lru_cache(4)
@@ -158,6 +167,8 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...], led
     networks = {
         name: [ip_network(one) for ones in by_version.values() for one in ones] for name, by_version in own.items()
     }
+    targets = {(one.bridge, one.target) for one in kept}  # a guest's ports lead to one address mostly
+    outside = {(name, ip) for name, ip in targets if not any(ip_address(ip) in n for n in networks.get(name, ()))}
     return Wish(
         nat,
         modes,
@@ -168,7 +179,7 @@ def _wish(bridges: tuple[BridgeSpec, ...], published: tuple[Published, ...], led
         tuple(carried),
         tuple(lost),
         tuple(served),
-        tuple(one for one in kept if not any(ip_address(one.target) in n for n in networks.get(one.bridge, ()))),
+        tuple(one for one in kept if (one.bridge, one.target) in outside),
         tuple(one for one in kept if one.what.address),
     )
 
@@ -201,10 +212,11 @@ def _passing(carried: Iterable[Forward], kept: Iterable[Forward]) -> Iterator[El
 
     It leads to where it leads anyway, this host, which looks nowhere else then.
     """
-    every = [one.what for one in kept if one.version == 6 and not one.what.address]
-    for one in carried:
+    bound = [one for one in carried if one.what.address]
+    every = [one.what for one in kept if bound and one.version == 6 and not one.what.address]
+    for one in bound:
         what = replace(one.what, guest_port=one.what.first)
-        if what.address and any(what.meets(replace(other, listen=what.listen)) for other in every):
+        if any(what.meets(replace(other, listen=what.listen)) for other in every):
             yield _forward_element(what, 6, what.address)
 
 
