@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static ip:iproute2 nft:nftables dnsmasq:dnsmasq-base haproxy:haproxy iptables-nft:iptables cpio:cpio \
 	gcc:gcc /usr/include/stdio.h:libc6-dev \
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
-	mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian chromium:chromium \
+	strace:strace mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian chromium:chromium \
 	prometheus:prometheus promtool:prometheus
 
 .DELETE_ON_ERROR:

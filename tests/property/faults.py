@@ -24,9 +24,9 @@ OF_GUESTS: Mapping[str, Callable[[VmState], VmState]] = {
 OF_LINKS: Mapping[str, Callable[[LinkState], LinkState]] = {
     "flush": lambda bridge: replace(bridge, addresses=()),
     "mac": lambda bridge: replace(bridge, mac="02:ff:ff:ff:ff:ff"),
-    "unmaster": lambda tap: replace(tap, master=None),
+    "unmaster": lambda tap: replace(tap, master=None, isolated=False, vlans=None),
     "down": lambda tap: replace(tap, up=False),
-    "isolation": lambda tap: replace(tap, isolated=not tap.isolated),
+    "isolation": lambda tap: replace(tap, isolated=tap.master is not None and not tap.isolated),
 }
 OF_BRIDGES = ("bridge", "flush", "mac")
 OF_SERVICES = "service"
