@@ -10,7 +10,7 @@ from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from agent.telemetry.exposition import sample_line
+from agent.telemetry.exposition import encoded, sample_line
 from agent.telemetry.metric import Metric, MetricType
 
 Collecting = Counter | Gauge | Histogram
@@ -22,7 +22,7 @@ class _Family:
     def __init__(self, metric: Metric) -> None:
         self._collecting = _collecting(metric)
         self._turn = 0
-        self._kept: tuple[int, str] | None = None
+        self._kept: tuple[int, bytes] | None = None
         for labels in metric.known:
             self._of(labels)
 
@@ -33,11 +33,11 @@ class _Family:
         change(self._of(labels))
         self._turn += 1
 
-    def lines(self) -> str:
+    def lines(self) -> bytes:
         kept, turn = self._kept, self._turn
         if kept is None or kept[0] != turn:
             samples = [sample for family in self._collecting.collect() for sample in family.samples]
-            kept = self._kept = turn, "".join(sample_line(one.name, one.labels, one.value) for one in samples)
+            kept = self._kept = turn, encoded(sample_line(one.name, one.labels, one.value) for one in samples)
         return kept[1]
 
 
@@ -60,7 +60,7 @@ class Counted:
         """Count a duration."""
         self._families[name].change(labels, lambda one: cast(Histogram, one).observe(seconds))
 
-    def blocks(self) -> dict[str, list[str]]:
+    def blocks(self) -> dict[str, list[bytes]]:
         """All lines, by short name of their metric."""
         return {name: [family.lines()] for name, family in self._families.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from agent.telemetry.catalogue import METRICS
-from agent.telemetry.exposition import line
+from agent.telemetry.exposition import encoded, line
 from agent.telemetry.snapshot import Snapshot
 
 UNIT_STATES = ("valid", "invalid", "held")
@@ -31,11 +31,11 @@ FAMILIES: Mapping[str, Callable[[Snapshot], Samples]] = {
 }
 
 
-def world_lines(snapshot: Snapshot) -> dict[str, list[str]]:
+def world_lines(snapshot: Snapshot) -> dict[str, list[bytes]]:
     """All lines, by short name of their metric; what the catalogue knows beforehand is there at zero."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[bytes]] = {}
     for name, samples_of in FAMILIES.items():
         metric = METRICS[name]
         samples = dict.fromkeys(metric.known, 0.0) | dict(samples_of(snapshot))
-        found[name] = [line(metric, labels, value) for labels, value in samples.items()]
+        found[name] = [encoded(line(metric, labels, value) for labels, value in samples.items())]
     return found

@@ -15,7 +15,7 @@ from dataclasses import replace
 from agent.telemetry.catalogue import METRICS
 from agent.telemetry.catalogue_agent import EVENTS
 from agent.telemetry.counting import Counted
-from agent.telemetry.exposition import TEXT, Form, exposition, line
+from agent.telemetry.exposition import TEXT, Form, encoded, exposition, line
 from agent.telemetry.families import world_lines
 from agent.telemetry.guest_series import NO_COUNTS, GuestCounts, GuestSeries
 from agent.telemetry.snapshot import Snapshot
@@ -107,7 +107,7 @@ class Metrics:
             snapshot = self._snapshot
             blocks = self._series.blocks(snapshot, self._guests.copy())
             blocks |= world_lines(snapshot)
-            blocks["snapshot_age_seconds"] = self._ages()
+            blocks["snapshot_age_seconds"] = [encoded(self._ages())]
             blocks |= self._counted.blocks()
         return exposition(blocks, form)
 

@@ -69,7 +69,7 @@ def test_headers_say_what_it_is() -> None:
 
 
 def test_the_formats_differ_in_their_headers_only() -> None:
-    blocks = {"passes_total": [line(METRICS["passes_total"], ("success",), 3)]}
+    blocks = {"passes_total": [line(METRICS["passes_total"], ("success",), 3).encode()]}
     text, openmetrics = (
         exposition(blocks, TEXT).decode(),
         exposition(blocks, OPENMETRICS).decode(),
@@ -86,7 +86,7 @@ def test_the_formats_differ_in_their_headers_only() -> None:
 @given(NAMES, NAMES, st.integers(0, 2**62))
 @example("100%d\n", '"\\', 1)
 def test_any_name_comes_back_as_it_was(vm: str, nic: str, count: int) -> None:
-    body = {"nic_receive_bytes_total": [line(METRICS["nic_receive_bytes_total"], (nic, vm), count)]}
+    body = {"nic_receive_bytes_total": [line(METRICS["nic_receive_bytes_total"], (nic, vm), count).encode()]}
     for found in (
         samples_of(openmetrics_families(exposition(body, OPENMETRICS))),
         samples_of(text_families(exposition(body, TEXT))),
@@ -99,7 +99,8 @@ def test_any_name_comes_back_as_it_was(vm: str, nic: str, count: int) -> None:
 def test_a_histogram_is_accumulated_whatever_its_guest_is_called(vm: str, counts: list[int], total_s: float) -> None:
     bounds = tuple(0.001 * 2**i for i in range(len(counts) - 1))
     seen = Histogram(bounds, tuple(counts), total_s)
-    body = {"block_latency_seconds": [histogram_lines(METRICS["block_latency_seconds"], ("root", "read", vm), seen)]}
+    text = histogram_lines(METRICS["block_latency_seconds"], ("root", "read", vm), seen)
+    body = {"block_latency_seconds": [text.encode()]}
     labels = {"disk": "root", "op": "read", "vm": vm}
     for found in (
         samples_of(openmetrics_families(exposition(body, OPENMETRICS))),
@@ -152,4 +153,4 @@ def test_what_is_counted_after_a_reading_is_in_the_next_one() -> None:
     counted = Counted((METRICS["qmp_events_total"], METRICS["passes_total"]))
     assert counted.blocks() == counted.blocks()
     counted.add("passes_total", "success")
-    assert 'vmhost_passes_total{result="success"} 1.0\n' in counted.blocks()["passes_total"][0]
+    assert b'vmhost_passes_total{result="success"} 1.0\n' in counted.blocks()["passes_total"][0]
