@@ -154,3 +154,17 @@ def test_what_is_counted_after_a_reading_is_in_the_next_one() -> None:
     assert counted.blocks() == counted.blocks()
     counted.add("passes_total", "success")
     assert b'vmhost_passes_total{result="success"} 1.0\n' in counted.blocks()["passes_total"][0]
+
+
+def test_each_series_of_a_metric_shows_what_was_counted_last() -> None:
+    counted = Counted((METRICS["qmp_command_duration_seconds"],))
+    for seconds in (0.5, 0.25):
+        for command in ("cont", "stop"):
+            counted.observe("qmp_command_duration_seconds", seconds, command)
+            counted.blocks()
+    counted.observe("qmp_command_duration_seconds", 1.0, "cont")
+    found = samples_of(text_families(exposition(counted.blocks(), TEXT)))
+    for command, sum_s, count in (("cont", 1.75, 3), ("stop", 0.75, 2)):
+        assert value(found, "qmp_command_duration_seconds_sum", command=command) == sum_s
+        assert value(found, "qmp_command_duration_seconds_count", command=command) == count
+        assert value(found, "qmp_command_duration_seconds_bucket", command=command, le="+Inf") == count
