@@ -1,7 +1,7 @@
 """When each guest has its turn within the interval at which all are looked at.
 
 A process that wakes for one guest finds caches cold, and pays for the waking: a look by itself costs 1.6 ms of
-processor time, among ten others 0.9 ms. All at once would hold up everything else. So some share a moment.
+processor time, among ten others 1.0 ms. All at once would hold up everything else. So some share a moment.
 """
 
 from __future__ import annotations
