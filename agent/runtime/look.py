@@ -90,6 +90,11 @@ class GuestLooks:
             self._under_way.set_result(None)
             self._under_way = None
 
+    @property
+    def nics_are_due(self) -> bool:
+        """Whether the next `ask_nics` asks, if the guest runs."""
+        return self._nic_turns % NICS_EVERY == 0
+
     async def ask_nics(self) -> None:
         """Ask all NICs of a guest that runs whether they are there, at once, and wait for each no longer than a second.
 
@@ -98,8 +103,8 @@ class GuestLooks:
         """
         if self._guest.run_state != "running":
             return
-        self._nic_turns += 1
-        if self._nic_turns % NICS_EVERY != 1:
+        due, self._nic_turns = self.nics_are_due, self._nic_turns + 1
+        if not due:
             return
         nics = self._guest.record.spec.nics
         self._reach = {nic.id: self._reach.get(nic.id) or Reach(self._canary.neighbours) for nic in nics}

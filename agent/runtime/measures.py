@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from agent.core.measures import GuestMeasure
 from agent.core.services.leases import Lease
+from agent.core.turns import turn_of
 from agent.host.netlink import Links
 from agent.runtime.canary import Canary
 from agent.runtime.clock import now_s
@@ -96,9 +96,12 @@ class Measures:
 
     async def _poll(self, guest: Guest, looks: GuestLooks) -> None:
         await asyncio.sleep(random.uniform(0.0, min(self._interval_s, FIRST_LOOK_WITHIN_S * len(self._looks))))
-        # Afterwards each has its moment within the interval, the same over restarts of the agent.
-        moment_s = zlib.crc32(guest.record.spec.uuid.encode()) / (1 << 32) * self._interval_s
         while self._looks.get(guest) is looks:
             await looks.look()
+            turn = turn_of(guest.record.spec.uuid, len(self._looks), self._interval_s)
+            if looks.nics_are_due:
+                # By itself: how soon a guest answers is taken by the loop that would be looking at others just then.
+                left_s = (turn.own_s - now_s()) % self._interval_s
+                await asyncio.sleep(left_s if left_s < turn.within_s else 0.0)
             await looks.ask_nics()
-            await asyncio.sleep((moment_s - now_s()) % self._interval_s or self._interval_s)
+            await asyncio.sleep((turn.shared_s - now_s()) % self._interval_s or self._interval_s)

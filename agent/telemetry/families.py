@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from agent.telemetry.catalogue import METRICS
-from agent.telemetry.exposition import line
+from agent.telemetry.exposition import encoded, line
 from agent.telemetry.snapshot import Snapshot
 
 UNIT_STATES = ("valid", "invalid", "held")
@@ -31,11 +31,21 @@ FAMILIES: Mapping[str, Callable[[Snapshot], Samples]] = {
 }
 
 
-def world_lines(snapshot: Snapshot) -> dict[str, list[str]]:
-    """All lines, by short name of their metric; what the catalogue knows beforehand is there at zero."""
-    found: dict[str, list[str]] = {}
-    for name, samples_of in FAMILIES.items():
-        metric = METRICS[name]
-        samples = dict.fromkeys(metric.known, 0.0) | dict(samples_of(snapshot))
-        found[name] = [line(metric, labels, value) for labels, value in samples.items()]
-    return found
+class World:
+    """Their text, made anew only where it shows something else. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Samples, bytes]] = {}
+
+    def blocks(self, snapshot: Snapshot) -> dict[str, list[bytes]]:
+        """All lines, by short name of their metric; what the catalogue knows beforehand is there at zero."""
+        return {name: [self._text(name, samples_of(snapshot))] for name, samples_of in FAMILIES.items()}
+
+    def _text(self, name: str, shown: Samples) -> bytes:
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != shown:
+            metric = METRICS[name]
+            samples = dict.fromkeys(metric.known, 0.0) | dict(shown)
+            kept = shown, encoded(line(metric, labels, value) for labels, value in samples.items())
+            self._kept[name] = kept
+        return kept[1]

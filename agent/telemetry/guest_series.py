@@ -13,7 +13,7 @@ from agent.core.measures import BLOCK_OPERATIONS, LATENCY_BOUNDS_S, GuestMeasure
 from agent.core.tell.vm_display import DisplayState
 from agent.telemetry.catalogue import METRICS
 from agent.telemetry.catalogue_guests import CPU_MODES, DISKS, DROP_REASONS, EXIT_REASONS, USAGE
-from agent.telemetry.exposition import histogram_lines, line
+from agent.telemetry.exposition import encoded, histogram_lines, line
 from agent.telemetry.forwards import ForwardSample
 from agent.telemetry.snapshot import NicSample, Snapshot, VmSample
 
@@ -69,9 +69,9 @@ class Lines:
         """The samples of a histogram."""
         self._lines[name].append(histogram_lines(METRICS[name], labels, seen))
 
-    def blocks(self) -> Mapping[str, str]:
+    def blocks(self) -> Mapping[str, bytes]:
         """The lines of each metric that has any."""
-        return {name: "".join(lines) for name, lines in self._lines.items()}
+        return {name: encoded(lines) for name, lines in self._lines.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +203,16 @@ class _Kept:
 
     def __init__(self, draw: Callable[[Lines, str, Any], None]) -> None:
         self._draw = draw
-        self._kept: dict[str, tuple[object, Mapping[str, str]]] = {}
+        self._kept: dict[str, tuple[object, Mapping[str, bytes]]] = {}
         self.drawn = 0
 
-    def blocks(self, inputs: Mapping[str, object]) -> Iterable[Mapping[str, str]]:
+    def blocks(self, inputs: Mapping[str, object]) -> Iterable[Mapping[str, bytes]]:
         """The text of each of these guests; that of others is forgotten."""
         kept = {name: self._fresh(name, one) for name, one in inputs.items()}
         self._kept = kept
         return [blocks for _, blocks in kept.values()]
 
-    def _fresh(self, name: str, inputs: object) -> tuple[object, Mapping[str, str]]:
+    def _fresh(self, name: str, inputs: object) -> tuple[object, Mapping[str, bytes]]:
         known = self._kept.get(name)
         if known is not None and known[0] == inputs:
             return known
@@ -242,15 +242,15 @@ class GuestSeries:
         """How often text was made of a guest's inputs."""
         return sum(one.drawn for one in (self._life, self._counts, self._nics, self._forwards, self._usage))
 
-    def blocks(self, snapshot: Snapshot, counts: Mapping[str, GuestCounts]) -> dict[str, list[str]]:
+    def blocks(self, snapshot: Snapshot, counts: Mapping[str, GuestCounts]) -> dict[str, list[bytes]]:
         """All lines, by short name of their metric."""
-        found: dict[str, list[str]] = defaultdict(list)
+        found: dict[str, list[bytes]] = defaultdict(list)
         for blocks in self.draw(snapshot, counts):
             for metric, text in blocks.items():
                 found[metric].append(text)
         return found
 
-    def draw(self, snapshot: Snapshot, counts: Mapping[str, GuestCounts]) -> Iterable[Mapping[str, str]]:
+    def draw(self, snapshot: Snapshot, counts: Mapping[str, GuestCounts]) -> Iterable[Mapping[str, bytes]]:
         """The lines of each guest and kind of inputs, by short name of their metric."""
         names = [vm.name for vm in snapshot.vms]
         return (

@@ -15,8 +15,8 @@ from dataclasses import replace
 from agent.telemetry.catalogue import METRICS
 from agent.telemetry.catalogue_agent import EVENTS
 from agent.telemetry.counting import Counted
-from agent.telemetry.exposition import TEXT, Form, exposition, line
-from agent.telemetry.families import world_lines
+from agent.telemetry.exposition import TEXT, Form, encoded, exposition, line
+from agent.telemetry.families import World
 from agent.telemetry.guest_series import NO_COUNTS, GuestCounts, GuestSeries
 from agent.telemetry.snapshot import Snapshot
 
@@ -87,6 +87,7 @@ class Metrics:
         self._guests: dict[str, GuestCounts] = {}
         self._snapshot = Snapshot()
         self._series = GuestSeries()
+        self._world = World()
         self._rendering = threading.Lock()
         self._rendered_s: float | None = None
         self._counted.set("build_info", 1, platform.python_version(), qemu, version)
@@ -106,8 +107,8 @@ class Metrics:
         with self._rendering:
             snapshot = self._snapshot
             blocks = self._series.blocks(snapshot, self._guests.copy())
-            blocks |= world_lines(snapshot)
-            blocks["snapshot_age_seconds"] = self._ages()
+            blocks |= self._world.blocks(snapshot)
+            blocks["snapshot_age_seconds"] = [encoded(self._ages())]
             blocks |= self._counted.blocks()
         return exposition(blocks, form)
 

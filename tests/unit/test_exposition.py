@@ -69,7 +69,7 @@ def test_headers_say_what_it_is() -> None:
 
 
 def test_the_formats_differ_in_their_headers_only() -> None:
-    blocks = {"passes_total": [line(METRICS["passes_total"], ("success",), 3)]}
+    blocks = {"passes_total": [line(METRICS["passes_total"], ("success",), 3).encode()]}
     text, openmetrics = (
         exposition(blocks, TEXT).decode(),
         exposition(blocks, OPENMETRICS).decode(),
@@ -86,7 +86,7 @@ def test_the_formats_differ_in_their_headers_only() -> None:
 @given(NAMES, NAMES, st.integers(0, 2**62))
 @example("100%d\n", '"\\', 1)
 def test_any_name_comes_back_as_it_was(vm: str, nic: str, count: int) -> None:
-    body = {"nic_receive_bytes_total": [line(METRICS["nic_receive_bytes_total"], (nic, vm), count)]}
+    body = {"nic_receive_bytes_total": [line(METRICS["nic_receive_bytes_total"], (nic, vm), count).encode()]}
     for found in (
         samples_of(openmetrics_families(exposition(body, OPENMETRICS))),
         samples_of(text_families(exposition(body, TEXT))),
@@ -99,7 +99,8 @@ def test_any_name_comes_back_as_it_was(vm: str, nic: str, count: int) -> None:
 def test_a_histogram_is_accumulated_whatever_its_guest_is_called(vm: str, counts: list[int], total_s: float) -> None:
     bounds = tuple(0.001 * 2**i for i in range(len(counts) - 1))
     seen = Histogram(bounds, tuple(counts), total_s)
-    body = {"block_latency_seconds": [histogram_lines(METRICS["block_latency_seconds"], ("root", "read", vm), seen)]}
+    text = histogram_lines(METRICS["block_latency_seconds"], ("root", "read", vm), seen)
+    body = {"block_latency_seconds": [text.encode()]}
     labels = {"disk": "root", "op": "read", "vm": vm}
     for found in (
         samples_of(openmetrics_families(exposition(body, OPENMETRICS))),
@@ -152,4 +153,18 @@ def test_what_is_counted_after_a_reading_is_in_the_next_one() -> None:
     counted = Counted((METRICS["qmp_events_total"], METRICS["passes_total"]))
     assert counted.blocks() == counted.blocks()
     counted.add("passes_total", "success")
-    assert 'vmhost_passes_total{result="success"} 1.0\n' in counted.blocks()["passes_total"][0]
+    assert b'vmhost_passes_total{result="success"} 1.0\n' in counted.blocks()["passes_total"][0]
+
+
+def test_each_series_of_a_metric_shows_what_was_counted_last() -> None:
+    counted = Counted((METRICS["qmp_command_duration_seconds"],))
+    for seconds in (0.5, 0.25):
+        for command in ("cont", "stop"):
+            counted.observe("qmp_command_duration_seconds", seconds, command)
+            counted.blocks()
+    counted.observe("qmp_command_duration_seconds", 1.0, "cont")
+    found = samples_of(text_families(exposition(counted.blocks(), TEXT)))
+    for command, sum_s, count in (("cont", 1.75, 3), ("stop", 0.75, 2)):
+        assert value(found, "qmp_command_duration_seconds_sum", command=command) == sum_s
+        assert value(found, "qmp_command_duration_seconds_count", command=command) == count
+        assert value(found, "qmp_command_duration_seconds_bucket", command=command, le="+Inf") == count
