@@ -37,17 +37,6 @@ from tests.internet import Box
 from tests.netns import ip, ip_output, network_namespace_of
 
 
-@pytest.fixture
-def provider(agent: AgentProcess) -> Iterator[Box]:
-    """The gateway behind the host's only card, `up0`; the host is the test's own namespace."""
-    assert agent.process is None
-    with Box("up0", addresses=("192.0.2.1/24", "2001:db8::1/64")) as box:
-        ip("addr add 192.0.2.5/24 brd + dev up0", "addr add 2001:db8::5/64 dev up0")
-        ip("route add default via 192.0.2.1", "route add default via 2001:db8::1")
-        quiet()
-        yield box
-
-
 class Stream:
     """A hundred questions a second from the provider to the host, each with its answer, or none."""
 
