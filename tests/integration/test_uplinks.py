@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 from agent.runtime.clock import boot_id
 from tests.agent_process import AgentProcess
-from tests.dhcp_client import ASK, SCRIPT
 from tests.integration.uplink_world import (
     GATEWAYS,
     OWN,
@@ -294,37 +289,6 @@ def test_a_second_port_with_addresses_is_told(agent: AgentProcess) -> None:
     settled(agent)
     assert "up1 carries 10.1.0.1/24" in conditions(agent)["PortAddressed"]
     assert "10.1.0.1/24" in ip_output("addr show up1")
-
-
-def test_a_dhcp_client_is_named_and_nothing_is_moved(agent: AgentProcess, provider: Box, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text(SCRIPT)
-    script.chmod(0o755)
-    serve = ["dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--bind-interfaces", "--no-ping"]
-    serve += ["--interface=eth0", "--dhcp-range=192.0.2.50,192.0.2.59,1h", f"--dhcp-leasefile={tmp_path}/leases"]
-    ip("addr flush dev up0 scope global")
-    asking = [word.replace("eth0", "up0") for word in ASK if word not in {"-q", "-n"}]
-    with (
-        running(["nsenter", "--net", "--target", str(provider.pid), *serve]),
-        running([*asking, str(script)]) as client,
-    ):
-        wait_for(lambda: "inet 192.0.2.5" in ip_output("addr show up0"), 30.0)
-        agent.drop("net.toml", UNIT + 'confirm = "1m"\n')
-        agent.start()
-        told = conditions(agent)["PortAddressed"]
-        assert f"udhcpc (pid {client.pid})" in told
-        assert "have it serve br0 instead of up0" in told
-        assert "master" not in ip_output("link show up0")
-
-
-@contextlib.contextmanager
-def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def test_what_cannot_be_proved_is_refused(agent: AgentProcess, provider: Box) -> None:
