@@ -13,6 +13,7 @@ import pytest
 
 from agent.runtime.clock import boot_id
 from tests.agent_process import AgentProcess
+from tests.integration.conftest import bare_vm
 from tests.integration.uplink_world import (
     GATEWAYS,
     OWN,
@@ -308,3 +309,19 @@ def test_what_cannot_be_proved_is_refused(agent: AgentProcess, provider: Box) ->
     wait_for(adopted, 30.0)
     assert "ip rule 1000" in agent.vmhost("events")
     assert "iif up0" in ip_output("rule")
+
+
+@pytest.mark.usefixtures("provider")
+def test_a_card_beneath_a_guest_is_moved_once_that_is_gone(agent: AgentProcess) -> None:
+    """A macvtap holds the card as a bridge would, so the kernel refuses the port with EBUSY."""
+    agent.drop("net.toml", bare_vm("web", '[vm.web.nic.lan]\ndirect = "up0"\ntap = "web-lan"\n'))
+    agent.start()
+    agent.drop("net.toml", UNIT + bare_vm("web", '[vm.web.nic.lan]\nbridge = "br0"\ntap = "web-lan"\n'))
+    settled(agent)
+    told = conditions(agent)["PortAddressed"]
+    assert "web-lan, of web, is on up0" in told
+    assert "`vmhost restart web` does it" in told
+    assert moves(agent) == {}
+    assert at_home()
+    agent.vmhost("restart", "web")
+    wait_for(adopted)
