@@ -106,6 +106,17 @@ def test_a_nic_is_put_on_a_vlan_link_that_a_unit_makes() -> None:
     assert said(Directory().save(one=vlan, two=guest)) == []
 
 
+def test_a_nic_is_in_a_vlan_of_a_bridge_by_its_own_key() -> None:
+    """A macvtap on the host's own VLAN link would reach all but the host; a tap in that VLAN reaches both."""
+    bridge, guest = "[bridge.br0]\n[bridge.br0.vlan.20]\n", '[vm.web.nic.wan]\ndirect = "br0.20"\n'
+    remedy = 'in VLAN 20 of br0 the NIC is by bridge = "br0" and vlan = 20'
+    assert said(Directory().save(one=bridge, two=guest)) == [
+        f'one:2:18: error: vlan "br0.20" is also the link that carries [vm.web.nic.wan] in two ({remedy})',
+        f'two:2:1: error: direct "br0.20" is also the VLAN link of [bridge.br0.vlan.20] in one ({remedy})',
+    ]
+    assert said(Directory().save(one=bridge, two='[vm.web.nic.wan]\nbridge = "br0"\nvlan = 20\n')) == []
+
+
 CARRIER = LinkState(20, "wan", "vlan", True, alias=vlan_mark("wan"), group=GROUP, vlan_id=20, lower=2)
 
 
