@@ -192,13 +192,18 @@ def test_an_agent_that_is_killed_in_the_middle(agent: AgentProcess, step: str) -
     assert tables("br0") == before
 
 
-@pytest.mark.usefixtures("provider")
-def test_an_agent_that_ends_in_the_middle_puts_back_first(agent: AgentProcess) -> None:
+def test_an_agent_that_ends_in_the_middle_puts_back_first_and_the_next_one_tries_again(
+    agent: AgentProcess, provider: Box
+) -> None:
     agent.drop("net.toml", UNIT + 'probe = ["192.0.2.200"]\nprobe-timeout = "60s"\n')
     agent.start(settle=False)
     wait_for(lambda: state(agent) == "moved", 30.0)
     agent.terminate()
     assert at_home()
+    provider.ask("ip", ["addr add 192.0.2.200/24 dev eth0"])
+    agent.start()
+    wait_for(adopted)
+    assert state(agent) == "kept"
 
 
 @pytest.mark.usefixtures("provider")
