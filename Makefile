@@ -15,7 +15,7 @@ TOOLS = qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-s
 	gcc:gcc /usr/include/stdio.h:libc6-dev \
 	unshare:util-linux ps:procps git:git dpkg-deb:dpkg /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
 	strace:strace mmdebstrap:mmdebstrap systemd-nspawn:systemd-container man:man-db lintian:lintian chromium:chromium \
-	prometheus:prometheus promtool:prometheus
+	prometheus:prometheus promtool:prometheus dhclient:isc-dhcp-client dhcpcd:dhcpcd-base
 
 .DELETE_ON_ERROR:
 .PHONY: setup tools venv guest demo-files check test test-lab demo screenshots bench libvirt hunt mutants dashboards wheel deb lab lock clean

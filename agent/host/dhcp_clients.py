@@ -1,7 +1,8 @@
 """Who leases a link its addresses: DHCP clients and network managers of this network namespace, by their processes.
 
-dhclient(8), dhcpcd(8) and udhcpc are known by their command line, systemd-networkd by the lease that it keeps
-(/run/systemd/netif/leases/IFINDEX), NetworkManager by the state of the device (/run/NetworkManager/devices/IFINDEX).
+dhclient(8), dhcpcd(8) and udhcpc are known by their command line (`core.uplinks.clients`), systemd-networkd by the
+lease that it keeps (/run/systemd/netif/leases/IFINDEX), NetworkManager by the state of the device
+(/run/NetworkManager/devices/IFINDEX).
 """
 
 from __future__ import annotations
@@ -11,39 +12,41 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.core.uplinks.clients import client_serving
+
 NETWORKD = Path("/run/systemd/netif/leases")
 NETWORK_MANAGER = Path("/run/NetworkManager/devices")
-CLIENTS = frozenset({"dhclient", "dhcpcd", "udhcpc", "udhcpc6", "dhcp6c", "connmand"})
+DHCPCD_CONF = Path("/etc/dhcpcd.conf")
 _MANAGED = re.compile(r"^managed=(true|full|1)\s*$", re.MULTILINE)
 
 
 def find_clients(link: str, ifindex: int) -> tuple[str, ...]:
     """The clients that serve this link, each with its pid; in some ten milliseconds among a thousand processes."""
-    found = []
+    found, conf = [], _text(DHCPCD_CONF)
     for pid, argv in _processes():
-        names = {os.path.basename(word) for word in argv[:2]}
-        program = next(iter(sorted(names & CLIENTS)), "")
+        program = client_serving(argv, link, conf)
         if program:
-            others = [word for word in argv[1:] if not word.startswith("-") and "/" not in word]
-            if link in others or any(word.startswith(f"{link}.") for word in others) or _serves_all(program, argv):
-                found.append(f"{program} (pid {pid})")
-        if "systemd-networkd" in names and (NETWORKD / str(ifindex)).exists():
+            by_itself = argv[0].startswith("dhcpcd: [")  # it takes all links that it is not told to leave alone
+            remedy = f"; denyinterfaces {link} in {DHCPCD_CONF}, and restart it" if by_itself else ""
+            found.append(f"{program} (pid {pid}{remedy})")
+        name = os.path.basename(argv[0])
+        if name == "systemd-networkd" and (NETWORKD / str(ifindex)).exists():
             found.append(f"systemd-networkd (pid {pid})")
-        if "NetworkManager" in names and _managed(ifindex):
+        if name == "NetworkManager" and _managed(ifindex):
             found.append(f"NetworkManager (pid {pid}; nmcli device set {link} managed no)")
     return tuple(found)
 
 
-def _serves_all(program: str, argv: list[str]) -> bool:
-    """Whether a client was told no link: then it takes all."""
-    return program in {"dhcpcd", "dhclient", "connmand"} and all(word.startswith("-") for word in argv[1:])
-
-
 def _managed(ifindex: int) -> bool:
+    return _MANAGED.search(_text(NETWORK_MANAGER / str(ifindex))) is not None
+
+
+def _text(path: Path) -> str:
+    """What a file says; empty where there is none, or none that is a text."""
     try:
-        return _MANAGED.search((NETWORK_MANAGER / str(ifindex)).read_text()) is not None
+        return path.read_text()
     except (OSError, UnicodeDecodeError):
-        return False
+        return ""
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:

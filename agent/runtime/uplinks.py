@@ -29,7 +29,7 @@ from agent.core.uplinks.carried import (
     on_link,
     refused,
 )
-from agent.core.uplinks.moves import MARGIN_S, Move, MoveState, Progress, Step, UplinkState, move_state
+from agent.core.uplinks.moves import ENDED, MARGIN_S, Move, MoveState, Progress, Step, UplinkState, move_state
 from agent.core.vlans import PortVlans
 from agent.host.dhcp_clients import find_clients
 from agent.host.netlink import RatedLinks
@@ -75,9 +75,15 @@ class Uplinks:
         self.unreadable: dict[str, str] = {}
 
     async def recover(self) -> None:
-        """Put back what an agent left unfinished; what was proven goes on waiting for its word. Never raises."""
+        """Put back what an agent left unfinished; what was proven goes on waiting for its word. Never raises.
+
+        A move that was put back only because its agent was stopped is forgotten, so that it is tried again.
+        """
         await self.look_again()
         for name, (move, progress) in list(self._known.items()):
+            if (progress.step, progress.why) == (Step.PUT_BACK, ENDED) and not move.remade:
+                self._forget(name)
+                continue
             overdue = progress.deadline_s is not None and now_s() >= progress.deadline_s
             if progress.step in {Step.WRITTEN, Step.MOVED} or (progress.step is Step.PROVEN and overdue):
                 why = WHY_LOST if progress.step is not Step.PROVEN else "nobody confirmed it in time"
@@ -85,6 +91,15 @@ class Uplinks:
                     await self._put_back(move, why)
                 except ActionError as error:
                     log.error("a move could not be put back; it is tried again", bridge=name, why=str(error))
+
+    def _forget(self, bridge: str) -> None:
+        """Forget a move that was put back; one whose journal cannot be removed stays put back."""
+        try:
+            self._journals.of(bridge).forget()
+        except OSError as error:
+            log.warning("a move that was put back is not tried again", bridge=bridge, why=str(error))
+        else:
+            del self._known[bridge]
 
     async def look_again(self) -> None:
         """Read all journals: the dead man's switch may have put one back."""
@@ -202,7 +217,8 @@ class Uplinks:
                 raise _unproven(action, f"after {action.probe_timeout_s:g} s {silent}")
             await run_to_end(self._prove, journal, move)
         except BaseException as error:
-            why = str(error) if isinstance(error, ActionError) else "the agent ended in the middle of it"
+            ended = isinstance(error, asyncio.CancelledError)
+            why = ENDED if ended else str(error) if isinstance(error, ActionError) else f"a bug: {error!r}"
             await asyncio.shield(self._put_back(move, why))
             raise
         if not action.confirm_s:

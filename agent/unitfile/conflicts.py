@@ -247,6 +247,10 @@ def _link_hint(claim: Claim, rival: Claim) -> str:
     if claim.role == "direct" and rival.role in {"port", "bridge"}:
         name = rival.resource.partition("/")[2]
         return f"bridge = {quoted(name)} puts the NIC there"
+    if {claim.role, rival.role} == {"direct", "vlan"}:  # the host's own VLAN link, out of whose reach the NIC would be
+        vlan = claim if claim.role == "vlan" else rival
+        name, number = vlan.resource.partition("/")[2], vlan.device.partition("/")[2]
+        return f"in VLAN {number} of {name} the NIC is by bridge = {quoted(name)} and vlan = {number}"
     return _default_hint(claim, "name" if claim.role == "vlan" and claim.device else "tap")
 
 

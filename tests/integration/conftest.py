@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.agent_process import AgentProcess
-from tests.netns import network_namespace
+from tests.integration.uplink_world import quiet
+from tests.internet import Box
+from tests.netns import ip, network_namespace
 
 BRIDGE = '[bridge.br-test]\naddresses = ["10.77.0.1/24"]\n'
 BRIDGE_LINK = "br-test"
@@ -41,6 +43,17 @@ def agent(request: pytest.FixtureRequest) -> Iterator[AgentProcess]:
             log = process.folder / "agent.log"
             if log.exists():
                 request.node.add_report_section("teardown", "agent.log", log.read_text(errors="replace")[-20000:])
+
+
+@pytest.fixture
+def provider(agent: AgentProcess) -> Iterator[Box]:
+    """The gateway behind the host's only card, `up0`; the host is the test's own namespace."""
+    assert agent.process is None
+    with Box("up0", addresses=("192.0.2.1/24", "2001:db8::1/64")) as box:
+        ip("addr add 192.0.2.5/24 brd + dev up0", "addr add 2001:db8::5/64 dev up0")
+        ip("route add default via 192.0.2.1", "route add default via 2001:db8::1")
+        quiet()
+        yield box
 
 
 @pytest.fixture

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 from agent.runtime.clock import boot_id
 from tests.agent_process import AgentProcess
-from tests.dhcp_client import ASK, SCRIPT
+from tests.integration.conftest import bare_vm
 from tests.integration.uplink_world import (
     GATEWAYS,
     OWN,
@@ -35,17 +31,6 @@ from tests.integration.uplink_world import (
 from tests.integration.waiting import wait_for
 from tests.internet import Box
 from tests.netns import ip, ip_output, network_namespace_of
-
-
-@pytest.fixture
-def provider(agent: AgentProcess) -> Iterator[Box]:
-    """The gateway behind the host's only card, `up0`; the host is the test's own namespace."""
-    assert agent.process is None
-    with Box("up0", addresses=("192.0.2.1/24", "2001:db8::1/64")) as box:
-        ip("addr add 192.0.2.5/24 brd + dev up0", "addr add 2001:db8::5/64 dev up0")
-        ip("route add default via 192.0.2.1", "route add default via 2001:db8::1")
-        quiet()
-        yield box
 
 
 class Stream:
@@ -207,13 +192,18 @@ def test_an_agent_that_is_killed_in_the_middle(agent: AgentProcess, step: str) -
     assert tables("br0") == before
 
 
-@pytest.mark.usefixtures("provider")
-def test_an_agent_that_ends_in_the_middle_puts_back_first(agent: AgentProcess) -> None:
+def test_an_agent_that_ends_in_the_middle_puts_back_first_and_the_next_one_tries_again(
+    agent: AgentProcess, provider: Box
+) -> None:
     agent.drop("net.toml", UNIT + 'probe = ["192.0.2.200"]\nprobe-timeout = "60s"\n')
     agent.start(settle=False)
     wait_for(lambda: state(agent) == "moved", 30.0)
     agent.terminate()
     assert at_home()
+    provider.ask("ip", ["addr add 192.0.2.200/24 dev eth0"])
+    agent.start()
+    wait_for(adopted)
+    assert state(agent) == "kept"
 
 
 @pytest.mark.usefixtures("provider")
@@ -307,37 +297,6 @@ def test_a_second_port_with_addresses_is_told(agent: AgentProcess) -> None:
     assert "10.1.0.1/24" in ip_output("addr show up1")
 
 
-def test_a_dhcp_client_is_named_and_nothing_is_moved(agent: AgentProcess, provider: Box, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text(SCRIPT)
-    script.chmod(0o755)
-    serve = ["dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--bind-interfaces", "--no-ping"]
-    serve += ["--interface=eth0", "--dhcp-range=192.0.2.50,192.0.2.59,1h", f"--dhcp-leasefile={tmp_path}/leases"]
-    ip("addr flush dev up0 scope global")
-    asking = [word.replace("eth0", "up0") for word in ASK if word not in {"-q", "-n"}]
-    with (
-        running(["nsenter", "--net", "--target", str(provider.pid), *serve]),
-        running([*asking, str(script)]) as client,
-    ):
-        wait_for(lambda: "inet 192.0.2.5" in ip_output("addr show up0"), 30.0)
-        agent.drop("net.toml", UNIT + 'confirm = "1m"\n')
-        agent.start()
-        told = conditions(agent)["PortAddressed"]
-        assert f"udhcpc (pid {client.pid})" in told
-        assert "have it serve br0 instead of up0" in told
-        assert "master" not in ip_output("link show up0")
-
-
-@contextlib.contextmanager
-def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
 def test_what_cannot_be_proved_is_refused(agent: AgentProcess, provider: Box) -> None:
     ip("route del default via 192.0.2.1", "route del default via 2001:db8::1 dev up0")
     agent.drop("net.toml", UNIT)
@@ -355,3 +314,19 @@ def test_what_cannot_be_proved_is_refused(agent: AgentProcess, provider: Box) ->
     wait_for(adopted, 30.0)
     assert "ip rule 1000" in agent.vmhost("events")
     assert "iif up0" in ip_output("rule")
+
+
+@pytest.mark.usefixtures("provider")
+def test_a_card_beneath_a_guest_is_moved_once_that_is_gone(agent: AgentProcess) -> None:
+    """A macvtap holds the card as a bridge would, so the kernel refuses the port with EBUSY."""
+    agent.drop("net.toml", bare_vm("web", '[vm.web.nic.lan]\ndirect = "up0"\ntap = "web-lan"\n'))
+    agent.start()
+    agent.drop("net.toml", UNIT + bare_vm("web", '[vm.web.nic.lan]\nbridge = "br0"\ntap = "web-lan"\n'))
+    settled(agent)
+    told = conditions(agent)["PortAddressed"]
+    assert "web-lan, of web, is on up0" in told
+    assert "`vmhost restart web` does it" in told
+    assert moves(agent) == {}
+    assert at_home()
+    agent.vmhost("restart", "web")
+    wait_for(adopted)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.actions import ChangeLink, DeleteLink, EnslavePort, LaunchVm, LinkChange
-from agent.core.desired import Desired
+from agent.core.actions import ChangeLink, DeleteLink, EnslavePort, LaunchVm, LinkChange, kind_of
+from agent.core.desired import Desired, VlanSpec
 from agent.core.device_actions import ArmTap
-from agent.core.marks import GROUP, vlan_mark
+from agent.core.marks import GROUP, tap_mark, vlan_mark
 from agent.core.model.host import apply
 from agent.core.observed import LinkState
 from agent.core.planning import plan
@@ -18,6 +18,7 @@ from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import AWARE, PLAIN, PortVlans, VlanEntry, difference, nic_vlans, trunk_ranges, uplink_vlans
 from agent.unitfile.parse import parse_unit
 from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, CARD, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+from tests.unit.planning_world import said as told_of
 from tests.unit.unit_directory import Directory, said
 
 TAGGED = replace(NIC, vlan=20)
@@ -105,6 +106,17 @@ def test_a_nic_is_put_on_a_vlan_link_that_a_unit_makes() -> None:
     assert said(Directory().save(one=vlan, two=guest)) == []
 
 
+def test_a_nic_is_in_a_vlan_of_a_bridge_by_its_own_key() -> None:
+    """A macvtap on the host's own VLAN link would reach all but the host; a tap in that VLAN reaches both."""
+    bridge, guest = "[bridge.br0]\n[bridge.br0.vlan.20]\n", '[vm.web.nic.wan]\ndirect = "br0.20"\n'
+    remedy = 'in VLAN 20 of br0 the NIC is by bridge = "br0" and vlan = 20'
+    assert said(Directory().save(one=bridge, two=guest)) == [
+        f'one:2:18: error: vlan "br0.20" is also the link that carries [vm.web.nic.wan] in two ({remedy})',
+        f'two:2:1: error: direct "br0.20" is also the VLAN link of [bridge.br0.vlan.20] in one ({remedy})',
+    ]
+    assert said(Directory().save(one=bridge, two='[vm.web.nic.wan]\nbridge = "br0"\nvlan = 20\n')) == []
+
+
 CARRIER = LinkState(20, "wan", "vlan", True, alias=vlan_mark("wan"), group=GROUP, vlan_id=20, lower=2)
 
 
@@ -190,3 +202,63 @@ def test_a_bridge_heeds_no_vlans_any_more_once_the_last_guest_in_one_has_ended()
     (ceases,) = (one for one in plan(untagged, world, 0.0).actions if isinstance(one, ChangeVlans))
     after = apply(world, ceases)
     assert (after.links["br0"].bridging, after.links["web-lan"].vlans) == (PLAIN, None)
+
+
+ON_VLAN = replace(NIC, bridge="", direct="wan")
+DIRECT = replace(WEB, nics=(ON_VLAN,))
+MACVTAP = replace(TAP, kind="macvtap", mac=NIC.mac, master=None, lower=20)
+ON_LINK = replace(RUNS, vms={"web": replace(RUNNING, spec=DIRECT)}, opened=frozenset({"web-lan"}))
+BENEATH = with_links(CARD, CARRIER, MACVTAP, of=ON_LINK)
+
+
+def test_a_vlan_link_changes_its_vlan_beneath_no_guest_that_runs() -> None:
+    wanted = Desired({}, {"web": DIRECT}, vlans={"wan": VlanSpec("wan", "eth1", 30)})
+    decided = plan(wanted, BENEATH, 0.0)
+    assert decided.actions == ()
+    message = (
+        "wan is to be VLAN 30 of eth1, and is VLAN 20 of eth1 beneath web, whose NIC would have to be unplugged for "
+        "that: it is made anew once web is stopped; `vmhost restart web` does it"
+    )
+    assert ("vlan/wan", "StillNeeded", "StillNeeded", message) in told_of(decided)
+    assert "vlan/wan" in decided.deviating
+
+    both = replace(ON_LINK, vms={**ON_LINK.vms, "db": replace(RUNNING, spec=replace(DIRECT, name="db"))})
+    other = replace(MACVTAP, name="db-lan", ifindex=31, alias=tap_mark("db", "lan"))
+    told = plan(wanted, with_links(CARD, CARRIER, MACVTAP, other, of=both), 0.0)
+    assert any("once db, web are stopped; `vmhost stop` them, then start them" in one[3] for one in told_of(told))
+
+
+def test_a_guest_is_not_started_on_a_vlan_link_that_is_about_to_change() -> None:
+    wanted = Desired({}, {"web": DIRECT}, vlans={"wan": VlanSpec("wan", "eth1", 30)})
+    world = replace(BENEATH, vms={})
+    seen = []
+    while actions := plan(wanted, world, 0.0).actions:
+        seen.append([kind_of(one) for one in actions])
+        for action in actions:
+            world = apply(world, action)
+    assert seen[:4] == [["delete-link"], ["create-vlan"], ["arm-tap"], ["launch-vm"]]
+    assert (world.links["wan"].vlan_id, world.links["web-lan"].lower) == (30, world.links["wan"].ifindex)
+
+
+def test_a_vlan_that_a_renamed_link_holds_beneath_a_guest_is_freed_by_its_restart() -> None:
+    renamed = Desired(
+        {}, {"web": replace(DIRECT, nics=(replace(ON_VLAN, direct="out"),))}, vlans={"out": VlanSpec("out", "eth1", 20)}
+    )
+    told = told_of(plan(renamed, BENEATH, 0.0))
+    message = (
+        "VLAN 20 of eth1 is still wan's, beneath web; out is made once web is stopped; `vmhost restart web` does it"
+    )
+    assert ("vlan/out", "StillNeeded", "StillNeeded", message) in told
+    assert "ip link del" not in str(told)
+    stopped = with_links(CARD, CARRIER, of=replace(RUNS, vms={}))  # then it is only just being deleted
+    assert [c for c in plan(renamed, stopped, 0.0).conditions if c.resource == "vlan/out"] == []
+
+
+def test_a_vlan_link_on_a_slave_of_a_bond_belongs_on_the_bond() -> None:
+    bond = LinkState(40, "bond0", "bond", True)
+    wanted = Desired({}, {}, vlans={"wan": VlanSpec("wan", "eth1", 20)})
+    (told,) = told_of(plan(wanted, with_links(replace(CARD, master=40), bond, of=replace(RUNS, vms={})), 0.0))
+    assert told[3] == (
+        "eth1 is a port of bond0: a VLAN link on it would take the frames of VLAN 20 before bond0 sees them; "
+        'write link = "bond0" instead'
+    )

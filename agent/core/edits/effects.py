@@ -38,6 +38,7 @@ def _restart(says: str = "at its next start") -> KeyEffect:
 _HEALED = _live("the bridge is changed in place; guests stay connected")
 _LIMIT = _live("set on its service at once")
 _VLANS = "its tap, the bridge and its cards carry it at once; VLANs that stay go on uncut"
+_BENEATH = "; beneath a guest's direct NIC it waits until that guest is stopped or restarted"
 
 EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
     "bridge": {
@@ -67,8 +68,8 @@ EFFECTS: Mapping[str, Mapping[str, KeyEffect]] = {
         "name": _live("the link is deleted, and made again with the new name"),
     },
     "vlan": {
-        "link": _live("the VLAN link is deleted, and made again on the other one"),
-        "id": _live("the VLAN link is deleted, and made again with the other VLAN"),
+        "link": _live(f"the VLAN link is deleted, and made again on the other one{_BENEATH}"),
+        "id": _live(f"the VLAN link is deleted, and made again with the other VLAN{_BENEATH}"),
         "addresses": _live("new ones are added first, then old ones removed"),
     },
     "vm": {

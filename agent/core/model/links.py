@@ -181,6 +181,10 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
     links = {name: one for name, one in observed.links.items() if name != action.link}
     links = {n: one for n, one in links.items() if one.kind != "vlan" or one.lower != link.ifindex}
+    on_it = {one.name for one in links.values() if link.kind == "vlan" and one.lower == link.ifindex}
+    plugged = {nic.link for state in observed.vms.values() if state.alive for nic in state.nics.values()}
+    require(not on_it & plugged, f"no running guest is on {link.name}")
+    links = {n: one for n, one in links.items() if n not in on_it}
     freed = {
         n: replace(one, master=None, vlans=None) if one.master == link.ifindex else one for n, one in links.items()
     }
@@ -188,7 +192,7 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     return replace(
         seen,
         links=freed,
-        opened=observed.opened - {action.link},
+        opened=observed.opened - {action.link, *on_it},
         enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link),
         cards={place: index for place, index in observed.cards.items() if place[1] != action.link},
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec
 from agent.core.device_actions import ArmTap
-from agent.core.marks import is_own_macvtap, port_resource, tap_mark, tap_resource
+from agent.core.marks import guest_of, is_own_macvtap, port_resource, tap_mark, tap_resource, vm_resource
 from agent.core.observed import LinkState
 from agent.core.planner.draft import Draft
 from agent.core.reasons import Reason
@@ -27,6 +27,28 @@ def tell_apart(draft: Draft, vm: str, nic: NicSpec) -> None:
     draft.tell(tap_resource(vm, nic.id), "HostApart", message, deviates=False)
 
 
+def guests_on(draft: Draft, link: LinkState) -> list[str]:
+    """The guests that run, or are just being started, with a NIC on a link of the host."""
+    observed = draft.observed
+    on_it = (one for one in observed.links.values() if one.lower == link.ifindex and one.kind == "macvtap")
+    macvtaps = {one.name: guest_of(one.alias) for one in on_it}
+    if not macvtaps:
+        return []
+    found = {name for name in macvtaps.values() if vm_resource(name) in observed.in_flight}
+    for name, state in observed.vms.items():
+        plugged = any(seen.link in macvtaps for seen in state.nics.values())  # also one that lost its mark
+        if state.alive and (plugged or name in macvtaps.values()):
+            found.add(name)
+    return sorted(found)
+
+
+def once_stopped(guests: list[str]) -> str:
+    """When what guests stand in the way of is done, and what to do for that."""
+    if len(guests) == 1:
+        return f"once {guests[0]} is stopped; `vmhost restart {guests[0]}` does it"
+    return f"once {', '.join(guests)} are stopped; `vmhost stop` them, then start them"
+
+
 def find_lower(draft: Draft, vm: str, nic: NicSpec) -> LinkState | None:
     """The link that a direct NIC is to be on, set up where it is down; None, and told, where none can carry it."""
     resource, lower = tap_resource(vm, nic.id), draft.observed.links.get(nic.direct)
@@ -38,6 +60,9 @@ def find_lower(draft: Draft, vm: str, nic: NicSpec) -> LinkState | None:
         master = next((link.name for link in draft.observed.links.values() if link.ifindex == lower.master), "another")
         message = f"{nic.direct} is a port of {master}, and the kernel puts no macvtap on a port; take it out of there"
         draft.tell(resource, "Conflict", f'{message}, or put the NIC on {master} by bridge = "{master}"')
+        return None
+    if lower.name in draft.leaving:
+        draft.tell_deviating(resource)
         return None
     if lower.mac == nic.mac:
         message = f"{nic.mac} is the MAC of {nic.direct} itself, and nobody else can have it there; give one another"

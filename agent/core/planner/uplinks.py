@@ -16,6 +16,7 @@ from agent.core.actions import MoveUplink, PutBackUplink
 from agent.core.desired import BridgeSpec
 from agent.core.marks import bridge_resource, port_resource
 from agent.core.observed import LinkState
+from agent.core.planner.direct import guests_on, once_stopped
 from agent.core.planner.draft import Draft
 from agent.core.planner.ports import find_port
 from agent.core.planner.vlans import uplink_place
@@ -25,6 +26,9 @@ from agent.core.uplinks.moves import ACTIVE, MoveState, Step, UplinkState, move_
 
 BOOT_GRACE_S = 90.0
 """After a boot of the host: so long its own boot may take to address a port that had addresses before."""
+
+RIDERS = frozenset({"macvtap", "macvlan", "ipvlan", "ipvtap"})
+"""Kinds of links that take what comes to the link that they are on."""
 
 BROKEN = "the agent was lost in the middle of it"
 
@@ -215,6 +219,8 @@ def _propose_move(
 ) -> None:
     """Behind its filters, and once its bridge heeds VLANs where it is to, as any port goes in."""
     port, place = named.link, uplink_place(draft, bridge)
+    if _is_ridden(draft, spec, port):
+        return
     if draft.is_port_gated(port.name) or place.bridge is None:
         draft.tell_deviating(port_resource(port.name))
         return
@@ -236,6 +242,24 @@ def _propose_move(
         remade,
     )
     draft.propose(move)
+
+
+def _is_ridden(draft: Draft, spec: BridgeSpec, port: LinkState) -> bool:
+    """Tell of macvtaps and the like on a port: the kernel refuses to put it into a bridge as long as they are there.
+
+    What comes to a link goes to one of them only (net/core/dev.c: netdev_rx_handler_register answers EBUSY).
+    """
+    links = draft.observed.links.values()
+    riders = sorted(one.name for one in links if one.lower == port.ifindex and one.kind in RIDERS)
+    if not riders:
+        return False
+    guests = guests_on(draft, port)
+    when = once_stopped(guests) if guests else f"once that is gone: `ip link del {riders[0]}`"
+    whose = f", of {', '.join(guests)}," if guests else ""
+    message = f"{', '.join(riders)}{whose} {'is' if len(riders) == 1 else 'are'} on {port.name}, and the kernel gives"
+    message += f" what comes there to that or to {spec.name}; {port.name} is moved {when}"
+    draft.tell(port_resource(port.name), "PortAddressed", message, reason="PortBusy")
+    return True
 
 
 def gives_back(draft: Draft, bridge: str, port: LinkState | None, why: str) -> bool:

@@ -10,9 +10,7 @@ from agent.core.desired import BridgeSpec, Desired, NicSpec, VlanSpec, VmSpec
 from agent.core.marks import (
     GROUP,
     bridge_resource,
-    guest_of,
     is_own_bridge,
-    is_own_macvtap,
     is_own_vlan,
     port_resource,
     tap_mark,
@@ -22,6 +20,7 @@ from agent.core.marks import (
     vlans_resource,
 )
 from agent.core.observed import LinkState, Observed
+from agent.core.planner.direct import guests_on, once_stopped
 from agent.core.planner.draft import Draft
 from agent.core.planner.ports import Ports, port_names
 from agent.core.reasons import Reason
@@ -284,16 +283,19 @@ def plan_vlan_links(draft: Draft, desired: Desired, bridges: Mapping[str, Bridge
 
 def _plan_unwanted_link(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> None:
     """Delete a VLAN link that no unit names any more, unless a guest or a bridge goes on by it."""
-    resource, links = vlan_resource(link.name), draft.observed.links.values()
-    users = [ports[link.name]] if link.name in ports and link.master is not None else []
-    macvtaps = (one for one in links if one.lower == link.ifindex and is_own_macvtap(one))
-    alive = {name for name, state in draft.observed.vms.items() if state.alive}
-    users += [guest for one in macvtaps if (guest := guest_of(one.alias)) in alive]
+    resource = vlan_resource(link.name)
+    users = _users(draft, link, ports)
     if users:
-        message = f"no unit wants {link.name} any more, but {', '.join(sorted({*users}))} still uses it; it stays"
+        message = f"no unit wants {link.name} any more, but {', '.join(users)} still uses it; it stays"
         draft.tell(resource, "StillNeeded", f"{message} until it is used no more")
         return
     draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
+
+
+def _users(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> list[str]:
+    """The bridge that a VLAN link is a port of, and the guests that run on it."""
+    home = {ports[link.name]} if link.name in ports and link.master is not None else set()
+    return sorted({*home, *guests_on(draft, link)})
 
 
 def _tell_if_on_port(draft: Draft, vlan: LinkState, ports: Mapping[str, str]) -> None:
@@ -320,8 +322,11 @@ def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[
         draft.tell(resource, "Conflict", f"{message}, or give the VLAN link another name")
     elif bridge:
         message = f"{spec.link} is a port of {bridge}: a VLAN link on it would take the frames of VLAN {spec.id} "
-        message += f"before {bridge} sees them, so no guest would get any; "
-        message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
+        if bridge in links and links[bridge].kind != "bridge":  # a bond, or a team
+            message += f'before {bridge} sees them; write link = "{bridge}" instead'
+        else:
+            message += f"before {bridge} sees them, so no guest would get any; "
+            message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
         draft.tell(resource, "VlanLinkOnPort", message)
     elif lower is None and spec.on_bridge:
         draft.tell_deviating(resource)  # its bridge is about to be made
@@ -333,21 +338,47 @@ def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[
         message = f"{NO_VLANS}: {spec.name} is not made until it runs one that has them"
         draft.tell(resource, "VlanUnsupported", message)
     elif link is None:
-        _plan_new_link(draft, resource, spec, lower)
+        _plan_new_link(draft, resource, spec, lower, ports)
     elif (link.vlan_id, link.lower) != (spec.id, lower.ifindex):
-        draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
+        _plan_other_vlan(draft, resource, spec, link)
     else:
         _plan_present_link(draft, resource, spec, link, lower)
 
 
-def _plan_new_link(draft: Draft, resource: str, spec: VlanSpec, lower: LinkState) -> None:
+def _plan_other_vlan(draft: Draft, resource: str, spec: VlanSpec, link: LinkState) -> None:
+    """Have a link that is of another VLAN, or on another link, be made anew: never beneath a guest that runs.
+
+    Its macvtap would go with it, and its NIC be unplugged: that waits for its next start, as any edit of `direct` does.
+    """
+    guests = guests_on(draft, link)
+    if not guests:
+        draft.leaving.add(link.name)
+        draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
+        return
+    lower = next((one.name for one in draft.observed.links.values() if one.ifindex == link.lower), "another link")
+    message = (
+        f"{link.name} is to be VLAN {spec.id} of {spec.link}, and is VLAN {link.vlan_id} of {lower} beneath "
+        f"{', '.join(guests)}, whose NIC would have to be unplugged for that: it is made anew {once_stopped(guests)}"
+    )
+    draft.tell(resource, "StillNeeded", message)
+
+
+def _plan_new_link(draft: Draft, resource: str, spec: VlanSpec, lower: LinkState, ports: Mapping[str, str]) -> None:
+    """Make a VLAN link, once its VLAN is free: one of ours that has it is deleted when nobody uses it any more."""
     links = draft.observed.links.values()
-    taken = next((one.name for one in links if (one.lower, one.vlan_id) == (lower.ifindex, spec.id)), None)
-    if taken is not None:
-        message = f"VLAN {spec.id} of {spec.link} is taken by the link {taken}; `ip link del {taken}` frees it"
-        draft.tell(resource, "Conflict", message)
-    else:
+    taken = next((one for one in links if (one.lower, one.vlan_id) == (lower.ifindex, spec.id)), None)
+    if taken is None:
         draft.propose(CreateVlan(resource, Reason.MISSING, spec, lower.ifindex))
+    elif not is_own_vlan(taken):
+        message = f"VLAN {spec.id} of {spec.link} is taken by the link {taken.name}"
+        draft.tell(resource, "Conflict", f"{message}; `ip link del {taken.name}` frees it")
+    elif users := _users(draft, taken, ports):
+        guests = guests_on(draft, taken)
+        when = once_stopped(guests) if guests == users else "once none of them uses it any more"
+        message = f"VLAN {spec.id} of {spec.link} is still {taken.name}'s, beneath {', '.join(users)}; "
+        draft.tell(resource, "StillNeeded", f"{message}{spec.name} is made {when}")
+    else:
+        draft.tell_deviating(resource)
 
 
 def _plan_present_link(draft: Draft, resource: str, spec: VlanSpec, link: LinkState, lower: LinkState) -> None:

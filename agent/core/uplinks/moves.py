@@ -12,6 +12,9 @@ from agent.core.uplinks.carried import LinkPicture, carried_texts
 MARGIN_S = 10.0
 """By how much later than the agent itself its dead man's switch puts back."""
 
+ENDED = "the agent ended in the middle of it"
+"""Why a move was put back that nothing is known against: its agent was stopped. The next one tries it again."""
+
 
 class Step(StrEnum):
     """How far a move is. What is before `PROVEN` is put back by whoever finds it; what is `PROVEN` waits for a word."""
