@@ -28,7 +28,8 @@ from agent.core.planner.room import Room
 from agent.core.planner.routes import plan_routes
 from agent.core.planner.services import plan_services
 from agent.core.planner.taps import plan_unwanted_taps
-from agent.core.planner.vlans import plan_bridge_vlans, plan_vlan_links, vlan_wishes
+from agent.core.planner.vlan_links import plan_vlan_links
+from agent.core.planner.vlans import plan_bridge_vlans, vlan_wishes
 from agent.core.planner.vms import plan_kept, plan_leftover, plan_rename, plan_vm
 from agent.core.text import counted
 

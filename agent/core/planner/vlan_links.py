@@ -1,0 +1,150 @@
+"""The frontier for the VLAN links of the host: `[vlan.NAME]` and `[bridge.NAME.vlan.ID]`, and others that do harm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.core.actions import ChangeAddresses, ChangeLink, DeleteLink, LinkChange
+from agent.core.desired import BridgeSpec, Desired, VlanSpec
+from agent.core.marks import bridge_resource, is_own_bridge, is_own_vlan, port_resource, vlan_mark, vlan_resource
+from agent.core.observed import LinkState
+from agent.core.planner.direct import guests_on, once_stopped
+from agent.core.planner.draft import Draft
+from agent.core.planner.ports import Ports, port_names
+from agent.core.planner.vlans import NO_VLANS
+from agent.core.reasons import Reason
+from agent.core.vlan_actions import CreateVlan
+
+
+def plan_vlan_links(draft: Draft, desired: Desired, bridges: Mapping[str, BridgeSpec], ports: Ports) -> None:
+    """Plan the VLAN links of the host, and tell of those that somebody else has where they do harm."""
+    homes = {name: bridge for bridge, name in port_names(bridges, ports)}
+    wanted = {f"{bridge_resource(b.name)}/vlan/{one.id}": one for b in bridges.values() for one in b.vlans}
+    wanted |= {vlan_resource(one.name): one for one in desired.vlans.values()}
+    for resource, spec in wanted.items():
+        _plan_vlan_link(draft, resource, spec, homes)
+    kept = {spec.name for spec in wanted.values()}
+    for link in draft.observed.links.values():
+        if link.kind != "vlan":
+            continue
+        if is_own_vlan(link) and link.name not in kept and desired.complete:
+            _plan_unwanted_link(draft, link, homes)
+        _tell_if_on_port(draft, link, homes)
+
+
+def _plan_unwanted_link(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> None:
+    """Delete a VLAN link that no unit names any more, unless a guest or a bridge goes on by it."""
+    resource = vlan_resource(link.name)
+    users = _users(draft, link, ports)
+    if users:
+        message = f"no unit wants {link.name} any more, but {', '.join(users)} still uses it; it stays"
+        draft.tell(resource, "StillNeeded", f"{message} until it is used no more")
+        return
+    draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
+
+
+def _users(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> list[str]:
+    """The bridge that a VLAN link is a port of, and the guests that run on it."""
+    home = {ports[link.name]} if link.name in ports and link.master is not None else set()
+    return sorted({*home, *guests_on(draft, link)})
+
+
+def _tell_if_on_port(draft: Draft, vlan: LinkState, ports: Mapping[str, str]) -> None:
+    lower = next((one for one in draft.observed.links.values() if one.ifindex == vlan.lower), None)
+    bridge = ports.get(lower.name) if lower is not None else None
+    home = draft.observed.links.get(bridge) if bridge is not None else None
+    if lower is None or bridge is None or home is None or lower.master != home.ifindex:
+        return
+    message = (
+        f"{vlan.name} is a VLAN link on {lower.name}, a port of {bridge}: it takes the frames of VLAN {vlan.vlan_id} "
+        f"before {bridge} sees them, so no guest gets any; `ip link del {vlan.name}`, and for the host itself "
+        f"[bridge.{bridge}.vlan.{vlan.vlan_id}] addresses = [...]"
+    )
+    draft.tell(port_resource(lower.name), "VlanLinkOnPort", message, deviates=False)
+
+
+def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[str, str]) -> None:
+    links = draft.observed.links
+    link, lower = links.get(spec.name), links.get(spec.link)
+    master = next((one.name for one in links.values() if lower is not None and one.ifindex == lower.master), "")
+    bridge = ports.get(spec.link, master)
+    if link is not None and not is_own_vlan(link):
+        message = f"a {link.kind or 'physical'} link {spec.name} exists that is not ours; rename it"
+        draft.tell(resource, "Conflict", f"{message}, or give the VLAN link another name")
+    elif bridge:
+        message = f"{spec.link} is a port of {bridge}: a VLAN link on it would take the frames of VLAN {spec.id} "
+        if bridge in links and links[bridge].kind != "bridge":  # a bond, or a team
+            message += f'before {bridge} sees them; write link = "{bridge}" instead'
+        else:
+            message += f"before {bridge} sees them, so no guest would get any; "
+            message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
+        draft.tell(resource, "VlanLinkOnPort", message)
+    elif lower is None and spec.on_bridge:
+        draft.tell_deviating(resource)  # its bridge is about to be made
+    elif lower is None:
+        draft.tell(resource, "LinkMissing", f"there is no link {spec.link}; {spec.name} is made when it appears")
+    elif spec.on_bridge and not is_own_bridge(lower):
+        draft.tell(resource, "LinkMissing", f"{spec.link} is not our bridge; its condition says why")
+    elif lower.kind == "bridge" and is_own_bridge(lower) and lower.bridging is None:
+        message = f"{NO_VLANS}: {spec.name} is not made until it runs one that has them"
+        draft.tell(resource, "VlanUnsupported", message)
+    elif link is None:
+        _plan_new_link(draft, resource, spec, lower, ports)
+    elif (link.vlan_id, link.lower) != (spec.id, lower.ifindex):
+        _plan_other_vlan(draft, resource, spec, link)
+    else:
+        _plan_present_link(draft, resource, spec, link, lower)
+
+
+def _plan_other_vlan(draft: Draft, resource: str, spec: VlanSpec, link: LinkState) -> None:
+    """Have a link that is of another VLAN, or on another link, be made anew: never beneath a guest that runs.
+
+    Its macvtap would go with it, and its NIC be unplugged: that waits for its next start, as any edit of `direct` does.
+    """
+    guests = guests_on(draft, link)
+    if not guests:
+        draft.leaving.add(link.name)
+        draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
+        return
+    lower = next((one.name for one in draft.observed.links.values() if one.ifindex == link.lower), "another link")
+    message = (
+        f"{link.name} is to be VLAN {spec.id} of {spec.link}, and is VLAN {link.vlan_id} of {lower} beneath "
+        f"{', '.join(guests)}, whose NIC would have to be unplugged for that: it is made anew {once_stopped(guests)}"
+    )
+    draft.tell(resource, "StillNeeded", message)
+
+
+def _plan_new_link(draft: Draft, resource: str, spec: VlanSpec, lower: LinkState, ports: Mapping[str, str]) -> None:
+    """Make a VLAN link, once its VLAN is free: one of ours that has it is deleted when nobody uses it any more."""
+    links = draft.observed.links.values()
+    taken = next((one for one in links if (one.lower, one.vlan_id) == (lower.ifindex, spec.id)), None)
+    if taken is None:
+        draft.propose(CreateVlan(resource, Reason.MISSING, spec, lower.ifindex))
+    elif not is_own_vlan(taken):
+        message = f"VLAN {spec.id} of {spec.link} is taken by the link {taken.name}"
+        draft.tell(resource, "Conflict", f"{message}; `ip link del {taken.name}` frees it")
+    elif users := _users(draft, taken, ports):
+        guests = guests_on(draft, taken)
+        when = once_stopped(guests) if guests == users else "once none of them uses it any more"
+        message = f"VLAN {spec.id} of {spec.link} is still {taken.name}'s, beneath {', '.join(users)}; "
+        draft.tell(resource, "StillNeeded", f"{message}{spec.name} is made {when}")
+    else:
+        draft.tell_deviating(resource)
+
+
+def _plan_present_link(draft: Draft, resource: str, spec: VlanSpec, link: LinkState, lower: LinkState) -> None:
+    """Heal a VLAN link; it cannot be up on a link that is down (net/8021q/vlan_dev.c), which is set up for it."""
+    if not lower.up and not is_own_bridge(lower):
+        up = LinkChange(up=True)
+        draft.propose(ChangeLink(resource, Reason.DOWN, lower.name, lower.ifindex, lower.alias, up))
+        return
+    mark = vlan_mark(spec.name)
+    change = LinkChange(up=None if link.up or not lower.up else True, alias=None if link.alias == mark else mark)
+    if change != LinkChange():
+        reason = Reason.DOWN if change.up else Reason.UNMARKED
+        draft.propose(ChangeLink(resource, reason, link.name, link.ifindex, link.alias, change))
+    present = {a.address for a in link.addresses}
+    missing = tuple(a for a in spec.addresses if a not in present)
+    surplus = tuple(sorted(a.address for a in link.addresses if a.own and a.address not in spec.addresses))
+    if missing or surplus:
+        draft.propose(ChangeAddresses(resource, Reason.ADDRESS, link.name, link.ifindex, missing, surplus))
