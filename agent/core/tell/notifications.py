@@ -49,7 +49,14 @@ WATCHED: Mapping[str, Watched] = {
     # Each agent holds all guests until it has read the units.
     "Held": Watched(5, 10, by_reason=True),
     "InternalError": Watched(0, 120),
+    # An edit was not done, and the host's way out is what it was.
+    "MovePutBack": Watched(0, 10),
+    # Put back in its time unless somebody says a word.
+    "MoveUnconfirmed": Watched(1, 5),
+    "MoveUnreadable": Watched(5, 10),
     "NotReady": Watched(0, 10),
+    # A card may take its time to be found after a boot.
+    "PortMissing": Watched(30, 10),
     # Missing while its package is upgraded.
     "ProgramMissing": Watched(30, 10),
     # Tried again every ten seconds where a quota tells of room that it does not give.
@@ -59,6 +66,8 @@ WATCHED: Mapping[str, Watched] = {
     "UnitInvalid": Watched(30, 5),
     "UnitsUnavailable": Watched(5, 10),
     "Unresponsive": Watched(30, 30),
+    # Somebody made it beside us, and guests hear nothing of that VLAN since.
+    "VlanLinkOnPort": Watched(5, 10),
     # Unknown until QEMU answers an agent that has just begun.
     "WatchdogFired": Watched(0, 60),
 }
