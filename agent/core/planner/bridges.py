@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from agent.core.actions import (
-    ChangeAddresses,
     ChangeLink,
     CreateBridge,
     DeleteLink,
@@ -17,6 +16,7 @@ from agent.core.actions import (
 from agent.core.desired import BridgeSpec
 from agent.core.marks import bridge_mark, bridge_resource, is_own_bridge, is_own_vlan, port_resource
 from agent.core.observed import LinkState
+from agent.core.planner.addresses import plan_addresses
 from agent.core.planner.draft import Draft
 from agent.core.planner.ports import Ports
 from agent.core.planner.uplinks import gives_back, is_in_move, plan_uplink, with_moved_mac, without_adopted
@@ -57,11 +57,7 @@ def _plan_settings(draft: Draft, spec: BridgeSpec, link: LinkState) -> None:
     change, reason = settings_change(spec, link)
     if reason is not None:
         draft.propose(ChangeLink(resource, reason, link.name, link.ifindex, link.alias, change))
-    present = {a.address for a in link.addresses}
-    missing = tuple(a for a in spec.addresses if a not in present)
-    surplus = tuple(sorted(a.address for a in link.addresses if a.own and a.address not in spec.addresses))
-    if missing or surplus:
-        draft.propose(ChangeAddresses(resource, Reason.ADDRESS, link.name, link.ifindex, missing, surplus))
+    plan_addresses(draft, resource, link, spec.addresses)
 
 
 def settings_change(spec: BridgeSpec, link: LinkState) -> tuple[LinkChange, Reason | None]:

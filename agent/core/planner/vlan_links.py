@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.core.actions import ChangeAddresses, ChangeLink, DeleteLink, LinkChange
+from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import BridgeSpec, Desired, VlanSpec
 from agent.core.marks import bridge_resource, is_own_bridge, is_own_vlan, port_resource, vlan_mark, vlan_resource
 from agent.core.observed import LinkState
+from agent.core.planner.addresses import plan_addresses
 from agent.core.planner.direct import guests_on, once_stopped
 from agent.core.planner.draft import Draft
 from agent.core.planner.ports import Ports, port_names
@@ -143,8 +144,4 @@ def _plan_present_link(draft: Draft, resource: str, spec: VlanSpec, link: LinkSt
     if change != LinkChange():
         reason = Reason.DOWN if change.up else Reason.UNMARKED
         draft.propose(ChangeLink(resource, reason, link.name, link.ifindex, link.alias, change))
-    present = {a.address for a in link.addresses}
-    missing = tuple(a for a in spec.addresses if a not in present)
-    surplus = tuple(sorted(a.address for a in link.addresses if a.own and a.address not in spec.addresses))
-    if missing or surplus:
-        draft.propose(ChangeAddresses(resource, Reason.ADDRESS, link.name, link.ifindex, missing, surplus))
+    plan_addresses(draft, resource, link, spec.addresses)
