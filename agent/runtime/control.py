@@ -38,10 +38,10 @@ from aiohttp.typedefs import Middleware
 
 from agent.core.errors import AgentError
 from agent.core.rights import Peer, Rights, refusal
-from agent.core.text import printable, suggestion
+from agent.core.text import suggestion
 from agent.host.peers import peer_of
-from agent.host.unitdir import is_unit_name
 from agent.runtime.move_routes import MovesApi, move_routes
+from agent.runtime.request_bodies import files_of, read_object, seconds_of, text_of, word_of
 from agent.runtime.users import Users
 from agent.telemetry.journal import Event
 
@@ -297,22 +297,22 @@ class _Control:
         return response
 
     async def wait(self, request: web.Request) -> web.StreamResponse:
-        body = await _read_object(request)
-        what = _word(body, "what", get_args(WaitFor))
-        name = _text(body, "name") if what in NAMED else None
-        result = await self._api.wait(cast(WaitFor, what), name, _seconds(body, "timeout_s"))
+        body = await read_object(request)
+        what = word_of(body, "what", get_args(WaitFor))
+        name = text_of(body, "name") if what in NAMED else None
+        result = await self._api.wait(cast(WaitFor, what), name, seconds_of(body, "timeout_s"))
         return web.json_response({"ok": result.ok, "message": result.message})
 
     async def intent(self, request: web.Request) -> web.StreamResponse:
-        body = await _read_object(request)
-        verb, name = _word(body, "verb", get_args(Verb)), _text(body, "name")
+        body = await read_object(request)
+        verb, name = word_of(body, "verb", get_args(Verb)), text_of(body, "name")
         by = await self._users.shown(request[PEER].uid)
         # Noted or not noted, never half: a peer that hangs up must not interrupt it.
         return web.json_response({"message": await asyncio.shield(self._api.intent(cast(Verb, verb), name, by))})
 
     async def hold(self, request: web.Request) -> web.StreamResponse:
-        body = await _read_object(request)
-        name, reason = _text(body, "name"), body.get("reason", "")
+        body = await read_object(request)
+        name, reason = text_of(body, "name"), body.get("reason", "")
         if not isinstance(reason, str) or len(reason) > MAX_REASON:
             raise web.HTTPBadRequest(text=f"reason: want a text of at most {MAX_REASON} characters")
         uid = request[PEER].uid
@@ -320,13 +320,13 @@ class _Control:
         return web.json_response({"message": await asyncio.shield(self._api.hold(name, uid, reason, by))})
 
     async def approve(self, request: web.Request) -> web.StreamResponse:
-        identity = _text(await _read_object(request), "id")
+        identity = text_of(await read_object(request), "id")
         by = await self._users.shown(request[PEER].uid)
         return web.json_response({"message": await asyncio.shield(self._api.approve(identity, by))})
 
     async def down(self, request: web.Request) -> web.StreamResponse:
-        body = await _read_object(request)
-        down, budget_s = body.get("down"), _seconds(body, "budget_s")
+        body = await read_object(request)
+        down, budget_s = body.get("down"), seconds_of(body, "budget_s")
         if not isinstance(down, bool):
             raise web.HTTPBadRequest(text="down: want true or false")
         by = await self._users.shown(request[PEER].uid)
@@ -334,14 +334,14 @@ class _Control:
         return web.json_response({"message": message})
 
     async def plan(self, request: web.Request) -> web.StreamResponse:
-        body = await _read_object(request.clone(client_max_size=MAX_PLAN_BYTES))
-        return web.json_response(await self._api.plan(_files(body)))
+        body = await read_object(request.clone(client_max_size=MAX_PLAN_BYTES))
+        return web.json_response(await self._api.plan(files_of(body)))
 
     async def why(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(await self._api.why(_text(request.query, "name")))
+        return web.json_response(await self._api.why(text_of(request.query, "name")))
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(await self._api.show(_text(request.query, "name")))
+        return web.json_response(await self._api.show(text_of(request.query, "name")))
 
     async def doctor(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(await self._api.doctor())
@@ -349,57 +349,7 @@ class _Control:
     async def measures(self, request: web.Request) -> web.StreamResponse:
         text = request.query.get("max_age_s", "10")
         try:
-            max_age_s = _seconds({"max_age_s": float(text)}, "max_age_s") or 0.0
+            max_age_s = seconds_of({"max_age_s": float(text)}, "max_age_s") or 0.0
         except ValueError:
             raise web.HTTPBadRequest(text="max_age_s: want seconds") from None
         return web.json_response(text=await self._api.measures(max_age_s))
-
-
-async def _read_object(request: web.Request) -> Mapping[str, object]:
-    try:
-        body = json.loads(await request.text())
-    except (ValueError, RecursionError) as error:
-        raise web.HTTPBadRequest(text="want a JSON object") from error
-    if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="want a JSON object")
-    return body
-
-
-def _text(body: Mapping[str, object], key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or not value:
-        raise web.HTTPBadRequest(text=f"{key}: want a text")
-    return value
-
-
-def _files(body: Mapping[str, object]) -> Mapping[str, bytes | None]:
-    """Contents by file name, None for a file that is to be gone.
-
-    What is no UTF-8 travels as lone surrogates (PEP 383), so that its mistake is found.
-    """
-    files = body.get("files", {})
-    if not isinstance(files, dict):
-        raise web.HTTPBadRequest(text="files: want an object of texts")
-    for name, text in files.items():
-        if not is_unit_name(name) or "/" in name or not isinstance(text, str | None):
-            raise web.HTTPBadRequest(text=f"files: want texts by names of unit files, not {printable(name)}")
-    try:
-        return {n: None if text is None else text.encode(errors="surrogateescape") for n, text in files.items()}
-    except UnicodeEncodeError as error:
-        raise web.HTTPBadRequest(text="files: want texts") from error
-
-
-def _word(body: Mapping[str, object], key: str, allowed: Sequence[str]) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or value not in allowed:
-        raise web.HTTPBadRequest(text=f"{key}: want one of {', '.join(allowed)}")
-    return value
-
-
-def _seconds(body: Mapping[str, object], key: str) -> float | None:
-    value = body.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
-        raise web.HTTPBadRequest(text=f"{key}: want seconds")
-    return float(value)

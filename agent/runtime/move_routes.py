@@ -8,6 +8,8 @@ from typing import Protocol
 
 from aiohttp import web
 
+from agent.runtime.request_bodies import read_object
+
 
 class MovesApi(Protocol):
     """What is needed of the agent. Methods raise UnknownNameError or RefusedError, nothing else on purpose."""
@@ -26,11 +28,7 @@ def move_routes(api: MovesApi, asker: Callable[[web.Request], Awaitable[str]]) -
         return web.json_response(api.moves())
 
     async def confirm(request: web.Request) -> web.StreamResponse:
-        try:
-            body = await request.json()
-        except ValueError:
-            body = None
-        bridge = body.get("bridge") if isinstance(body, dict) else 0
+        bridge = (await read_object(request)).get("bridge")
         if bridge is not None and not isinstance(bridge, str):
             raise web.HTTPBadRequest(text="bridge: want a name, or null")
         by = await asker(request)
