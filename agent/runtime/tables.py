@@ -45,6 +45,7 @@ class Tables(Generic[State]):
         self._changed = asyncio.Event()
         self._changing = 0
         self._changes = 0
+        self._missed = False
         self._done = asyncio.Event()
         self._done.set()
         self._hears = False
@@ -80,8 +81,9 @@ class Tables(Generic[State]):
             self._changing -= 1
             if not self._changing:
                 self._done.set()
-                if self._heard - self._own or not self._hears:
+                if self._missed or self._heard - self._own or not self._hears:
                     self._changed.set()
+                self._missed = False
                 self._heard.clear()
                 self._own.clear()
 
@@ -113,7 +115,10 @@ class Tables(Generic[State]):
                 changes = self._changes
                 seen = await self._seen()
                 if changes != self._changes or self._changing:  # it may be what was before a change of ours
-                    self._changed.set()
+                    # Looked at again once that is over: a look at no tables waits for nothing, nor lets it end.
+                    self._missed = bool(self._changing)
+                    if not self._missed:
+                        self._changed.set()
                     if self.state is not None:
                         return
                 self.state, self.problem = self._make(seen.skeleton, seen.elements), ""

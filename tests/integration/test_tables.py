@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -86,3 +87,36 @@ def test_a_flush_is_known_without_a_process(monkeypatch: pytest.MonkeyPatch) -> 
         await ended(following)
 
     asyncio.run(run())
+
+
+def test_a_look_at_no_tables_holds_up_nobody_while_they_are_being_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    original = tables.change_tables
+
+    def slow(*what: object) -> int:
+        began.set()
+        go_on.wait(60)  # also for a loop that stands still, which this test is about
+        return original(*what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tables, "change_tables", slow)
+
+    async def run() -> bool:
+        rung = asyncio.Event()
+        found, following = await followed(rung)
+        changing = asyncio.create_task(found.change(ElementChange(whole=True)))
+        await asyncio.to_thread(began.wait)
+        found.look_soon()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        held_up = go_on.is_set()
+        go_on.set()
+        await changing
+        await ended(following)
+        return held_up
+
+    releasing = threading.Timer(20.0, go_on.set)  # a loop that stands still cannot
+    releasing.start()
+    try:
+        assert not asyncio.run(run())
+    finally:
+        releasing.cancel()
