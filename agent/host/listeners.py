@@ -156,7 +156,9 @@ def _diagnosed() -> list[_Row] | None:
             kernel.bind((0, 0))
             for family in (socket.AF_INET, socket.AF_INET6):
                 kernel.send(_HEADER.pack(72, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + _asked(family))
-                while (rows := _rows(kernel.recv(1 << 16))) is not None:
+                is_over = False
+                while not is_over:
+                    rows, is_over = _rows(kernel.recv(1 << 16))
                     found += rows
     except OSError:
         return None
@@ -168,18 +170,18 @@ def _asked(family: int) -> bytes:
     return struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN)
 
 
-def _rows(datagram: bytes) -> list[_Row] | None:
-    """What a part of an answer tells (struct inet_diag_msg), None for its end; OSError for a refusal."""
+def _rows(datagram: bytes) -> tuple[list[_Row], bool]:
+    """What a part of an answer tells (struct inet_diag_msg), and whether it is the last; OSError for a refusal."""
     found: list[_Row] = []
     start = 0
     while start + _HEADER.size <= len(datagram):
         length, kind, _, _, _ = _HEADER.unpack_from(datagram, start)
         if kind == _NLMSG_DONE and int.from_bytes(datagram[start + 16 : start + 20], sys.byteorder, signed=True) >= 0:
-            return None
+            return found, True
         if kind != _SOCK_DIAG_BY_FAMILY or length < _HEADER.size + _DIAG.size:
             raise OSError("refused")  # also by an errno in the end: there is no module for TCP
         family, port, address, uid, inode = _DIAG.unpack_from(datagram, start + _HEADER.size)
         size = 4 if family == socket.AF_INET else 16
         found.append((address[:size], int.from_bytes(port, "big"), uid, str(inode)))
         start += (length + 3) & ~3
-    return found
+    return found, False

@@ -91,12 +91,14 @@ class RoutingLooks:
             self._tables.look_soon()
         self._wanted, self._links = wanted, links
         if texts != self._texts:
+            had_any = bool(self._texts)
             self._texts = frozenset(texts)
             self._holders = {text: holder for text, holder in self._holders.items() if text in texts}
             new = self._texts - self._holders.keys()
             if 0 < len(new) <= FEW_PORTS:
                 self._holders.update(dict.fromkeys(find_free(new, CARRIERS), ""))
-            self._ports_asked.set()
+            if not had_any or self._texts - self._holders.keys():
+                self._ports_asked.set()
         concerned = wanted or (table is not None and table.exists)
         return Routing(
             firewall=table,

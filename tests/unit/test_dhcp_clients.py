@@ -30,6 +30,11 @@ from agent.core.uplinks.clients import client_serving
         (["busybox", "udhcpc", "-i", "up0", "-f"], "udhcpc"),
         (["busybox", "udhcpc", "-f"], ""),  # takes eth0
         (["udhcpc", "-R", "-iup0"], "udhcpc"),
+        (["udhcpc", "-nqi", "up0", "-s", "/x"], "udhcpc"),
+        (["udhcpc", "-fbiup0"], "udhcpc"),
+        (["udhcpc", "--inter", "up0"], "udhcpc"),
+        (["/bin/busybox.static", "udhcpc", "-i", "up0"], "udhcpc"),
+        (["sh", "/sbin/dhclient", "up0"], "dhclient"),
         (["/sbin/udhcpc6", "--interface=up0"], "udhcpc6"),
         (["udhcpc", "-i", "other", "-x", "hostname:up0"], ""),
         (["grep", "dhclient", "up0"], ""),

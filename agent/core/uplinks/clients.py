@@ -17,6 +17,9 @@ _WORDS = (
 )
 _VALUED = {"dhclient": frozenset(_WORDS)}
 """Options that a value follows, which is no link then: dhclient(8)."""
+_INTERFACE = re.compile(r"-[fbnqSRoBCva]*i(.*)$")
+"""Letters that take no value may stand before it (getopt(3))."""
+_STARTERS = re.compile(r"(busybox.*|sh|dash|bash)$")
 _DENIED = re.compile(r"^[ \t]*(deny|allow)interfaces[ \t]+([^#\n]+)", re.MULTILINE)
 
 
@@ -24,7 +27,7 @@ def client_serving(argv: Sequence[str], link: str, dhcpcd_conf: str = "") -> str
     """The program's name if it is a DHCP client that serves this link, else empty; `dhcpcd_conf`: dhcpcd.conf(5)."""
     if argv and argv[0].startswith("dhcpcd: "):
         return "dhcpcd" if _dhcpcd_serves(argv[0].removeprefix("dhcpcd: ").split(), link, dhcpcd_conf) else ""
-    words = argv[1:] if argv and posixpath.basename(argv[0]) == "busybox" else argv
+    words = argv[1:] if argv and _STARTERS.match(posixpath.basename(argv[0])) else argv
     program = posixpath.basename(words[0]) if words else ""
     if program not in CLIENTS:
         return ""
@@ -61,9 +64,15 @@ def _links_told(program: str, words: Sequence[str]) -> list[str]:
 
 
 def _after_interface(words: Sequence[str]) -> list[str]:
-    found = [value for word, value in pairwise(words) if word in {"-i", "--interface"}]
-    found += [word.removeprefix("--interface=") for word in words if word.startswith("--interface=")]
-    return found + [word[2:] for word in words if word.startswith("-i") and len(word) > 2]
+    """The values of `-i`, also behind other letters (`-fbi up0`), and of `--interface`, which may be cut short."""
+    found = []
+    for word, following in pairwise((*words, "")):
+        name, _, value = word.partition("=")
+        if name.startswith("--i") and "--interface".startswith(name):
+            found.append(value or following)
+        elif short := _INTERFACE.match(word):
+            found.append(short[1] or following)
+    return found
 
 
 def _is_told(link: str, told: Sequence[str]) -> bool:
