@@ -63,6 +63,12 @@ class LinkState:
     vlan_id: int | None = None
 
 
+def vlan_links_on(link: LinkState, links: Mapping[str, LinkState]) -> tuple[LinkState, ...]:
+    """The VLAN links on a link, and those on these: the kernel deletes them with it."""
+    found = tuple(one for one in links.values() if one.kind == "vlan" and one.lower == link.ifindex)
+    return found + tuple(above for one in found for above in vlan_links_on(one, links))
+
+
 @dataclass(frozen=True, slots=True)
 class QdiscState:
     """A link's root queueing discipline. `own`: a `tbf` with our handle; `shape` is what that one lets through."""

@@ -91,12 +91,12 @@ def test_a_flush_is_known_without_a_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_look_at_no_tables_holds_up_nobody_while_they_are_being_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     began, go_on = threading.Event(), threading.Event()
-    original = tables.change_tables
+    original = nft.change_tables
 
-    def slow(*what: object) -> int:
+    def slow(*_: object) -> int:
         began.set()
         go_on.wait(60)  # also for a loop that stands still, which this test is about
-        return original(*what)  # type: ignore[arg-type]
+        return original(NAT, ElementChange(whole=True))
 
     monkeypatch.setattr(tables, "change_tables", slow)
 

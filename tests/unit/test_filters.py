@@ -240,6 +240,10 @@ def test_a_tap_that_comes_back_waits_for_what_its_unit_says_by_now_if_that_is_ot
         steps.append(type(action))
         observed = apply(observed, action)
     assert steps == [TakeOver, ChangeFilters, ChangeLink]
+    taking = replace(
+        running(HELD, tap=replace(TAP, master=None)), filters=in_place(HELD), in_flight={"vm/web": "take-over"}
+    )
+    assert plan(desired(listed), taking, 0.0).actions == ()
 
 
 def test_a_tap_under_another_name_is_filtered_by_that_too() -> None:

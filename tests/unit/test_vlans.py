@@ -17,7 +17,19 @@ from agent.core.planning import plan
 from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import AWARE, PLAIN, PortVlans, VlanEntry, difference, nic_vlans, trunk_ranges, uplink_vlans
 from agent.unitfile.parse import parse_unit
-from tests.unit.planning_world import BRIDGE, BRIDGE_LINK, CARD, NIC, RUNNING, SETTLED, TAP, WEB, types, with_links
+from tests.unit.planning_world import (
+    ABSENT,
+    BRIDGE,
+    BRIDGE_LINK,
+    CARD,
+    NIC,
+    RUNNING,
+    SETTLED,
+    TAP,
+    WEB,
+    types,
+    with_links,
+)
 from tests.unit.planning_world import said as told_of
 from tests.unit.unit_directory import Directory, said
 
@@ -262,3 +274,38 @@ def test_a_vlan_link_on_a_slave_of_a_bond_belongs_on_the_bond() -> None:
         "eth1 is a port of bond0: a VLAN link on it would take the frames of VLAN 20 before bond0 sees them; "
         'write link = "bond0" instead'
     )
+
+
+def test_a_vlan_link_on_another_one_keeps_both_beneath_its_guest() -> None:
+    inner = replace(CARRIER, name="inn", ifindex=21, alias=vlan_mark("inn"), vlan_id=7, lower=20)
+    on_inner = replace(WEB, nics=(replace(ON_VLAN, direct="inn"),))
+    runs = replace(ON_LINK, vms={"web": replace(RUNNING, spec=on_inner)})
+    world = with_links(CARD, CARRIER, inner, replace(MACVTAP, lower=21), of=runs)
+    inn = VlanSpec("inn", "wan", 7)
+    for vlans in ({"wan": VlanSpec("wan", "eth1", 30), "inn": inn}, {"inn": inn}, {}):
+        decided = plan(Desired({}, {"web": on_inner}, vlans=vlans), world, 0.0)
+        assert decided.actions == ()
+        assert ("vlan/wan", "StillNeeded") in types(decided)
+    stopped = replace(world, vms={}, links={n: one for n, one in world.links.items() if n != "web-lan"})
+    edited = Desired({}, {}, vlans={"inn": inn, "wan": VlanSpec("wan", "eth1", 30)})
+    while actions := plan(edited, stopped, 0.0).actions:
+        for action in actions:
+            stopped = apply(stopped, action)
+    assert (stopped.links["wan"].vlan_id, stopped.links["inn"].lower) == (30, stopped.links["wan"].ifindex)
+    assert plan(Desired({}, {}, vlans={"inn": inn}), stopped, 0.0).actions == (), "what inn is on stays"
+
+
+def test_no_guest_is_started_on_a_vlan_link_that_goes() -> None:
+    actions = plan(Desired({}, {"web": DIRECT}), replace(BENEATH, vms={}), 0.0).actions
+    assert [kind_of(one) for one in actions] == ["delete-link"]
+
+
+def test_a_macvtap_goes_once_its_guest_has_ended_and_its_nic_is_to_be_in_a_bridge() -> None:
+    """It would keep its card out of that bridge."""
+    wanted = Desired({"br0": BRIDGE}, {"web": replace(WEB, enabled=False)}, vlans={"wan": VlanSpec("wan", "eth1", 20)})
+    kinds = [
+        kind_of(one) for one in plan(wanted, with_links(CARD, CARRIER, MACVTAP, BRIDGE_LINK, of=ABSENT), 0.0).actions
+    ]
+    assert kinds == ["delete-link"]
+    starting = replace(ABSENT, in_flight={"vm/web": "launch-vm"})
+    assert plan(wanted, with_links(CARD, CARRIER, MACVTAP, BRIDGE_LINK, of=starting), 0.0).actions == ()

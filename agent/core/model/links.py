@@ -39,6 +39,7 @@ from agent.core.observed import (
     Observed,
     QdiscState,
     VmState,
+    vlan_links_on,
 )
 from agent.core.preconditions import require
 from agent.core.rates import shape_of
@@ -179,12 +180,11 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     require(not _hangs_on_guest(observed, link.name), f"{link.name} hangs on a running guest")
     led_to = {one.ingress.redirect for one in observed.links.values() if one.ingress is not None}
     require(link.ifindex not in led_to, f"nothing is led to {link.name} any more")
-    links = {name: one for name, one in observed.links.items() if name != action.link}
-    links = {n: one for n, one in links.items() if one.kind != "vlan" or one.lower != link.ifindex}
-    on_it = {one.name for one in links.values() if link.kind == "vlan" and one.lower == link.ifindex}
+    going = {link.ifindex, *(one.ifindex for one in vlan_links_on(link, observed.links))}
+    above = {name for name, one in observed.links.items() if one.kind == "macvtap" and one.lower in going}
     plugged = {nic.link for state in observed.vms.values() if state.alive for nic in state.nics.values()}
-    require(not on_it & plugged, f"no running guest is on {link.name}")
-    links = {n: one for n, one in links.items() if n not in on_it}
+    require(not above & plugged, f"no running guest is on {link.name}")
+    links = {n: one for n, one in observed.links.items() if one.ifindex not in going and n not in above}
     freed = {
         n: replace(one, master=None, vlans=None) if one.master == link.ifindex else one for n, one in links.items()
     }
@@ -192,7 +192,7 @@ def _delete_link(observed: Observed, action: DeleteLink) -> Observed:
     return replace(
         seen,
         links=freed,
-        opened=observed.opened - {action.link, *on_it},
+        opened=observed.opened - {action.link, *above},
         enslaved=frozenset(e for e in observed.enslaved if e[1] != action.link),
         cards={place: index for place, index in observed.cards.items() if place[1] != action.link},
     )

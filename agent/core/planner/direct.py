@@ -11,7 +11,7 @@ from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec
 from agent.core.device_actions import ArmTap
 from agent.core.marks import guest_of, is_own_macvtap, port_resource, tap_mark, tap_resource, vm_resource
-from agent.core.observed import LinkState
+from agent.core.observed import LinkState, vlan_links_on
 from agent.core.planner.draft import Draft
 from agent.core.reasons import Reason
 
@@ -28,9 +28,10 @@ def tell_apart(draft: Draft, vm: str, nic: NicSpec) -> None:
 
 
 def guests_on(draft: Draft, link: LinkState) -> list[str]:
-    """The guests that run, or are just being started, with a NIC on a link of the host."""
+    """The guests that run, or are just being started, with a NIC on a link of the host, or on a VLAN link on it."""
     observed = draft.observed
-    on_it = (one for one in observed.links.values() if one.lower == link.ifindex and one.kind == "macvtap")
+    below = {link.ifindex, *(one.ifindex for one in vlan_links_on(link, observed.links))}
+    on_it = (one for one in observed.links.values() if one.lower in below and one.kind == "macvtap")
     macvtaps = {one.name: guest_of(one.alias) for one in on_it}
     if not macvtaps:
         return []

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from agent.core.actions import Action, ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import NicSpec, VmSpec
 from agent.core.device_actions import ArmTap, PlugNic, ReplugNic, UnplugNic
-from agent.core.marks import guest_of, is_own_macvtap, tap_mark, tap_resource
+from agent.core.marks import guest_of, is_own_macvtap, tap_mark, tap_resource, vm_resource
 from agent.core.observed import LinkState, NicBackend, NicState, VmState
 from agent.core.planner.direct import (
     WHY_REPLUGGED,
@@ -253,7 +253,10 @@ def _isolation(nic: NicSpec, link: LinkState, bridge: int | None, *, moves: bool
 
 
 def plan_unwanted_taps(draft: Draft, wanted: Sequence[Mapping[str, VmSpec]], held: Collection[str] = ()) -> None:
-    """Delete own taps that belong to no wanted NIC and hang on no running guest, nor belong to one that is held."""
+    """Delete own taps that belong to no wanted NIC and hang on no running guest, nor belong to one that is held.
+
+    A macvtap belongs to a direct NIC only: it keeps the link that it is on from everything else.
+    """
     vms = draft.observed.vms
     used = {nic.link for state in vms.values() for nic in state.nics.values() if nic.backend is NicBackend.ATTACHED}
     ours = [
@@ -269,8 +272,11 @@ def plan_unwanted_taps(draft: Draft, wanted: Sequence[Mapping[str, VmSpec]], hel
         *((name, state.spec) for name, state in vms.items()),
     ]
     keep = {(nic.tap, tap_mark(name, nic.id)) for name, spec in specs for nic in spec.nics}
+    direct = {(nic.tap, tap_mark(name, nic.id)) for name, spec in specs for nic in spec.nics if nic.direct}
     for link in ours:
-        if (link.name, link.alias) in keep or guest_of(link.alias) in held:
+        starting = vm_resource(guest_of(link.alias)) in draft.observed.in_flight
+        is_kept = (link.name, link.alias) in (direct if link.kind == "macvtap" and not starting else keep)
+        if is_kept or guest_of(link.alias) in held:
             continue
         if not link.alias and any(link.name == tap for tap, _ in keep):
             continue  # that of a NIC, which sees to it

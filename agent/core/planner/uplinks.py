@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from agent.core.actions import MoveUplink, PutBackUplink
 from agent.core.desired import BridgeSpec
-from agent.core.marks import bridge_resource, port_resource
+from agent.core.marks import bridge_resource, is_own_macvtap, port_resource
 from agent.core.observed import LinkState
 from agent.core.planner.direct import guests_on, once_stopped
 from agent.core.planner.draft import Draft
@@ -254,7 +254,10 @@ def _is_ridden(draft: Draft, spec: BridgeSpec, port: LinkState) -> bool:
     if not riders:
         return False
     guests = guests_on(draft, port)
-    when = once_stopped(guests) if guests else f"once that is gone: `ip link del {riders[0]}`"
+    strangers = [name for name in riders if not is_own_macvtap(draft.observed.links[name])]
+    ways_out = [once_stopped(guests)] if guests else []
+    ways_out += [f"once {name} is gone: `ip link del {name}`" for name in strangers]
+    when = ", and ".join(ways_out) or "once it is gone"
     whose = f", of {', '.join(guests)}," if guests else ""
     message = f"{', '.join(riders)}{whose} {'is' if len(riders) == 1 else 'are'} on {port.name}, and the kernel gives"
     message += f" what comes there to that or to {spec.name}; {port.name} is moved {when}"

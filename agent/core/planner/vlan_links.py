@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from agent.core.actions import ChangeLink, DeleteLink, LinkChange
 from agent.core.desired import BridgeSpec, Desired, VlanSpec
 from agent.core.marks import bridge_resource, is_own_bridge, is_own_vlan, port_resource, vlan_mark, vlan_resource
-from agent.core.observed import LinkState
+from agent.core.observed import LinkState, vlan_links_on
 from agent.core.planner.addresses import plan_addresses
 from agent.core.planner.direct import guests_on, once_stopped
 from agent.core.planner.draft import Draft
@@ -22,25 +22,32 @@ def plan_vlan_links(draft: Draft, desired: Desired, bridges: Mapping[str, Bridge
     homes = {name: bridge for bridge, name in port_names(bridges, ports)}
     wanted = {f"{bridge_resource(b.name)}/vlan/{one.id}": one for b in bridges.values() for one in b.vlans}
     wanted |= {vlan_resource(one.name): one for one in desired.vlans.values()}
-    for resource, spec in wanted.items():
+    for resource, spec in sorted(wanted.items(), key=lambda one: _depth(one[1], desired.vlans)):
         _plan_vlan_link(draft, resource, spec, homes)
     kept = {spec.name for spec in wanted.values()}
     for link in draft.observed.links.values():
         if link.kind != "vlan":
             continue
         if is_own_vlan(link) and link.name not in kept and desired.complete:
-            _plan_unwanted_link(draft, link, homes)
+            above = {spec.name for spec in wanted.values() if spec.link == link.name}
+            _plan_unwanted_link(draft, link, sorted({*_users(draft, link, homes), *above}))
         _tell_if_on_port(draft, link, homes)
 
 
-def _plan_unwanted_link(draft: Draft, link: LinkState, ports: Mapping[str, str]) -> None:
-    """Delete a VLAN link that no unit names any more, unless a guest or a bridge goes on by it."""
+def _depth(spec: VlanSpec, vlans: Mapping[str, VlanSpec], most: int = 8) -> int:
+    """On how many other VLAN links of units it is: what is beneath is planned first. The kernel stacks eight."""
+    below = vlans.get(spec.link)
+    return 1 + _depth(below, vlans, most - 1) if below is not None and most else 0
+
+
+def _plan_unwanted_link(draft: Draft, link: LinkState, users: list[str]) -> None:
+    """Delete a VLAN link that no unit names any more, unless a guest, a bridge or another VLAN link goes on by it."""
     resource = vlan_resource(link.name)
-    users = _users(draft, link, ports)
     if users:
         message = f"no unit wants {link.name} any more, but {', '.join(users)} still uses it; it stays"
         draft.tell(resource, "StillNeeded", f"{message} until it is used no more")
         return
+    draft.leaving.add(link.name)
     draft.propose(DeleteLink(resource, Reason.UNWANTED, link.name, link.ifindex, link.alias))
 
 
@@ -80,8 +87,8 @@ def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[
             message += f"before {bridge} sees them, so no guest would get any; "
             message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
         draft.tell(resource, "VlanLinkOnPort", message)
-    elif lower is None and spec.on_bridge:
-        draft.tell_deviating(resource)  # its bridge is about to be made
+    elif spec.link in draft.leaving or (lower is None and spec.on_bridge):
+        draft.tell_deviating(resource)  # what it is on is about to be made
     elif lower is None:
         draft.tell(resource, "LinkMissing", f"there is no link {spec.link}; {spec.name} is made when it appears")
     elif spec.on_bridge and not is_own_bridge(lower):
@@ -104,7 +111,7 @@ def _plan_other_vlan(draft: Draft, resource: str, spec: VlanSpec, link: LinkStat
     """
     guests = guests_on(draft, link)
     if not guests:
-        draft.leaving.add(link.name)
+        draft.leaving |= {link.name, *(one.name for one in vlan_links_on(link, draft.observed.links))}
         draft.propose(DeleteLink(resource, Reason.SETTINGS, link.name, link.ifindex, link.alias))
         return
     lower = next((one.name for one in draft.observed.links.values() if one.ifindex == link.lower), "another link")

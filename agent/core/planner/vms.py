@@ -98,7 +98,9 @@ def _plan_edit(draft: Draft, spec: VmSpec, state: VmState) -> VmState:
     edit = live_edit(state, spec)
     if edit is not None:
         keys = changed_keys(state.spec, edit.spec)
-        if draft.propose(TakeOver(vm_resource(spec.name), Reason.WANTED, spec.name, state.spec.uuid, edit, keys)):
+        resource = vm_resource(spec.name)
+        takes_over = draft.propose(TakeOver(resource, Reason.WANTED, spec.name, state.spec.uuid, edit, keys))
+        if takes_over or resource in draft.observed.in_flight:
             # A tap that is to be let in just now waits for the filters and VLANs that its NIC is about to have.
             draft.close_gate((spec.name, nic.id) for nic in edit.spec.nics if nic not in state.spec.nics)
     elif state.run_state is not None and lacks_places(state, spec):
