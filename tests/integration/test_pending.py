@@ -119,6 +119,8 @@ def test_a_killed_agent_leaves_a_trace_of_what_the_guest_did(web: Web, command: 
         assert web.cpus() == "2"
     else:
         web.agent.vmhost("wait", "settled", "--timeout", "30")
+        wait_for(lambda: web.agent.vm("web")["state"] == "off")  # it answers no more a moment before its QEMU ends
+        web.agent.vmhost("wait", "settled", "--timeout", "30")
         assert (web.agent.vm("web")["state"], web.agent.vm("web")["pid"]) == ("off", None)
 
 
