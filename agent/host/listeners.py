@@ -71,8 +71,10 @@ def find_holders(published: Iterable[str], own: Collection[int] = ()) -> Mapping
 
 
 def find_free(published: Collection[str], own: Collection[int] = ()) -> frozenset[str]:
-    """Those of a few published ports that nobody has, see `find_holders`; none where the kernel cannot be asked. Takes
-    a millisecond for each thousand sockets that listen."""
+    """Those of a few published ports that nobody has, see `find_holders`; none where the kernel cannot be asked.
+
+    Raises nothing. Made for the event loop: it asks for what listens alone (sock_diag(7)).
+    """
     tcp = _diagnosed()
     if tcp is None:
         return frozenset()

@@ -318,7 +318,7 @@ class Agent:
         await self._files.look_at_edits()
 
     def _observe(self) -> tuple[Desired, Observed]:
-        """All that the adapters know now; reads caches only."""
+        """All that the adapters know now, from caches; only a few new published ports and uplinks are looked at."""
         self._descriptors.read_settings(self._links.take_stated())
         memory, vms = self._keeper.memory, self._guests.states()
         desired = replace(self._units.desired, complete=self._units.loaded)

@@ -57,7 +57,7 @@ class Draft:
         self.vlans: Mapping[str, VlanWish] = {}
         """The bridges that are to heed VLANs (`core.planner.vlans`)."""
         self.leaving: set[str] = set()
-        """The links that are about to be deleted and made anew: nothing is put on them."""
+        """The links that are about to be deleted, to be made anew or for good: nothing is put on them."""
         self._wake_at_s: float | None = None
 
     @cached_property
