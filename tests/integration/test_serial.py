@@ -42,9 +42,13 @@ def test_a_guest_writes_to_each_of_its_ports(agent: AgentProcess, boot_files: st
     assert refused.returncode == 1
     assert "vm web runs without [vm.web.serial.log] on a socket" in refused.stderr
 
-    run_in_guest(GUEST, FIND + "head -c 3000000 /dev/zero >$(find log)", 30)
+    # Too much for one log and too little for two: once it is put aside, the rest stays where it is.
+    run_in_guest(GUEST, FIND + f"head -c {LOG_MAX_BYTES * 3 // 2} /dev/zero >$(find log)", 30)
+    wait_for((folder / "serial-log.log.1").exists)
     wait_for(lambda: (folder / "serial-log.log").stat().st_size < LOG_MAX_BYTES)
-    assert (folder / "serial-log.log.1").read_bytes().startswith(b"from a service\n")
+    former = (folder / "serial-log.log.1").read_bytes()
+    assert former.startswith(b"from a service\n")
+    assert len(former) == LOG_MAX_BYTES
     agent.vmhost("restart", "web")
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     run_in_guest(GUEST, "echo again >/dev/ttyS1")
