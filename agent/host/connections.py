@@ -15,19 +15,29 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from agent.core.errors import PermanentError, TransientError
+from agent.core.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    attributes,
+    errno_of,
+    framed,
+    messages,
+    packed,
+)
 from agent.core.routing.ruleset import Element
 
 NETLINK_NETFILTER = 12
 _GET, _DELETE = 0x0101, 0x0102
 """NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_GET and IPCTNL_MSG_CT_DELETE."""
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _NESTED = 0x8000
 _ORIG, _REPLY, _STATUS, _ID, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 25, 26
 _SEEN_REPLY, _SRC_NAT, _DST_NAT = 2, 16, 32
@@ -133,21 +143,17 @@ def _range(ports: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _filter(source: Address, protocol: int) -> bytes:
     """Only connections whose answers come from this address (CTA_FILTER, Linux 5.8); older kernels give all."""
-    where = _attribute(1 if source.version == 4 else 3, source.packed)
-    reply = _attribute(1 | _NESTED, where) + _attribute(2 | _NESTED, _attribute(1, bytes([protocol])))
-    flags = _attribute(1, struct.pack("=I", 0)) + _attribute(2, struct.pack("=I", _FROM_ADDRESS | _PROTOCOL))
-    return _attribute(_REPLY | _NESTED, reply) + _attribute(_FILTER | _NESTED, flags)
+    where = packed(1 if source.version == 4 else 3, source.packed)
+    reply = packed(1 | _NESTED, where) + packed(2 | _NESTED, packed(1, bytes([protocol])))
+    flags = packed(1, struct.pack("=I", 0)) + packed(2, struct.pack("=I", _FROM_ADDRESS | _PROTOCOL))
+    return packed(_REPLY | _NESTED, reply) + packed(_FILTER | _NESTED, flags)
 
 
 def _unanswered() -> bytes:
     """Only connections without an answer (CTA_STATUS_MASK, Linux 5.15); older kernels give all."""
-    return _attribute(_STATUS, bytes(4)) + _attribute(_STATUS_MASK, struct.pack("!I", _SEEN_REPLY))
+    return packed(_STATUS, bytes(4)) + packed(_STATUS_MASK, struct.pack("!I", _SEEN_REPLY))
 
 
 class _Conntrack:
@@ -178,7 +184,7 @@ class _Conntrack:
         return self.dump(family, b"")
 
     def _dump(self, family: int, wanted: bytes) -> Iterator[_Connection]:
-        for body in self._ask(_GET, _DUMP, family, wanted):
+        for body in self._ask(_GET, NLM_F_DUMP, family, wanted):
             if (found := _parsed(body)) is not None:
                 yield found
 
@@ -188,9 +194,9 @@ class _Conntrack:
         for one in connections:
             if not one.tuple:
                 continue  # without a tuple it would be all of them
-            named = _attribute(_ORIG | _NESTED, one.tuple) + (_attribute(_ID, one.id) if one.id else b"")
+            named = packed(_ORIG | _NESTED, one.tuple) + (packed(_ID, one.id) if one.id else b"")
             try:
-                self._ask(_DELETE, _ACK, one.family, named)
+                self._ask(_DELETE, NLM_F_ACK, one.family, named)
                 number += 1
             except OSError as e:
                 if e.errno != errno.ENOENT:
@@ -199,9 +205,7 @@ class _Conntrack:
 
     def _ask(self, kind: int, flags: int, family: int, body: bytes) -> list[bytes]:
         self._sequence += 1
-        message = struct.pack("=BBH", family, 0, 0) + body
-        header = struct.pack("=IHHII", 16 + len(message), kind, _REQUEST | flags, self._sequence, 0)
-        self._socket.send(header + message)
+        self._socket.send(framed(kind, NLM_F_REQUEST | flags, self._sequence, struct.pack("=BBH", family, 0, 0) + body))
         found: list[bytes] = []
         while True:
             done, parts = _read(self._socket.recv(1 << 17), self._sequence)
@@ -212,37 +216,21 @@ class _Conntrack:
 
 def _read(datagram: bytes, sequence: int) -> tuple[bool, list[bytes]]:
     """Whether an answer is over, and its messages; OSError for a refusal."""
-    start = 0
     found: list[bytes] = []
-    while start + 16 <= len(datagram):
-        length, kind, _, number, _ = struct.unpack_from("=IHHII", datagram, start)
-        body = datagram[start + 16 : start + length]
-        start += (length + 3) & ~3
+    for message, _, number in messages(datagram):
         if number != sequence:
             continue
-        if kind in {_NLMSG_ERROR, _NLMSG_DONE}:
-            code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-            if code > 0:
+        if message.type in {NLMSG_ERROR, NLMSG_DONE}:
+            if code := errno_of(message):
                 raise OSError(code, os.strerror(code))
             return True, found
-        found.append(body)
+        found.append(message.body)
     return False, found
-
-
-def _attributes(data: bytes, start: int = 0) -> Mapping[int, bytes]:
-    found: dict[int, bytes] = {}
-    while start + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, start)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[start + 4 : start + length]
-        start += (length + 3) & ~3
-    return found
 
 
 def _parsed(body: bytes) -> _Connection | None:
     """A connection of a protocol with ports; None for any other."""
-    seen = _attributes(body, 4)
+    seen = attributes(body, 4)
     there, back = _way(seen.get(_ORIG, b"")), _way(seen.get(_REPLY, b""))
     if there is None or back is None:
         return None
@@ -251,8 +239,8 @@ def _parsed(body: bytes) -> _Connection | None:
 
 
 def _way(data: bytes) -> _Way | None:
-    parts = _attributes(data)
-    addresses, proto = _attributes(parts.get(1, b"")), _attributes(parts.get(2, b""))
+    parts = attributes(data)
+    addresses, proto = attributes(parts.get(1, b"")), attributes(parts.get(2, b""))
     source, target = addresses.get(1) or addresses.get(3), addresses.get(2) or addresses.get(4)
     if source is None or target is None or 2 not in proto or 3 not in proto:
         return None

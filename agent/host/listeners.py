@@ -6,12 +6,12 @@ import contextlib
 import os
 import socket
 import struct
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from agent.core.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, errno_of, framed, messages
 from agent.core.routing.publications import Publication, publication
 
 _LISTENING = {"tcp": "0A", "udp": "07"}
@@ -21,10 +21,7 @@ _LISTENING = {"tcp": "0A", "udp": "07"}
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _TCP_LISTEN = 10
-_NLMSG_DONE = 3
-_REQUEST_DUMP = 1 | 0x300
 _ANSWER_S = 10.0
-_HEADER = struct.Struct("=IHHII")
 _DIAG = struct.Struct("=B3x2s2x16s16x12x4x8xII")
 """struct inet_diag_msg: family, port, address, uid, inode."""
 
@@ -157,7 +154,7 @@ def _diagnosed() -> list[_Row] | None:
             kernel.settimeout(_ANSWER_S)
             kernel.bind((0, 0))
             for family in (socket.AF_INET, socket.AF_INET6):
-                kernel.send(_HEADER.pack(72, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + _asked(family))
+                kernel.send(framed(_SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, _asked(family)))
                 is_over = False
                 while not is_over:
                     rows, is_over = _rows(kernel.recv(1 << 16))
@@ -175,15 +172,12 @@ def _asked(family: int) -> bytes:
 def _rows(datagram: bytes) -> tuple[list[_Row], bool]:
     """What a part of an answer tells (struct inet_diag_msg), and whether it is the last; OSError for a refusal."""
     found: list[_Row] = []
-    start = 0
-    while start + _HEADER.size <= len(datagram):
-        length, kind, _, _, _ = _HEADER.unpack_from(datagram, start)
-        if kind == _NLMSG_DONE and int.from_bytes(datagram[start + 16 : start + 20], sys.byteorder, signed=True) >= 0:
+    for message, _, _ in messages(datagram):
+        if message.type == NLMSG_DONE and not errno_of(message):
             return found, True
-        if kind != _SOCK_DIAG_BY_FAMILY or length < _HEADER.size + _DIAG.size:
+        if message.type != _SOCK_DIAG_BY_FAMILY or len(message.body) < _DIAG.size:
             raise OSError("refused")  # also by an errno in the end: there is no module for TCP
-        family, port, address, uid, inode = _DIAG.unpack_from(datagram, start + _HEADER.size)
+        family, port, address, uid, inode = _DIAG.unpack_from(message.body)
         size = 4 if family == socket.AF_INET else 16
         found.append((address[:size], int.from_bytes(port, "big"), uid, str(inode)))
-        start += (length + 3) & ~3
     return found, False

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ObservationError
+from agent.core.netlink import attributes, messages
 from agent.core.routing.ruleset import Ruleset
 
 NETLINK_NETFILTER = 12
@@ -31,6 +31,7 @@ BUFFER_BYTES = 4 * 1024 * 1024
 
 DATAGRAMS_AT_ONCE = 64
 _RECEIVE_BYTES = 64 * 1024
+_NFGENMSG_BYTES = 4
 
 
 class NftEvents:
@@ -112,32 +113,14 @@ class NftEvents:
             yield from self._parsed(datagram)
 
     def _parsed(self, datagram: bytes) -> Iterator[int]:
-        start = 0
-        while start + 20 <= len(datagram):
-            length, kind = struct.unpack_from("=IH", datagram, start)
-            if length < 20:
-                return
-            body = datagram[start + 16 : start + length]
-            start += (length + 3) & ~3
-            if kind >> 8 != NFNL_SUBSYS_NFTABLES:
+        for message, _, _ in messages(datagram):
+            if message.type >> 8 != NFNL_SUBSYS_NFTABLES or len(message.body) < _NFGENMSG_BYTES:
                 continue
-            if kind & 0xFF != NFT_MSG_NEWGEN:
+            said = attributes(message.body, _NFGENMSG_BYTES)
+            if message.type & 0xFF != NFT_MSG_NEWGEN:
                 # Attribute 1 is the table's name in the messages of tables, chains, rules, sets and elements alike.
-                named = (body[0], _attribute(body, 1)) in self._names
+                named = (message.body[0], said.get(1, b"")) in self._names
                 self._touched |= named is not self._others
             elif self._touched:
                 self._touched = False
-                yield int.from_bytes(_attribute(body, 2), "big")
-
-
-def _attribute(body: bytes, wanted: int) -> bytes:
-    """An attribute behind a struct nfgenmsg; empty if there is none."""
-    start = 4
-    while start + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, start)
-        if length < 4:
-            break
-        if kind & 0x3FFF == wanted:
-            return body[start + 4 : start + length]
-        start += (length + 3) & ~3
-    return b""
+                yield int.from_bytes(said.get(2, b""), "big")

@@ -9,13 +9,12 @@ import errno
 import socket
 import struct
 
+from agent.core.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, errno_of, framed, messages, packed
 from agent.core.routing.ruleset import Ruleset, Table
 
 _NETLINK_NETFILTER = 12
 _GETTABLE = (10 << 8) | 1
 """NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE."""
-_REQUEST_ACK = 1 | 4
-_NLMSG_ERROR = 2
 _FAMILIES = {"inet": 1, "bridge": 7}
 """NFPROTO_INET, NFPROTO_BRIDGE (linux/netfilter.h)."""
 _TABLE_NAME = 1
@@ -63,13 +62,11 @@ def _opened() -> socket.socket:
     return kernel
 
 
-def _error_of(kernel: socket.socket, table: Table) -> int | None:
-    """The kernel's answer to a question for a table: its errno, None if it is no error."""
-    name = table.name.encode() + b"\0"
-    body = struct.pack("=BBH", _FAMILIES[table.family], 0, 0)
-    body += struct.pack("=HH", 4 + len(name), _TABLE_NAME) + name + bytes(-len(name) % 4)
-    kernel.send(struct.pack("=IHHII", 16 + len(body), _GETTABLE, _REQUEST_ACK, 1, 0) + body)
+def _error_of(kernel: socket.socket, table: Table) -> int:
+    """The kernel's answer to a question for a table: its errno, 0 if it is no error."""
+    body = struct.pack("=BBH", _FAMILIES[table.family], 0, 0) + packed(_TABLE_NAME, table.name.encode() + b"\0")
+    kernel.send(framed(_GETTABLE, NLM_F_REQUEST | NLM_F_ACK, 1, body))
     while True:
-        kind, number = struct.unpack_from("=4xH10xi", kernel.recv(1 << 16))
-        if kind == _NLMSG_ERROR:  # a refusal, or the acknowledgement, which comes after the answer
-            return -number or None
+        for message, _, _ in messages(kernel.recv(1 << 16)):
+            if message.type == NLMSG_ERROR:  # a refusal, or the acknowledgement, which comes after the answer
+                return errno_of(message)

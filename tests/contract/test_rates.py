@@ -12,12 +12,13 @@ import pytest
 from agent.core.actions import ChangeRate
 from agent.core.errors import TransientError
 from agent.core.marks import GROUP, tap_mark
+from agent.core.netlink import NLM_F_ACK
 from agent.core.observed import IngressState, LinkState, QdiscState
 from agent.core.rates import is_shape, shape_of
 from agent.core.reasons import Reason
 from agent.host.netlink import RatedLinks, traffic
 from agent.host.netlink.rates import _needing
-from agent.host.netlink.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL
+from agent.host.netlink.wire import NLM_F_CREATE, NLM_F_EXCL
 from tests.contract.watching import watched
 from tests.netns import ip, ip_output, network_namespace
 from tests.throughput import Peer, received_share, share_within

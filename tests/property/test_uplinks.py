@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from agent.core.netlink import split
 from agent.core.uplinks import attributes as a
 from agent.core.uplinks import order
 from agent.core.uplinks.carried import LinkPicture
@@ -81,7 +82,7 @@ class Kernel:
 
     def _set_link(self, body: bytes) -> None:
         _, _, ifindex, flags, _ = struct.unpack_from("=BxHiII", body)
-        about, link = dict(a.split(body, 16)), self.links[ifindex]
+        about, link = dict(split(body, 16)), self.links[ifindex]
         if order.IFLA_ADDRESS in about:
             link = replace(link, mac=about[order.IFLA_ADDRESS])
         if order.IFLA_MASTER in about:

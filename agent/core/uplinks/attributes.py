@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
+from agent.core.netlink import KIND_MASK, packed, split
+
 ADDRESS, ROUTE, NEIGHBOUR = struct.Struct("=BBBBI"), struct.Struct("=BBBBBBBBI"), struct.Struct("=BxxxiHBB")
 """ifaddrmsg: family, prefix, flags, scope, ifindex. rtmsg: family, lengths of destination and source, TOS, table,
 protocol, scope, type, flags. ndmsg: family, ifindex, state, flags, type."""
@@ -25,36 +27,20 @@ NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES = 1, 2, 3, 4
 NUD_PERMANENT, NTF_PROXY = 0x80, 0x08
 FOREVER = 0xFFFFFFFF
 
-_ATTRIBUTE, _NEXT_HOP = struct.Struct("=HH"), struct.Struct("=HBBi")
-_KIND = 0x3FFF
+_NEXT_HOP = struct.Struct("=HBBi")
 
 Attributes = Sequence[tuple[int, bytes]]
 """Each with its number as it was sent, flags of nesting included."""
 
 
-def split(data: bytes, start: int) -> list[tuple[int, bytes]]:
-    """The attributes from `start` on, in their order."""
-    found = []
-    while start + 4 <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        if length < 4:
-            break
-        found.append((kind, data[start + 4 : start + length]))
-        start += (length + 3) & ~3
-    return found
-
-
 def join(head: bytes, attributes: Iterable[tuple[int, bytes]]) -> bytes:
     """A message's body from its header and its attributes."""
-    parts = [head]
-    for kind, value in attributes:
-        parts.append(_ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4))
-    return b"".join(parts)
+    return head + b"".join(packed(kind, value) for kind, value in attributes)
 
 
 def find(body: bytes, header: struct.Struct, number: int) -> bytes | None:
     """The value of an attribute, None if it is not there."""
-    return next((value for kind, value in split(body, header.size) if kind & _KIND == number), None)
+    return next((value for kind, value in split(body, header.size) if kind & KIND_MASK == number), None)
 
 
 def next_hops(value: bytes) -> list[tuple[int, int, int, bytes]]:
@@ -81,9 +67,9 @@ def bare_address(body: bytes) -> bytes:
     family, prefix, flags, scope, ifindex = ADDRESS.unpack_from(body)
     kept = []
     for kind, value in split(body, ADDRESS.size):
-        if kind & _KIND == IFA_CACHEINFO:
+        if kind & KIND_MASK == IFA_CACHEINFO:
             value = value[:8] + bytes(len(value) - 8)  # noqa: PLW2901 - struct ifa_cacheinfo: preferred, valid, two times
-        if kind & _KIND == IFA_FLAGS:
+        if kind & KIND_MASK == IFA_FLAGS:
             value = struct.pack("=I", struct.unpack("=I", value)[0] & ~IFA_F_TENTATIVE)  # noqa: PLW2901 - the same
         kept.append((kind, value))
     return join(ADDRESS.pack(family, prefix, flags & ~IFA_F_TENTATIVE, scope, ifindex), kept)
@@ -94,9 +80,9 @@ def bare_route(body: bytes) -> bytes:
     *head, flags = ROUTE.unpack_from(body)
     kept = []
     for kind, value in split(body, ROUTE.size):
-        if kind & _KIND == RTA_CACHEINFO:
+        if kind & KIND_MASK == RTA_CACHEINFO:
             continue
-        if kind & _KIND == RTA_MULTIPATH:
+        if kind & KIND_MASK == RTA_MULTIPATH:
             hops = next_hops(value)
             value = _join_hops((f & RTNH_F_ONLINK, w, i, rest) for f, w, i, rest in hops)  # noqa: PLW2901 - as above
         kept.append((kind, value))
@@ -105,7 +91,7 @@ def bare_route(body: bytes) -> bytes:
 
 def bare_neighbour(body: bytes) -> bytes:
     """A neighbour as it can be set and compared: without its counters."""
-    kept = [(k, v) for k, v in split(body, NEIGHBOUR.size) if k & _KIND not in {NDA_CACHEINFO, NDA_PROBES}]
+    kept = [(k, v) for k, v in split(body, NEIGHBOUR.size) if k & KIND_MASK not in {NDA_CACHEINFO, NDA_PROBES}]
     return join(body[: NEIGHBOUR.size], kept)
 
 
@@ -113,7 +99,7 @@ def address_on(body: bytes, ifindex: int, was: str, name: str) -> bytes:
     """An address on another link; a label that begins with the old link's name begins with the new one's."""
     family, prefix, flags, scope, _ = ADDRESS.unpack_from(body)
     kept = [
-        (kind, _relabelled(value, was, name) if kind & _KIND == IFA_LABEL else value)
+        (kind, _relabelled(value, was, name) if kind & KIND_MASK == IFA_LABEL else value)
         for kind, value in split(body, ADDRESS.size)
     ]
     return join(ADDRESS.pack(family, prefix, flags, scope, ifindex), kept)
@@ -131,9 +117,9 @@ def route_on(body: bytes, was: int, ifindex: int) -> bytes:
     """A route with another link in place of one, also in its legs."""
     kept = []
     for kind, value in split(body, ROUTE.size):
-        if kind & _KIND == RTA_OIF and struct.unpack("=i", value)[0] == was:
+        if kind & KIND_MASK == RTA_OIF and struct.unpack("=i", value)[0] == was:
             value = struct.pack("=i", ifindex)  # noqa: PLW2901 - the same attribute
-        if kind & _KIND == RTA_MULTIPATH:
+        if kind & KIND_MASK == RTA_MULTIPATH:
             hops = [(f, w, ifindex if i == was else i, rest) for f, w, i, rest in next_hops(value)]
             value = _join_hops(hops)  # noqa: PLW2901 - the same attribute
         kept.append((kind, value))
@@ -155,6 +141,6 @@ def address_flags(body: bytes) -> int:
 def with_address_flags(body: bytes, flags: int) -> bytes:
     """An address with other flags."""
     family, prefix, _, scope, ifindex = ADDRESS.unpack_from(body)
-    kept = [(k, v) for k, v in split(body, ADDRESS.size) if k & _KIND != IFA_FLAGS]
+    kept = [(k, v) for k, v in split(body, ADDRESS.size) if k & KIND_MASK != IFA_FLAGS]
     head = ADDRESS.pack(family, prefix, flags & 0xFF, scope, ifindex)
     return join(head, [*kept, (IFA_FLAGS, struct.pack("=I", flags))])

@@ -6,6 +6,7 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
+from agent.core.netlink import KIND_MASK, split
 from agent.core.uplinks import attributes as a
 
 RT_TABLE_MAIN = 254
@@ -76,15 +77,15 @@ def carried_routes(picture: LinkPicture) -> tuple[bytes, ...]:
 
 def gateways_of(body: bytes) -> list[str]:
     """The gateways of a route, of all its legs."""
-    found = _gateways(a.split(body, a.ROUTE.size))
+    found = _gateways(split(body, a.ROUTE.size))
     for _, _, _, rest in a.next_hops(a.find(body, a.ROUTE, a.RTA_MULTIPATH) or b""):
-        found += _gateways(a.split(rest, 0))
+        found += _gateways(split(rest))
     return found
 
 
 def _gateways(attributes: a.Attributes) -> list[str]:
-    plain = [value for kind, value in attributes if kind & 0x3FFF == a.RTA_GATEWAY]
-    plain += [value[2:] for kind, value in attributes if kind & 0x3FFF == a.RTA_VIA]  # struct rtvia: family first
+    plain = [value for kind, value in attributes if kind & KIND_MASK == a.RTA_GATEWAY]
+    plain += [value[2:] for kind, value in attributes if kind & KIND_MASK == a.RTA_VIA]  # struct rtvia: family first
     return [str(ipaddress.ip_address(value)) for value in plain if len(value) in {4, 16}]
 
 
@@ -95,7 +96,7 @@ def gateways(picture: LinkPicture) -> tuple[str, ...]:
         if a.find(body, a.ROUTE, a.RTA_MULTIPATH) is None:
             found += gateways_of(body)
         for _, _, ifindex, rest in a.next_hops(a.find(body, a.ROUTE, a.RTA_MULTIPATH) or b""):
-            found += _gateways(a.split(rest, 0)) if ifindex == picture.ifindex else []
+            found += _gateways(split(rest)) if ifindex == picture.ifindex else []
     return tuple(dict.fromkeys(found))
 
 

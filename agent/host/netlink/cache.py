@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from agent.core.netlink import Message
 from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
 from agent.core.vlans import PortVlans
 from agent.host.netlink import messages as said
 from agent.host.netlink import traffic
 from agent.host.netlink.bus import place_of
 from agent.host.netlink.vlans import RTM_DELVLAN, RTM_NEWVLAN, vlan_index
-from agent.host.netlink.wire import Message
 
 
 class LinkCache:

@@ -10,17 +10,9 @@ import ipaddress
 import struct
 
 from agent.core.errors import ObservationError
+from agent.core.netlink import NLM_F_ACK, Message, split
 from agent.core.uplinks import attributes as a
-from agent.host.netlink.wire import (
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    Ignoring,
-    KernelRefusedError,
-    Message,
-    NoAnswerError,
-    RawRequest,
-    RequestSocket,
-)
+from agent.host.netlink.wire import NLM_F_CREATE, Ignoring, KernelRefusedError, NoAnswerError, RawRequest, RequestSocket
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, RTM_GETROUTE = 28, 29, 30, 26
 NTF_USE, NUD_REACHABLE, NUD_STALE_OR_ASKED = 0x01, 0x02, 0x04 | 0x08 | 0x10
@@ -83,7 +75,7 @@ def is_on_link(address: str, ifindex: int) -> bool:
     try:
         with RequestSocket() as requests, Ignoring(errno.ENETUNREACH, errno.EHOSTUNREACH):
             for message in requests.ask(RTM_GETROUTE, RawRequest(asked)):
-                about = dict(a.split(message.body, a.ROUTE.size))
+                about = dict(split(message.body, a.ROUTE.size))
                 out = struct.unpack("=i", about.get(a.RTA_OIF, bytes(4)))[0]
                 return out == ifindex and a.RTA_GATEWAY not in about and a.RTA_VIA not in about
     except (OSError, KernelRefusedError, NoAnswerError) as error:

@@ -17,6 +17,7 @@ from agent.core import marks
 from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec
 from agent.core.errors import ActionError, OutcomeUnknownError, PermanentError, TransientError
+from agent.core.netlink import NLM_F_ACK, NLM_F_DUMP, Message
 from agent.core.observed import AddressState, LinkState
 from agent.core.vlans import AWARE, PortVlans
 from agent.host.netlink import messages as said
@@ -24,13 +25,10 @@ from agent.host.netlink import requests as asked
 from agent.host.netlink.view import LinkView
 from agent.host.netlink.vlans import set_vlans
 from agent.host.netlink.wire import (
-    NLM_F_ACK,
     NLM_F_CREATE,
-    NLM_F_DUMP,
     NLM_F_EXCL,
     Ignoring,
     KernelRefusedError,
-    Message,
     NoAnswerError,
     RequestSocket,
     Writable,

@@ -15,20 +15,17 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
+from agent.core.netlink import NLM_F_ACK, NLM_F_DUMP, Message, attributes
 from agent.core.routing.routes import PROTOCOL, Key, Route, RoutesState, lead_text, route_text
 from agent.core.routing.routes_wanted import ChangeRoutes
 from agent.host.netlink.wire import (
-    NLM_F_ACK,
     NLM_F_CREATE,
-    NLM_F_DUMP,
     NLM_F_EXCL,
     Asking,
     EventSocket,
     KernelRefusedError,
-    Message,
     NoAnswerError,
     RawRequest,
-    attributes,
 )
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26

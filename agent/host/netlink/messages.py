@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.core import marks
+from agent.core.netlink import Message, attribute_list, attributes
 from agent.core.observed import AddressState, LinkState
 from agent.core.vlans import BridgeVlans
 from agent.host.netlink import traffic
 from agent.host.netlink.vlans import RTM_DELVLAN, RTM_NEWVLAN, RTNLGRP_BRVLAN
-from agent.host.netlink.wire import Message, attributes
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -126,15 +126,7 @@ def link_state(message: Message) -> LinkState | None:
 
 def _altnames(properties: bytes) -> tuple[str, ...]:
     """A link's other names: attributes of one number, as many as there are (net/core/rtnetlink.c: rtnl_prop_list)."""
-    names, start = [], 0
-    while start + 4 <= len(properties):
-        length, kind = struct.unpack_from("=HH", properties, start)
-        if length < 4:
-            break
-        if kind & 0x3FFF == _IFLA_ALT_IFNAME:
-            names.append(_text(properties[start + 4 : start + length]))
-        start += (length + 3) & ~3
-    return tuple(names)
+    return tuple(_text(value) for kind, value in attribute_list(properties) if kind == _IFLA_ALT_IFNAME)
 
 
 def _place(found: Mapping[int, bytes]) -> str:

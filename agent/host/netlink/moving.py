@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from agent.core.errors import ObservationError, TransientError
+from agent.core.netlink import split
 from agent.core.uplinks import attributes as a
 from agent.core.uplinks.carried import LinkPicture, on_link
 from agent.core.uplinks.moves import Move
@@ -50,7 +51,7 @@ def _picture(requests: RequestSocket, name: str, ifindex: int) -> LinkPicture | 
     with _ABSENT:
         (link,) = requests.ask(RTM_GETLINK, RawRequest(asked))[:1]
         _, _, index, flags, _ = _LINK.unpack_from(link.body)
-        about = dict(a.split(link.body, _LINK.size))
+        about = dict(split(link.body, _LINK.size))
         return LinkPicture(
             index,
             about[IFLA_IFNAME].rstrip(b"\0").decode(errors="replace"),
@@ -103,7 +104,7 @@ def rules_naming(name: str) -> tuple[str, ...]:
         for family in (a.AF_INET, a.AF_INET6):
             with _ABSENT:
                 for message in dump(requests, RTM_GETRULE, struct.pack("=BBBBBBBBI", family, *[0] * 8)):
-                    about = dict(a.split(message.body, 12))
+                    about = dict(split(message.body, 12))
                     named = {about.get(kind, b"").rstrip(b"\0") for kind in (FRA_IIFNAME, FRA_OIFNAME)}
                     if name.encode() in named:
                         priority = struct.unpack("=I", about.get(6, bytes(4)))[0]

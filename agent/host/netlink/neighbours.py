@@ -17,15 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.core.errors import ObservationError
+from agent.core.netlink import NLM_F_ACK, attributes
 from agent.host.netlink.wire import (
-    NLM_F_ACK,
     NLM_F_CREATE,
     EventSocket,
     KernelRefusedError,
     NoAnswerError,
     RawRequest,
     RequestSocket,
-    attributes,
     dump,
 )
 

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from agent.core import marks
 from agent.core.actions import ChangeRate, LinkChange
 from agent.core.errors import OutcomeUnknownError, TransientError
+from agent.core.netlink import NLM_F_ACK
 from agent.core.observed import LinkState
 from agent.core.rates import shape_of
 from agent.host.netlink import messages as said
 from agent.host.netlink import requests as asked
 from agent.host.netlink import traffic
 from agent.host.netlink.links import Links
-from agent.host.netlink.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Ignoring, KernelRefusedError
+from agent.host.netlink.wire import NLM_F_CREATE, NLM_F_EXCL, Ignoring, KernelRefusedError
 
 _GONE = (errno.ENOENT, errno.EINVAL)
 """What the kernel says to the removal of a discipline or filter that is not there, or not ours."""

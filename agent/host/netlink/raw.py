@@ -7,26 +7,14 @@ before (net/netlink/af_netlink.c: netlink_rcv_skb), so nothing of this process c
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Protocol
 
-from agent.host.netlink.wire import (
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLMSG_ERROR,
-    SO_RCVBUFFORCE,
-    KernelRefusedError,
-    Message,
-    NoAnswerError,
-    RawRequest,
-    RequestSocket,
-    messages,
-)
+from agent.core.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Message, errno_of, framed, messages
+from agent.host.netlink.wire import SO_RCVBUFFORCE, KernelRefusedError, NoAnswerError, RawRequest, RequestSocket
 
 AT_ONCE = 256
 """Messages in a datagram: the kernel takes some 200 KiB, and each answer waits in the socket's buffer."""
-NLM_F_REQUEST = 1
 BUFFER_BYTES = 4 << 20
 
 
@@ -74,7 +62,7 @@ def _send(opened: socket.socket, requests: Sequence[Asked]) -> None:
     sent = bytearray()
     for number, one in enumerate(requests):
         flags = NLM_F_REQUEST | NLM_F_ACK | one.flags
-        sent += struct.pack("=IHHII", 16 + len(one.body), one.kind, flags, number, 0) + one.body
+        sent += framed(one.kind, flags, number, one.body)
         sent += bytes(-len(one.body) % 4)
     opened.send(sent)
     unanswered, refused = set(range(len(requests))), []
@@ -87,8 +75,8 @@ def _send(opened: socket.socket, requests: Sequence[Asked]) -> None:
             if message.type != NLMSG_ERROR:
                 continue
             unanswered.discard(sequence)
-            number = -struct.unpack_from("=i", message.body)[0]
-            if number > 0 and number not in requests[sequence].fine:
+            number = errno_of(message)
+            if number and number not in requests[sequence].fine:
                 refused.append((sequence, number))
     if refused:
         raise KernelRefusedError(min(refused)[1], "")

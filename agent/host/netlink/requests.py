@@ -15,8 +15,9 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
 from agent.core import marks
 from agent.core.actions import LinkChange
 from agent.core.desired import BridgeSpec, VlanSpec
+from agent.core.netlink import packed
 from agent.core.vlans import AWARE, BridgeVlans
-from agent.host.netlink.wire import RawRequest, Writable, packed
+from agent.host.netlink.wire import RawRequest, Writable
 
 IFF_UP = 1
 IFA_F_NODAD = 2

@@ -12,14 +12,8 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
 
 from agent.core.doctor.scene import RouteAnswer, RouteQuestion
 from agent.core.errors import ObservationError
-from agent.host.netlink.wire import (
-    NLM_F_DUMP,
-    KernelRefusedError,
-    Message,
-    NoAnswerError,
-    RequestSocket,
-    attributes,
-)
+from agent.core.netlink import NLM_F_DUMP, Message, attributes
+from agent.host.netlink.wire import KernelRefusedError, NoAnswerError, RequestSocket
 
 RTM_GETROUTE, RTM_GETNEIGH = 26, 30
 RTN_UNICAST = 1

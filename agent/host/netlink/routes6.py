@@ -14,22 +14,19 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 
 from agent.core.errors import ActionError, ObservationError, OutcomeUnknownError, PermanentError, TransientError
+from agent.core.netlink import NLM_F_ACK, NLM_F_DUMP, Message, attributes
 from agent.core.routing.ipv6 import PROTOCOL, Ipv6State, Place
 from agent.core.routing.ipv6_actions import ChangeIpv6
 from agent.host.netlink.wire import (
-    NLM_F_ACK,
     NLM_F_CREATE,
-    NLM_F_DUMP,
     NLM_F_EXCL,
     Asking,
     EventSocket,
     Ignoring,
     KernelRefusedError,
-    Message,
     NoAnswerError,
     RawRequest,
     Writable,
-    attributes,
 )
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26

@@ -10,9 +10,10 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 
 from agent.core import marks
+from agent.core.netlink import Message, attributes, packed
 from agent.core.observed import IngressState, QdiscState
 from agent.core.rates import Shape
-from agent.host.netlink.wire import Message, attributes
+from agent.host.netlink.wire import RawRequest
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
@@ -46,31 +47,15 @@ _ETH_P_ALL = 0x0003
 _MATCH_ALL = _SELECTOR.pack(_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-class TrafficRequest:
+class TrafficRequest(RawRequest):
     """A request about a queueing discipline or a filter: struct tcmsg and its attributes."""
 
     def __init__(self, ifindex: int, parent: int, handle: int = 0, info: int = 0, options: bytes = b"") -> None:
-        self._body = _TCMSG.pack(0, 0, ifindex, handle, parent, info) + options
-        self._header: dict[str, int] = {}
-        self.data = bytearray()
-
-    def __getitem__(self, key: str) -> dict[str, int]:
-        return {"header": self._header}[key]
-
-    def encode(self) -> None:
-        """Write the message with its header to `data`."""
-        header = self._header
-        length = 16 + len(self._body)
-        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
-        self.data = bytearray(head + self._body)
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+        super().__init__(_TCMSG.pack(0, 0, ifindex, handle, parent, info) + options)
 
 
 def _kind(name: str) -> bytes:
-    return _attribute(_TCA_KIND, name.encode() + b"\0")
+    return packed(_TCA_KIND, name.encode() + b"\0")
 
 
 def bucket_setting(ifindex: int, shape: Shape) -> TrafficRequest:
@@ -82,9 +67,9 @@ def bucket_setting(ifindex: int, shape: Shape) -> TrafficRequest:
     parms = _TBF_PARMS.pack(
         0, _LINKLAYER_ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF), 0, 0, 0, 0, 0, 0, shape.queue_bytes, 0, 0
     )
-    wide = _attribute(_TBF_RATE64, _U64.pack(rate)) if rate > 0xFFFFFFFF else b""
-    burst = _attribute(_TBF_BURST, _U32.pack(shape.burst_bytes))
-    options = _attribute(_TCA_OPTIONS, _attribute(_TBF_PARMS_ATTR, parms) + wide + burst)
+    wide = packed(_TBF_RATE64, _U64.pack(rate)) if rate > 0xFFFFFFFF else b""
+    burst = packed(_TBF_BURST, _U32.pack(shape.burst_bytes))
+    options = packed(_TCA_OPTIONS, packed(_TBF_PARMS_ATTR, parms) + wide + burst)
     return TrafficRequest(ifindex, ROOT, marks.QDISC_HANDLE, options=_kind("tbf") + options)
 
 
@@ -114,10 +99,10 @@ def redirect_setting(ifindex: int, to: int) -> TrafficRequest:
     u32 and mirred because every kernel that has ifb has them; `matchall` would say the same and is often absent.
     """
     mirred = _MIRRED.pack(0, 0, _ACT_STOLEN, 0, 0, _EGRESS_REDIRECT, to)
-    action = _attribute(_ACT_KIND, b"mirred\0") + _attribute(_ACT_OPTIONS, _attribute(_MIRRED_PARMS, mirred))
-    options = _attribute(_U32_SEL, _MATCH_ALL) + _attribute(_U32_ACT, _attribute(1, action))
+    action = packed(_ACT_KIND, b"mirred\0") + packed(_ACT_OPTIONS, packed(_MIRRED_PARMS, mirred))
+    options = packed(_U32_SEL, _MATCH_ALL) + packed(_U32_ACT, packed(1, action))
     return TrafficRequest(
-        ifindex, INGRESS_HANDLE, info=_filter_info(), options=_kind("u32") + _attribute(_TCA_OPTIONS, options)
+        ifindex, INGRESS_HANDLE, info=_filter_info(), options=_kind("u32") + packed(_TCA_OPTIONS, options)
     )
 
 

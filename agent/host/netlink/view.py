@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from agent.core.errors import ObservationError
+from agent.core.netlink import NLM_F_DUMP
 from agent.core.observed import AddressState, IngressState, LinkState, QdiscState
 from agent.core.vlans import PortVlans
 from agent.host.netlink import messages as said
@@ -18,15 +19,7 @@ from agent.host.netlink import requests as asked
 from agent.host.netlink import traffic
 from agent.host.netlink.cache import LinkCache
 from agent.host.netlink.vlans import RTM_GETVLAN, vlan_query, vlans_said
-from agent.host.netlink.wire import (
-    NLM_F_DUMP,
-    EventSocket,
-    Ignoring,
-    KernelRefusedError,
-    NoAnswerError,
-    RequestSocket,
-    dump,
-)
+from agent.host.netlink.wire import EventSocket, Ignoring, KernelRefusedError, NoAnswerError, RequestSocket, dump
 
 EVENTS_AT_ONCE = 64
 """Datagrams that are read before the loop turns again, so that a flood (20 µs each) does not starve it."""

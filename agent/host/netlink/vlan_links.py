@@ -8,13 +8,14 @@ from agent.core import marks
 from agent.core.actions import LinkChange
 from agent.core.desired import VlanSpec
 from agent.core.errors import OutcomeUnknownError, PermanentError, TransientError
+from agent.core.netlink import NLM_F_ACK
 from agent.core.observed import LinkState
 from agent.core.vlan_actions import ChangeVlans
 from agent.core.vlans import BridgeVlans, PortVlans
 from agent.host.netlink import messages as said
 from agent.host.netlink import requests as asked
 from agent.host.netlink.rates import RatedLinks
-from agent.host.netlink.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Ignoring, KernelRefusedError
+from agent.host.netlink.wire import NLM_F_CREATE, NLM_F_EXCL, Ignoring, KernelRefusedError
 
 NO_BRIDGE_VLANS = "this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING); run one that has them"
 NO_VLAN_LINKS = "this kernel has no VLAN links (CONFIG_VLAN_8021Q, module 8021q); run one that has them"

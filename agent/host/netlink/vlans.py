@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
+from agent.core.netlink import NLM_F_ACK, Message, attribute_list, attributes, packed
 from agent.core.vlans import PortVlans, Ranges, VlanEntry, difference, port_vlans
-from agent.host.netlink.wire import NLM_F_ACK, Message, RawRequest, Writable, attribute_list, attributes, packed
+from agent.host.netlink.wire import RawRequest, Writable
 
 RTM_DELLINK, RTM_SETLINK = 17, 19
 RTM_NEWVLAN, RTM_DELVLAN, RTM_GETVLAN = 112, 113, 114

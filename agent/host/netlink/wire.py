@@ -15,12 +15,24 @@ import asyncio
 import itertools
 import os
 import socket
-import struct
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 from agent.core.errors import ObservationError
+from agent.core.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    attributes,
+    errno_of,
+    framed,
+    messages,
+    packed,
+)
 
 # Sources: linux/netlink.h, linux/rtnetlink.h, asm-generic/socket.h.
 SOL_NETLINK = 270
@@ -29,11 +41,6 @@ NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
 SO_RCVBUFFORCE = 33
-NLMSG_ERROR = 2
-NLMSG_DONE = 3
-NLM_F_REQUEST = 1
-NLM_F_ACK = 4
-NLM_F_DUMP = 0x300
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_ACK_TLVS = 0x200
@@ -43,8 +50,6 @@ EVENT_BUFFER_BYTES = 16 * 1024 * 1024
 """2,000 links can change at once without a lost event; the default loses some after 900."""
 
 RECEIVE_BYTES = 64 * 1024
-
-_ATTRIBUTE = struct.Struct("=HH").unpack_from
 
 
 class KernelRefusedError(Exception):
@@ -98,55 +103,8 @@ class RawRequest:
 
     def encode(self) -> None:
         """Write the message with its header to `data`."""
-        header, length = self._header, 16 + len(self._body)
-        head = struct.pack("=IHHII", length, header["type"], header["flags"], header["sequence_number"], 0)
-        self.data = bytearray(head + self._body)
-
-
-def packed(kind: int, value: bytes) -> bytes:
-    """An attribute as netlink has it: length, kind, value, filled up to four bytes (struct nlattr)."""
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-class Message(NamedTuple):
-    """A netlink message: its type and what follows its header."""
-
-    type: int
-    body: bytes
-
-
-def attributes(data: bytes, start: int) -> Mapping[int, bytes]:
-    """The attributes from `start` on, by their number (linux/netlink.h: struct nlattr, padded to four bytes)."""
-    found: dict[int, bytes] = {}
-    end = len(data)
-    while start + 4 <= end:
-        length, kind = _ATTRIBUTE(data, start)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[start + 4 : start + length]
-        start += (length + 3) & ~3
-    return found
-
-
-def attribute_list(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """The attributes from `start` on in their order, also those whose number comes more than once."""
-    while start + 4 <= len(data):
-        length, kind = _ATTRIBUTE(data, start)
-        if length < 4:
-            break
-        yield kind & 0x3FFF, data[start + 4 : start + length]
-        start += (length + 3) & ~3
-
-
-def messages(datagram: bytes) -> Iterator[tuple[Message, int, int]]:
-    """The messages of a datagram, each with its flags and its sequence number."""
-    start = 0
-    while start + 16 <= len(datagram):
-        length, kind, flags, sequence, _ = struct.unpack_from("=IHHII", datagram, start)
-        if length < 16:
-            break
-        yield Message(kind, datagram[start + 16 : start + length]), flags, sequence
-        start += (length + 3) & ~3
+        header = self._header
+        self.data = bytearray(framed(header["type"], header["flags"], header["sequence_number"], self._body))
 
 
 def _netlink_socket() -> socket.socket:
@@ -220,11 +178,8 @@ class RequestSocket:
 
 
 def _raise_refusal(message: Message, flags: int) -> None:
-    """Raise KernelRefusedError unless this is an acknowledgement (struct nlmsgerr, linux/netlink.h)."""
-    if len(message.body) < 4:
-        return
-    number = -struct.unpack_from("=i", message.body)[0]
-    if number <= 0:
+    """Raise KernelRefusedError unless this is an acknowledgement."""
+    if not (number := errno_of(message)):
         return
     text = b""
     if flags & NLM_F_ACK_TLVS:
