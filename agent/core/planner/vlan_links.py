@@ -72,36 +72,53 @@ def _tell_if_on_port(draft: Draft, vlan: LinkState, ports: Mapping[str, str]) ->
 
 
 def _plan_vlan_link(draft: Draft, resource: str, spec: VlanSpec, ports: Mapping[str, str]) -> None:
-    links = draft.observed.links
-    link, lower = links.get(spec.name), links.get(spec.link)
-    master = next((one.name for one in links.values() if lower is not None and one.ifindex == lower.master), "")
-    bridge = ports.get(spec.link, master)
-    if link is not None and not is_own_vlan(link):
-        message = f"a {link.kind or 'physical'} link {spec.name} exists that is not ours; rename it"
-        draft.tell(resource, "Conflict", f"{message}, or give the VLAN link another name")
-    elif bridge:
-        message = f"{spec.link} is a port of {bridge}: a VLAN link on it would take the frames of VLAN {spec.id} "
-        if bridge in links and links[bridge].kind != "bridge":  # a bond, or a team
-            message += f'before {bridge} sees them; write link = "{bridge}" instead'
-        else:
-            message += f"before {bridge} sees them, so no guest would get any; "
-            message += f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
-        draft.tell(resource, "VlanLinkOnPort", message)
-    elif spec.link in draft.leaving or (lower is None and spec.on_bridge):
+    link, lower = draft.observed.links.get(spec.name), draft.observed.links.get(spec.link)
+    if obstacle := _obstacle(draft, spec, link, lower, ports):
+        draft.tell(resource, *obstacle)
+    elif lower is None or spec.link in draft.leaving:
         draft.tell_deviating(resource)  # what it is on is about to be made
-    elif lower is None:
-        draft.tell(resource, "LinkMissing", f"there is no link {spec.link}; {spec.name} is made when it appears")
-    elif spec.on_bridge and not is_own_bridge(lower):
-        draft.tell(resource, "LinkMissing", f"{spec.link} is not our bridge; its condition says why")
-    elif lower.kind == "bridge" and is_own_bridge(lower) and lower.bridging is None:
-        message = f"{NO_VLANS}: {spec.name} is not made until it runs one that has them"
-        draft.tell(resource, "VlanUnsupported", message)
     elif link is None:
         _plan_new_link(draft, resource, spec, lower, ports)
     elif (link.vlan_id, link.lower) != (spec.id, lower.ifindex):
         _plan_other_vlan(draft, resource, spec, link)
     else:
         _plan_present_link(draft, resource, spec, link, lower)
+
+
+def _obstacle(
+    draft: Draft, spec: VlanSpec, link: LinkState | None, lower: LinkState | None, ports: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """What stands in the way of a VLAN link as a condition and its message; None if nothing does that stays."""
+    if link is not None and not is_own_vlan(link):
+        message = f"a {link.kind or 'physical'} link {spec.name} exists that is not ours; rename it"
+        return "Conflict", f"{message}, or give the VLAN link another name"
+    if bridge := _bridge_over(draft, spec, lower, ports):
+        return "VlanLinkOnPort", _on_port(draft, spec, bridge)
+    if spec.link in draft.leaving or (lower is None and spec.on_bridge):
+        return None
+    if lower is None:
+        return "LinkMissing", f"there is no link {spec.link}; {spec.name} is made when it appears"
+    if spec.on_bridge and not is_own_bridge(lower):
+        return "LinkMissing", f"{spec.link} is not our bridge; its condition says why"
+    if lower.kind == "bridge" and is_own_bridge(lower) and lower.bridging is None:
+        return "VlanUnsupported", f"{NO_VLANS}: {spec.name} is not made until it runs one that has them"
+    return None
+
+
+def _bridge_over(draft: Draft, spec: VlanSpec, lower: LinkState | None, ports: Mapping[str, str]) -> str:
+    """The bridge or bond of which the link beneath a VLAN link is a port, or is to be one; empty for none."""
+    links = draft.observed.links.values()
+    master = next((one.name for one in links if lower is not None and one.ifindex == lower.master), "")
+    return ports.get(spec.link, master)
+
+
+def _on_port(draft: Draft, spec: VlanSpec, bridge: str) -> str:
+    message = f"{spec.link} is a port of {bridge}: a VLAN link on it would take the frames of VLAN {spec.id} "
+    found = draft.observed.links.get(bridge)
+    if found is not None and found.kind != "bridge":  # a bond, or a team
+        return message + f'before {bridge} sees them; write link = "{bridge}" instead'
+    message += f"before {bridge} sees them, so no guest would get any; "
+    return message + f"write [bridge.{bridge}.vlan.{spec.id}] addresses = [...] instead"
 
 
 def _plan_other_vlan(draft: Draft, resource: str, spec: VlanSpec, link: LinkState) -> None:
