@@ -85,8 +85,18 @@ class AgentProcess:
         return AgentClient(self.run_dir).status(COMMAND_TIMEOUT_S)
 
     def vm(self, name: str) -> dict[str, Any]:
-        """What `status` says of one guest."""
-        return next(vm for vm in self.status()["vms"] if vm["name"] == name)
+        """What `status` says of one guest, see `told`."""
+        return self.told("vms", name)
+
+    def told(self, kind: str, name: str) -> dict[str, Any]:
+        """What `status` says of one of `vms` or `bridges`, once it says something: a file is read a moment later."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while True:
+            if found := [one for one in self.status()[kind] if one["name"] == name]:
+                one: dict[str, Any] = found[0]
+                return one
+            assert time.monotonic() < deadline, f"nothing is told of {name}"
+            time.sleep(0.02)
 
     def pending(self, name: str) -> list[tuple[str, str, str]]:
         """What waits for a guest's next start: key, what runs, what its unit says."""

@@ -57,8 +57,7 @@ def guest(served: AgentProcess) -> Iterator[Client]:
 
 
 def bridge(agent: AgentProcess) -> dict[str, Any]:
-    found: dict[str, Any] = next(one for one in agent.status()["bridges"] if one["name"] == BRIDGE)
-    return found
+    return agent.told("bridges", BRIDGE)
 
 
 def service(agent: AgentProcess) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def unit_states(agent: AgentProcess) -> dict[str, str]:
 
 
 def conditions(agent: AgentProcess, kind: str, name: str) -> dict[str, dict[str, Any]]:
-    found = next(one for one in agent.status()[kind] if one["name"] == name)
+    found = agent.told(kind, name)
     return {condition["type"]: condition for condition in found["conditions"]}
 
 

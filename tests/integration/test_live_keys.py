@@ -98,13 +98,13 @@ class Web:
 
     def dnsmasq(self, file: str) -> str:
         """A file that the bridge's dnsmasq runs with; empty without one that serves."""
-        bridge = next(one for one in self.agent.status()["bridges"] if one["name"] == "br-other")
+        bridge = self.agent.told("bridges", "br-other")
         directory = self.agent.run_dir / "services/dnsmasq-br-other"
         return (directory / file).read_text() if any(one["running"] for one in bridge["services"]) else ""
 
     def conditions(self) -> str:
         """What is told of the bridge."""
-        bridge = next(one for one in self.agent.status()["bridges"] if one["name"] == "br-other")
+        bridge = self.agent.told("bridges", "br-other")
         return " ".join(one["message"] for one in bridge["conditions"])
 
     def balloon_mib(self) -> int:
