@@ -24,6 +24,6 @@ async def test_a_folder_that_somebody_removed_is_made_and_followed_again(tmp_pat
             folder.unlink()
         leases.look()
         folder.joinpath("br0").write_text("0 02:00:00:00:00:01 10.0.0.100 * *\n")
-        await asyncio.wait_for(rung.wait(), 5)
+        await asyncio.wait_for(rung.wait(), 30)
         leases.close()
     assert [one.address for one in leases.states()["br0"]] == ["10.0.0.100"]
