@@ -102,7 +102,7 @@ PULL_BYTES, PULL_EVERY_S = 1 << 15, 0.01
 
 def pull(host: str, port: int, path: str) -> None:
     """Begin to read a page, slowly; `pulled` tells how much of each came, -1 where it was cut."""
-    pulling = socket.create_connection((host, port), 3.0)
+    pulling = socket.create_connection((host, port), 30.0)
     pulling.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
     number = [0]
     _PULLS.append(number)
@@ -137,7 +137,7 @@ _LOADS: list[list[int]] = []
 
 def load(host: str, port: int, pause_s: float) -> None:
     """Begin to send 64 KiB after each pause, on a connection that stays; `loaded` tells how much of each, -1 if cut."""
-    sending = socket.create_connection((host, port), 3.0)
+    sending = socket.create_connection((host, port), 30.0)
     number = [0]
     _LOADS.append(number)
 
@@ -188,7 +188,7 @@ _STREAMS: dict[int, socket.socket] = {}
 
 def open_stream(host: str, port: int) -> str:
     """Connect, and stay connected; what was said first."""
-    _STREAMS[port] = socket.create_connection((host, port), 3.0)
+    _STREAMS[port] = socket.create_connection((host, port), 30.0)
     return _STREAMS[port].recv(200).decode()
 
 

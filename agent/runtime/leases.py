@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,9 @@ class Leases:
         self._due: set[str] = set()
         self._group: asyncio.TaskGroup | None = None
         self._leases: dict[str, tuple[Lease, ...]] = {}
+        self._reads = itertools.count()
+        self._taken: dict[str, int] = {}
+        """Of each file, which reading was the last that told something."""
 
     def follow_in(self, group: asyncio.TaskGroup) -> None:
         """Follow the files from now on, in tasks of this group."""
@@ -73,7 +77,11 @@ class Leases:
     async def _read(self, name: str) -> None:
         await asyncio.sleep(SETTLE_S)
         self._due.discard(name)
+        number = next(self._reads)
         text = await asyncio.to_thread(_text, self._folder / name)
+        if self._taken.get(name, -1) > number:
+            return  # its thread was held up: a later reading was quicker, and knows more
+        self._taken[name] = number
         leases = dict(self._leases)
         leases.pop(name, None)
         if text is not None:

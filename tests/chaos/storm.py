@@ -12,7 +12,7 @@ from tests.chaos.faults import AGENT, Burst, Hurt, draw
 from tests.chaos.scene import Scene, leftovers, nics, strangers, violations
 from tests.chaos.world import World, descriptors, is_stopped, look, rss_mib
 
-SETTLED_WITHIN_S = 30.0
+SETTLED_WITHIN_S = 60.0
 BURSTS = (1, 2, 4, 8, 12, 16)
 """How many faults a burst may have."""
 

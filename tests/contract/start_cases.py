@@ -98,7 +98,8 @@ async def it_is_what_was_asked_for(ways: Ways) -> None:
             ways.starts() as starts,
             ways.run(starts, ("sh", "-c", "exec sleep 300"), [one.fileno()]) as (process, record),
         ):
-            await until(lambda: proc(process.pid, "cmdline") == b"sleep\x00300\x00")
+            # Asleep: until then its loader opens libraries, and closes them again.
+            await until(lambda: proc(process.pid, "cmdline") == b"sleep\x00300\x00" and state_of(process.pid) == "S")
             lines = proc(process.pid, "status").decode().splitlines()
             status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
             assert status["Uid"] == status["Gid"] == [str(UID)] * 4
@@ -249,9 +250,14 @@ def proc(pid: int, name: str) -> bytes:
     return Path(f"/proc/{pid}/{name}").read_bytes()
 
 
+def state_of(pid: int) -> str:
+    """What a process is doing, as proc(5) abbreviates it."""
+    return proc(pid, "stat").decode().rpartition(")")[2].split()[0]
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """What a process does to itself, nobody announces."""
-    for _ in range(4000):
+    for _ in range(12_000):
         if holds():
             return
         await asyncio.sleep(0.005)

@@ -32,7 +32,7 @@ class Freezer:
         self.rung = asyncio.Event()
 
     async def until(self, holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(60.0):
             while not holds():
                 self.rung.clear()
                 await self.rung.wait()

@@ -27,7 +27,7 @@ def test_the_real_kernel_says_what_is_left_and_what_a_process_has() -> None:
     assert before.kvm
     assert 0 < before.available_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     own = [seen.resident_bytes[os.getpid()] for seen in (untouched, touched)]
-    assert own[1] - own[0] >= 64 << 20
+    assert own[1] - own[0] > 60 << 20  # this process may give something back meanwhile, and kernels count by and by
 
 
 def fill(folder: Path, files: dict[str, str]) -> Path:

@@ -125,7 +125,7 @@ async def test_changes_of_our_routes_and_of_the_default_one_are_heard() -> None:
         await asyncio.sleep(0.01)
         heard.clear()
         ip(command)
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 30)
     await asyncio.sleep(0.01)
     heard.clear()
     ip("route add 2001:db8:77::/64 dev br0")
@@ -134,7 +134,7 @@ async def test_changes_of_our_routes_and_of_the_default_one_are_heard() -> None:
     watching.cancel()
 
 
-def until(check: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(check: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Wait for what nobody tells."""
     ends_s = time.monotonic() + timeout_s
     while not check():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,26 @@ async def test_a_folder_that_somebody_removed_is_made_and_followed_again(tmp_pat
             folder.unlink()
         leases.look()
         folder.joinpath("br0").write_text("0 02:00:00:00:00:01 10.0.0.100 * *\n")
-        await asyncio.wait_for(rung.wait(), 5)
+        await asyncio.wait_for(rung.wait(), 30)
+        leases.close()
+    assert [one.address for one in leases.states()["br0"]] == ["10.0.0.100"]
+
+
+async def test_a_look_that_was_slow_does_not_undo_a_later_one(tmp_path: Path) -> None:
+    """As when a busy host holds up the thread that has just read the file, while the server writes another lease."""
+    folder, rung = tmp_path / "leases", asyncio.Event()
+    leases = Leases(folder, lambda _: rung.set())
+    async with asyncio.TaskGroup() as group:
+        leases.follow_in(group)
+        os.mkfifo(folder / "br0")  # whoever reads it waits for who writes
+        slow = await asyncio.to_thread(open, folder / "br0", "w")
+        (folder / "new").write_text("0 02:00:00:00:00:01 10.0.0.100 * *\n")
+        (folder / "new").rename(folder / "br0")
+        async with asyncio.timeout(30):
+            while "br0" not in leases.states():
+                await rung.wait()
+                rung.clear()
+        with slow:
+            slow.write("0 02:00:00:00:00:01 10.0.0.99 * *\n")
         leases.close()
     assert [one.address for one in leases.states()["br0"]] == ["10.0.0.100"]

@@ -137,7 +137,7 @@ async def heard(events: NftEvents, count: int) -> list[int]:
             enough.set()
 
     watching = asyncio.create_task(events.watch(hear))
-    await asyncio.wait_for(enough.wait(), 10)
+    await asyncio.wait_for(enough.wait(), 30)
     watching.cancel()
     return pids
 

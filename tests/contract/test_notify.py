@@ -80,7 +80,11 @@ def test_a_kept_descriptor_is_the_same_open_file(manager: Manager, notifier: Not
         assert file.seek(0, os.SEEK_CUR) == len(b"through the copy")
 
 
-def test_a_release_waits_until_the_manager_has_done_it(manager: Manager, notifier: Notifier) -> None:
+def test_a_release_waits_until_the_manager_has_done_it(
+    manager: Manager, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.host.notify.PATIENCE_S", 30.0)  # a busy host's thread takes longer than a manager may
+
     def manage() -> list[list[str]]:
         heard = [manager.heard(), manager.heard()]
         lines, (barrier,) = manager.heard_with_descriptors()

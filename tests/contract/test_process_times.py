@@ -19,6 +19,7 @@ def start_time(pid: int) -> int:
 
 def test_times_and_memory_grow_as_they_are_used() -> None:
     own, started = os.getpid(), start_time(os.getpid())
+    began_s = time.process_time()
     before = read_times(own, started)
     assert before is not None
     kept = bytearray(os.urandom(1 << 20) * 64)
@@ -26,8 +27,9 @@ def test_times_and_memory_grow_as_they_are_used() -> None:
     while time.process_time() < until:
         pass
     after = read_times(own, started)
+    spent_s = time.process_time() - began_s
     assert after is not None
-    assert after.user_s + after.system_s - before.user_s - before.system_s == pytest.approx(0.2, abs=0.2)
+    assert after.user_s + after.system_s - before.user_s - before.system_s == pytest.approx(spent_s, abs=0.1)
     assert after.resident_bytes - before.resident_bytes > len(kept) // 2
     assert after.guest_s == 0.0
     assert read_times(own, started + 1) is None, "another process of the same pid"
@@ -45,7 +47,7 @@ def test_delay_is_that_of_these_threads_which_share_a_cpu() -> None:
     over = threading.Event()
     crowd = [subprocess.Popen(["taskset", "-c", "0", "sh", "-c", "while :; do :; done"]) for _ in range(2)]
     try:
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + 30.0
         while (read_delay_s(crowd[0].pid, [crowd[0].pid, crowd[0].pid]) or 0.0) < 0.05:
             assert time.monotonic() < deadline
             over.wait(0.02)

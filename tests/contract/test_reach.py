@@ -50,11 +50,11 @@ async def test_what_is_asked_for_is_looked_at_and_forgotten_when_nobody_asks(tmp
         probes.probe_in(group)
         first = probes.look(frozenset({reference}))[reference]
         assert first.ok is None
-        await asyncio.wait_for(rung.wait(), 5)
+        await asyncio.wait_for(rung.wait(), 30)
         assert probes.look(frozenset({reference})) == {reference: Reach(False, first.since_s)}
         rung.clear()
         (tmp_path / "file").touch()
-        await asyncio.wait_for(rung.wait(), 5)
+        await asyncio.wait_for(rung.wait(), 30)
         found = probes.look(frozenset({reference}))[reference]
         assert (found.ok, found.since_s > first.since_s) == (True, True)
         assert probes.look(frozenset()) == {}

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import ConnectError, EventListener, QMPClient
+
+from tests.integration.waiting import wait_for
 
 COMMAND_LINE = "console=ttyS0 quiet init_on_alloc=0 panic=-1 vmhost.nic0=10.0.2.15/24,10.0.2.2"
 
@@ -47,9 +49,16 @@ class Running:
                 # Nothing tells when the guest starts to listen; the user network accepts connections before.
                 await asyncio.sleep(0.05)
 
+    async def run(self, line: str) -> str:
+        """What a command line says; its shell may be there a moment later than what tells the boot id."""
+        async with asyncio.timeout(60):
+            while not (said := await self.ask(self.shell_port, line, deadline_s=60)):
+                continue
+        return said
+
     async def stopped_as(self) -> str:
         """QEMU's run state once the guest has ended."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await self.stops.get()
         return await self.run_state()
 
@@ -59,15 +68,25 @@ class Running:
         return str(reply["status"])
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])
+
+
+async def _connected(qmp: QMPClient, monitor: Path) -> bool:
+    """Whether QEMU took the connection; its socket is there a moment before it listens."""
+    try:
+        await qmp.connect(str(monitor))
+    except ConnectError:
+        return False
+    return True
 
 
 @asynccontextmanager
 async def _boot(kernel: Path, initrd: Path, folder: Path, append: str = "") -> AsyncIterator[Running]:
-    answer, shell = _free_port(), _free_port()
+    answer, shell = _free_ports()
     monitor = folder / "qmp.sock"
     forwards = f"hostfwd=tcp:127.0.0.1:{answer}-:7777,hostfwd=tcp:127.0.0.1:{shell}-:7778"
     disk = folder / "disk.raw"
@@ -83,11 +102,10 @@ async def _boot(kernel: Path, initrd: Path, folder: Path, append: str = "") -> A
         )
     qmp = QMPClient("guest")
     try:
-        async with asyncio.timeout(10):
-            while not monitor.exists():
+        async with asyncio.timeout(60):
+            while not await _connected(qmp, monitor):
                 assert qemu.returncode is None, (folder / "qemu.log").read_text()
                 await asyncio.sleep(0.01)
-            await qmp.connect(str(monitor))
         with qmp.listener("STOP") as stops:
             yield Running(qmp, stops, answer, shell)
     finally:
@@ -102,12 +120,11 @@ async def test_boots_answers_reboots_and_obeys_the_power_button(
     guest_kernel: Path, guest_initrd: Path, tmp_path: Path
 ) -> None:
     async with _boot(guest_kernel, guest_initrd, tmp_path) as guest:
-        first = await guest.boot_id()
-        console = (tmp_path / "console").read_text()
-        assert re.search(r"vmhost guest ready after [0-9.]+ s", console)
-        assert "insmod" not in console  # a driver that does not load
+        first, console = await guest.boot_id(), tmp_path / "console"
+        await asyncio.to_thread(wait_for, lambda: re.search(r"vmhost guest ready after [0-9.]+ s", console.read_text()))
+        assert "insmod" not in console.read_text()  # a driver that does not load
         line = "mke2fs /dev/vda >/dev/null && mount /dev/vda /mnt && echo kept >/mnt/x && cat /mnt/x && ip route"
-        said = await guest.ask(guest.shell_port, line, deadline_s=10)
+        said = await guest.run(line)
         assert said.startswith("kept\ndefault via 10.0.2.2 dev eth0")
         await guest.ask(guest.shell_port, "reboot -f")
         assert await guest.boot_id(unlike=first) != first
@@ -122,7 +139,7 @@ async def test_ignores_the_power_button_when_told_and_reports_its_panic(
         await guest.boot_id()
         await guest.qmp.execute("system_powerdown")
         # It would be gone after 0.1 s: the press has been seen when a later command line is answered.
-        assert await guest.ask(guest.shell_port, "sleep 1; echo alive", deadline_s=10) == "alive\n"
+        assert await guest.run("sleep 1; echo alive") == "alive\n"
         assert "vmhost guest: power button" in (tmp_path / "console").read_text()
         assert await guest.run_state() == "running"
         await guest.ask(guest.shell_port, "echo c >/proc/sysrq-trigger")

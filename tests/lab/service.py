@@ -65,8 +65,14 @@ class Service:
 
     def wait_for_guest(self) -> str:
         """Wait until the first guest answers; which boot of it does."""
-        self.lab.wait_until(lambda: self.guest_boot() != "", "the guest to answer", GUEST_TIMEOUT_S)
-        return self.guest_boot()
+        answers: list[str] = []
+
+        def answered() -> bool:
+            answers.append(self.guest_boot())
+            return answers[-1] != ""
+
+        self.lab.wait_until(answered, "the guest to answer", GUEST_TIMEOUT_S)
+        return answers[-1]
 
     def wait_settled(self) -> None:
         """Wait for the agent, also one that is only starting, to have done what there is to do."""

@@ -74,6 +74,18 @@ def service(installed: Installed) -> dict[str, Any]:
     return dict(found)
 
 
+def leased(installed: Installed) -> list[str]:
+    """The addresses that the agent knows to be leased."""
+    (bridge,) = [one for one in installed.status()["bridges"] if one["name"] == "br-dhcp"]
+    return [one["address"] for one in bridge["dhcp"]["leases"]]
+
+
+def findings(installed: Installed) -> list[dict[str, str]]:
+    """What the doctor finds."""
+    found: list[dict[str, str]] = json.loads(installed.lab.output("vmhost doctor --json", check=False))["findings"]
+    return found
+
+
 def test_it_is_a_confined_service_that_gives_addresses_and_names(served: Installed) -> None:
     properties = shown(served, "ActiveState", "Slice", "MainPID", "ProtectSystem", "NoNewPrivileges")
     pid = properties.pop("MainPID")
@@ -90,10 +102,9 @@ def test_it_is_a_confined_service_that_gives_addresses_and_names(served: Install
     assert re.search(rf"^CapEff:\s{1 << 10 | 1 << 12 | 1 << 13:016x}$", status, re.MULTILINE)
     address = lease(served)
     assert address.startswith("10.55.0.10") or address == "10.55.0.110"
-    assert resolves(served, "kim.lan")
+    served.lab.wait_until(lambda: resolves(served, "kim.lan"), "the name to be told")
     assert served.lab.output("cat /var/lib/vmhost/leases/br-dhcp").split()[1:3] == [MAC, address]
-    (bridge,) = [one for one in served.status()["bridges"] if one["name"] == "br-dhcp"]
-    assert [one["address"] for one in bridge["dhcp"]["leases"]] == [address]
+    served.lab.wait_until(lambda: leased(served) == [address], "the agent to have read the lease")
 
 
 def test_killed_it_is_back_with_its_leases(served: Installed) -> None:
@@ -126,8 +137,15 @@ def test_the_doctor_finds_another_server_within_its_confinement(served: Installe
     rival = "--conf-file=/dev/null --port=0 --interface=c1 --bind-interfaces --no-ping --dhcp-leasefile=/root/rival"
     lab.output(f"ip netns exec client dnsmasq {rival} --pid-file=/root/rival.pid --dhcp-range=10.55.0.50,10.55.0.60")
     try:
-        lab.wait_until(lambda: "10.55.0.2" in lab.output("vmhost doctor", check=False), "the other server to be found")
-        (one,) = json.loads(lab.output("vmhost doctor --json", check=False))["findings"]
+        seen: list[list[dict[str, str]]] = []
+
+        def are_found() -> bool:
+            seen.append(findings(served))
+            return seen[-1] != []
+
+        lab.wait_until(are_found, "the other server to be found", 90)
+        (one,) = seen[-1]
+        assert "10.55.0.2" in str(one)
         assert (one["finding"], one["resource"]) == ("SecondDhcpServer", "bridge/br-dhcp")
         assert "behind c0" in one["what"]
         assert "vmhost-dhcp-probe" not in lab.output("journalctl --no-pager")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.demo.__main__ import HOST
-from tests.lab.service import UNIT, Installed
+from tests.lab.service import GUEST_TIMEOUT_S, UNIT, Installed
 from tests.netns import network_namespace_of
 from tests.probe import tell_guest
 
@@ -58,6 +59,17 @@ def reasons(installed: Installed, name: str) -> str:
     return installed.lab.output(f"vmhost why {name}", check=False)
 
 
+def pid_of(installed: Installed, name: str) -> int | None:
+    """The pid of a guest's QEMU, as the agent says."""
+    (pid,) = [vm["pid"] for vm in installed.status()["vms"] if vm["name"] == name]
+    return None if pid is None else int(pid)
+
+
+def is_another(installed: Installed, name: str, former: int | None) -> bool:
+    """Whether the agent knows that a guest's former QEMU is gone."""
+    return pid_of(installed, name) != former
+
+
 def test_five_mistakes_are_shown_each_at_its_place(installed: Installed) -> None:
     installed.lab.write("/var/cache/vmhost/mistakes/bad.toml", FIVE_MISTAKES)
     done = installed.lab.try_run("cd /var/cache/vmhost && vmhost check mistakes")
@@ -102,9 +114,10 @@ def test_why_tells_each_guest_s_story(installed: Installed) -> None:
             assert "mend /etc/vmhost.d/held.toml" in reasons(installed, "held")
             told = ""
             for _ in range(9):
-                lab.output("vmhost wait running loops --timeout 20")
-                pid = next(vm["pid"] for vm in installed.status()["vms"] if vm["name"] == "loops")
+                lab.output("vmhost wait running loops --timeout 60", timeout_s=80)
+                pid = pid_of(installed, "loops")
                 lab.output(f"kill -9 {pid}")
+                lab.wait_until(functools.partial(is_another, installed, "loops", pid), "its end to be noticed")
                 if "CrashLoop" in (told := reasons(installed, "loops")):
                     break
             assert "it is started again in " in told
@@ -144,7 +157,8 @@ def test_a_guest_that_powers_itself_off_while_no_agent_runs_is_treated_by_its_po
     lab.output(f"systemctl start {UNIT}")
     lab.output("vmhost wait stopped db --timeout 30")
     try:
-        assert installed.wait_for_guest() != boot  # restart = "always"
+        # restart = "always"; it may take its time to power itself off
+        lab.wait_until(lambda: installed.guest_boot() not in {"", boot}, "another boot to answer", GUEST_TIMEOUT_S)
         (db,) = [vm for vm in installed.status()["vms"] if vm["name"] == "db"]
         assert (db["state"], db["pid"]) == ("off", None)  # restart = "on-failure"
         assert 'does not answer an end by "guest_shutdown"' in reasons(installed, "db")

@@ -15,7 +15,7 @@ from agent.core.memory import VERSION
 from tests.lab.service import UNIT, Installed
 
 TAP = "web-lan"
-WATCHDOG_S = 4
+WATCHDOG_S = 10
 LATER = VERSION + 1
 
 pytestmark = pytest.mark.timeout(600)  # the first one boots the lab and its guests
@@ -109,9 +109,9 @@ def stand_still(installed: Installed) -> Iterator[Callable[[Installed], None]]:
 
     def stop(installed: Installed) -> None:
         restarts, working = int(installed.property("NRestarts")), agent_pid(installed)
-        installed.lab.output(f"sleep {2 * WATCHDOG_S + 1}", timeout_s=20)
+        installed.lab.output(f"sleep {2 * WATCHDOG_S + 1}", timeout_s=120)
         assert agent_pid(installed) == working
-        with another_agent(installed) as pid:
+        with another_agent(installed, 90) as pid:
             os.kill(installed.lab.host_pid(pid), signal.SIGSTOP)
         assert int(installed.property("NRestarts")) == restarts + 1
         assert installed.property("Result") == "success"

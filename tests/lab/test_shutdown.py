@@ -92,26 +92,26 @@ def test_at_poweroff_each_guest_hears_its_power_button_in_reverse_order(own_lab:
         consoles.wait_for_shells(BOOT_S)  # a guest that boots does not hear its button
         began_s = time.monotonic()
         with lab.start("systemctl poweroff"):
-            consoles.read_to_the_end(60)
-        lab.wait_until(lab.has_ended, "the lab to be off", 60)
+            consoles.read_to_the_end(180)
+        lab.wait_until(lab.has_ended, "the lab to be off", 180)
         took_s = time.monotonic() - began_s
     story = [line for line in consoles.lines if any(word in line.text for word in (BUTTON, OFF)) or line.text == GONE]
     print(f"poweroff took {took_s:.1f} s:", *[f"{line.at_s - began_s:.2f} {line.vm} {line.text}" for line in story])
-    # One after the other. Only b, which does not obey, hears the button again, and does not say that it is off.
+    # One after the other. One that takes its time hears the button again; b, which does not obey, never says it is off.
     assert [vm for vm, _ in groupby(line.vm for line in story)] == ["c", "b", "a"]
     for name in ("c", "a"):
-        heard, off, gone = [line for line in story if line.vm == name]
-        assert BUTTON in heard.text
+        heard, *again, off, gone = [line for line in story if line.vm == name]
+        assert all(BUTTON in line.text for line in (heard, *again))
         assert OFF in off.text
         assert gone.at_s - heard.at_s < OBEDIENT_S
     *heard_by_b, gone = [line for line in story if line.vm == "b"]
     assert heard_by_b
     assert all(BUTTON in line.text for line in heard_by_b)
-    assert gone.at_s - heard_by_b[0].at_s < STUBBORN_S + 15
+    assert gone.at_s - heard_by_b[0].at_s < OBEDIENT_S
     events = [json.loads(line)["message"] for line in lab.left("var/cache/vmhost/events").read_text().splitlines()]
     found = stops(events)
     assert list(found) == ["c", "b", "a"]
-    assert STUBBORN_S <= found["b"] < STUBBORN_S + 15
+    assert STUBBORN_S <= found["b"] < OBEDIENT_S
     first_stop = next(number for number, text in enumerate(events) if text.startswith("shut c down"))
     assert not [text for text in events[first_stop:] if text.startswith("launch QEMU")]
-    assert took_s < STUBBORN_S + 20
+    assert took_s < OBEDIENT_S  # nobody waited for who was gone

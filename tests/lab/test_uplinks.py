@@ -71,7 +71,7 @@ def test_a_probe_that_nobody_answers_puts_back_and_the_timer_goes(card: Installe
     card.lab.wait_until(lambda: state(card) == "put-back", "the move to be put back")
     assert "203.0.113.77 answers no echo" in moves(card)[0]["why"]
     assert at_home(card)
-    assert timer(card) == "inactive"
+    card.lab.wait_until(lambda: timer(card) == "inactive", "the timer to be gone")
 
 
 def test_the_timer_puts_back_when_the_agent_is_killed_and_stays_away(card: Installed) -> None:
