@@ -15,9 +15,15 @@ from itertools import pairwise
 KNOCK_EVERY_S = 0.002
 KNOCKS_AT_ONCE = 64
 
+NOT_YET = {errno.ECONNREFUSED, errno.EHOSTUNREACH}
+"""The guest's kernel is there, its listener not yet; and nobody answered ARP for three seconds."""
+
 UPTIME_PORT = 7777
 SHELL_PORT = 7778
 ETHERTYPE_ARP = 0x0806
+
+PATIENCE_S = 30.0
+"""What a guest whose CPU is emulated gets to answer, on a machine that has more to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,20 +167,20 @@ def _knock(host: str, port: int) -> socket.socket:
     return knock
 
 
-def uptime(host: str, timeout_s: float = 10.0) -> Uptime:
+def uptime(host: str, timeout_s: float = PATIENCE_S) -> Uptime:
     """The guest's uptime and boot id."""
     fields = dict(field.split("=", 1) for field in _talk(host, UPTIME_PORT, b"", timeout_s).split())
     return Uptime(float(fields["uptime"]), fields["boot"])
 
 
-def run_in_guest(host: str, command: str, timeout_s: float = 10.0) -> str:
+def run_in_guest(host: str, command: str, timeout_s: float = PATIENCE_S) -> str:
     """Run a command line in the guest; its output. A guest that ends meanwhile gives what came before."""
     return _talk(host, SHELL_PORT, command.encode() + b"\n", timeout_s)
 
 
 def tell_guest(host: str, command: str) -> None:
     """Have the guest run a command line that it will not live to answer; returns once its shell has begun."""
-    with socket.create_connection((host, SHELL_PORT), 10.0) as connection:
+    with _connection(host, SHELL_PORT, PATIENCE_S) as connection:
         connection.sendall(b"echo told; " + command.encode() + b"\n")
         if connection.recv(5) != b"told\n":
             raise ConnectionError(f"{host} did not hear: {command}")
@@ -188,12 +194,23 @@ def _talk(host: str, port: int, said: bytes, timeout_s: float) -> str:
         except ConnectionError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)  # the guest's kernel is there, its listener not yet
+            time.sleep(0.02)  # it was taken by a listener that was about to end
+
+
+def _connection(host: str, port: int, timeout_s: float) -> socket.socket:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return socket.create_connection((host, port), max(deadline - time.monotonic(), 0.1))
+        except OSError as error:
+            if time.monotonic() > deadline or error.errno not in NOT_YET:
+                raise
+            time.sleep(0.02)
 
 
 def _exchange(host: str, port: int, said: bytes, timeout_s: float) -> str:
     heard = b""
-    with socket.create_connection((host, port), max(timeout_s, 0.1)) as connection:
+    with _connection(host, port, timeout_s) as connection:
         connection.sendall(said)
         with contextlib.suppress(TimeoutError, ConnectionResetError):
             while part := connection.recv(4096):

@@ -6,7 +6,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 RAW = 0
 
 

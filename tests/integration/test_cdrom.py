@@ -33,7 +33,7 @@ def conditions(agent: AgentProcess, name: str) -> dict[str, dict[str, Any]]:
     return {condition["type"]: condition for condition in agent.vm(name)["conditions"]}
 
 
-def says(agent: AgentProcess, name: str, text: bytes, timeout_s: float = 30.0) -> bool:
+def says(agent: AgentProcess, name: str, text: bytes, timeout_s: float = 120.0) -> bool:
     """Whether a guest writes a text to its serial port."""
     heard = b""
     with socket.socket(socket.AF_UNIX) as line:
@@ -80,7 +80,7 @@ def test_linux_reads_a_medium_and_finds_an_empty_drive(agent: AgentProcess, boot
     assert conditions(agent, "web")["DiskMissing"]["message"] == missing
     assert agent.vm("web")["state"] == "waiting"
     hidden.rename(iso)
-    agent.vmhost("wait", "running", "web", "--timeout", "30")
+    agent.vmhost("wait", "running", "web", "--timeout", "60")
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     run_in_guest(GUEST, "load-drivers cdrom")
     wait_for(lambda: run_in_guest(GUEST, "ls /sys/block").split().count("sr1"))

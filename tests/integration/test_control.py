@@ -16,7 +16,7 @@ import pytest
 from agent.cli.client import AgentClient, NoAgentError, RefusedError
 from agent.core.rights import Rights
 from agent.core.tell.looks import NicCount, parse_look
-from agent.runtime.control import ControlError, serve_control
+from agent.runtime.control import ControlError, WaitFor, WaitResult, serve_control
 from tests.integration.fake_agent import FakeAgent
 
 
@@ -181,7 +181,7 @@ async def test_a_follower_hears_what_happens_next(fake: FakeAgent, session: aioh
 
 
 async def test_the_client_waits_for_an_agent_to_appear(tmp_path: Path) -> None:
-    waiting = asyncio.create_task(asyncio.to_thread(AgentClient(tmp_path).wait, "settled", None, 10.0))
+    waiting = asyncio.create_task(asyncio.to_thread(AgentClient(tmp_path).wait, "settled", None, 60.0))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     async with serve_control(tmp_path / "agent.sock", FakeAgent(), Rights()):
@@ -189,13 +189,17 @@ async def test_the_client_waits_for_an_agent_to_appear(tmp_path: Path) -> None:
 
 
 async def test_the_client_s_wait_outlives_an_agent(tmp_path: Path) -> None:
+    class Ready(FakeAgent):
+        async def wait(self, what: WaitFor, name: str | None, timeout_s: float | None) -> WaitResult:
+            return WaitResult(timeout_s is not None and 0 < timeout_s < 60, f"{name} is {what}")
+
     first = FakeAgent()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async with serve_control(tmp_path / "agent.sock", first, Rights()):
-            waiting = asyncio.create_task(asyncio.to_thread(AgentClient(tmp_path).wait, "running", "db", 1.0))
+            waiting = asyncio.create_task(asyncio.to_thread(AgentClient(tmp_path).wait, "running", "db", 60.0))
             await first.waiting.wait()
-        async with serve_control(tmp_path / "agent.sock", FakeAgent(), Rights()):
-            assert await waiting == (False, "vm db is waiting: DiskMissing")
+        async with serve_control(tmp_path / "agent.sock", Ready(), Rights()):
+            assert await waiting == (True, "db is running")
 
 
 async def test_no_agent_by_the_timeout(tmp_path: Path) -> None:

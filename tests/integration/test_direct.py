@@ -15,7 +15,7 @@ from tests.internet import Box
 from tests.netns import ip, ip_output
 from tests.probe import UPTIME_PORT
 
-BOOT_S = 90.0
+BOOT_S = 180.0
 HEAL_S = 60.0
 PEER = "10.77.0.2/24"
 
@@ -35,7 +35,19 @@ def peer(agent: AgentProcess) -> Iterator[Box]:
 
 def answer(peer: Box) -> str:
     """What the guest tells the peer of its boot; empty while it is not reached."""
-    return (peer.ask("greet", GUEST, UPTIME_PORT, 1.0) or "").rpartition(" ")[2]
+    return (peer.ask("greet", GUEST, UPTIME_PORT, 5.0) or "").rpartition(" ")[2]
+
+
+def boot_of(peer: Box) -> str:
+    """What the guest tells of its boot, once it is up."""
+    told: list[str] = []
+
+    def says() -> str:
+        told.append(answer(peer))
+        return told[-1]
+
+    wait_for(says, BOOT_S)
+    return told[-1]
 
 
 def host_reaches() -> bool:
@@ -57,8 +69,7 @@ def attached(agent: AgentProcess) -> bool:
 def test_a_guest_on_a_link_of_the_host(agent: AgentProcess, peer: Box, boot_files: str) -> None:
     agent.drop("web.toml", unit(boot_files))
     agent.start()
-    wait_for(lambda: answer(peer), BOOT_S)
-    booted, pid = answer(peer), agent.vm("web")["pid"]
+    booted, pid = boot_of(peer), agent.vm("web")["pid"]
     nic = agent.vm("web")["nics"][0]
     assert (nic["direct"], nic["bridge"], nic["attached"]) == ("eth1", None, True)
     assert "macvtap mode bridge" in ip_output("-d link show web-lan")
@@ -68,7 +79,7 @@ def test_a_guest_on_a_link_of_the_host(agent: AgentProcess, peer: Box, boot_file
     ip("addr add 10.77.0.3/24 dev eth1")
     assert not host_reaches()
     assert "by lan the guest and this host cannot talk" in messages(agent)
-    agent.vmhost("wait", "in-sync", "--timeout", "10")
+    agent.vmhost("wait", "in-sync", "--timeout", "60")
 
     # What the guest sends and receives is counted as for any other.
     sent = 'vmhost_nic_transmit_bytes_total{nic="lan",vm="web"}'
@@ -94,11 +105,11 @@ def test_a_lost_macvtap_is_healed_by_a_replug_and_a_lost_link_waited_for(
 ) -> None:
     agent.drop("web.toml", unit(boot_files, 'direct = "eth1"\nqueues = 2\n'))
     agent.start()
-    wait_for(lambda: answer(peer), BOOT_S)
-    booted, pid = answer(peer), agent.vm("web")["pid"]
+    booted, pid = boot_of(peer), agent.vm("web")["pid"]
     ip("link del web-lan")
     wait_for(lambda: answer(peer) == booted, HEAL_S)
-    assert "a macvtap's descriptor cannot be attached to another one, the guest notices" in agent.vmhost("events")
+    noticed = "a macvtap's descriptor cannot be attached to another one, the guest notices"
+    wait_for(lambda: noticed in agent.vmhost("events"))
 
     peer.close()  # the link's other end goes with its namespace, and the link and the macvtap with it
     wait_for(lambda: "there is no link eth1; lan is put on it when it appears" in messages(agent))
@@ -106,7 +117,7 @@ def test_a_lost_macvtap_is_healed_by_a_replug_and_a_lost_link_waited_for(
     assert "web-lan" not in ip_links()
     with Box("eth1", addresses=(PEER,)) as again:
         wait_for(lambda: answer(again) == booted, HEAL_S)
-        agent.vmhost("wait", "in-sync", "--timeout", "30")
+        agent.vmhost("wait", "in-sync", "--timeout", "60")
         assert agent.vm("web")["pid"] == pid
 
         # Under another name it goes on, and is told.
@@ -139,7 +150,7 @@ def test_a_guest_waits_for_its_link_and_what_was_left_half_made_is_replaced(
         ip(f"link set web-lan group {0x766D686F}")
         half = socket.if_nametoindex("web-lan")
         agent.start()
-        wait_for(lambda: answer(peer), BOOT_S)
+        boot_of(peer)
         assert socket.if_nametoindex("web-lan") != half
 
         # To a bridge, as everything that a running guest cannot take over: at its next start.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,17 @@ def pids(agent: AgentProcess) -> dict[str, int | None]:
     return {vm["name"]: vm["pid"] for vm in agent.status()["vms"]}
 
 
+@contextmanager
+def at_once(agent: AgentProcess) -> Iterator[None]:
+    """What is done to several files in the block is one edit to the agent: it stands still meanwhile."""
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+
+
 def done_since(agent: AgentProcess, seen: int) -> list[str]:
     """What was carried out after the first events, in the words of a plan."""
     later = [event for event in events(agent)[seen:] if "outcome" in event["fields"]]
@@ -146,8 +159,9 @@ def test_a_unit_file_that_is_renamed_and_broken_is_planned_as_it_is_held(agent: 
     new.write_text(bare_vm("web", "cpu = 2") + bare_vm("db"))
     plan = json.loads(agent.command("plan", "--json", str(new), "--without", "web.toml").stdout)
     seen = len(events(agent))
-    (agent.units / "web.toml").rename(agent.units / ".web")
-    agent.drop("site.toml", new.read_text())
+    with at_once(agent):
+        (agent.units / "web.toml").rename(agent.units / ".web")
+        agent.drop("site.toml", new.read_text())
     agent.vmhost("wait", "settled")
     assert [(Path(unit["file"]).name, unit["state"]) for unit in plan["units"]] == [("site.toml", "held")]
     assert [(Path(unit["file"]).name, unit["state"]) for unit in agent.status()["units"]] == [("site.toml", "held")]
@@ -166,8 +180,9 @@ def test_a_guest_that_moves_to_another_file_is_planned_as_it_stays(agent: AgentP
         (agent.folder / "both.toml").write_text(bare_vm("db"))
         plan = json.loads(agent.command("plan", "--json", str(new), str(agent.folder / "both.toml")).stdout)
         seen = len(events(agent))
-        agent.drop("net.toml", text)
-        agent.drop("both.toml", bare_vm("db"))
+        with at_once(agent):
+            agent.drop("net.toml", text)
+            agent.drop("both.toml", bare_vm("db"))
         agent.vmhost("wait", "settled")
         states = {Path(unit["file"]).name: unit["state"] for unit in plan["units"]}
         assert states == {"net.toml": state, "both.toml": "valid"}
@@ -263,7 +278,9 @@ def test_why_tells_a_crash_loop_and_when_the_next_start_is(agent: AgentProcess) 
     told: dict[str, str] = {}
     for _ in range(9):
         agent.vmhost("wait", "running", "web")
-        os.kill(agent.vm("web")["pid"], signal.SIGKILL)
+        pid = agent.vm("web")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: agent.vm("web")["pid"] != pid)  # type: ignore[misc]  # it was noticed
         told = reasons(agent, "web")
         if "CrashLoop" in told.get("condition", ""):
             break
@@ -322,8 +339,9 @@ def test_why_tells_how_to_answer_a_question(agent: AgentProcess) -> None:
     for number in range(5):
         agent.drop(f"g{number}.toml", bare_vm(f"g{number}"))
     agent.start()
-    for path in agent.units.glob("*.toml"):
-        path.unlink()
+    with at_once(agent):
+        for path in agent.units.glob("*.toml"):
+            path.unlink()
     wait_for(lambda: agent.status()["agent"]["approvals"])
     (approval,) = agent.status()["agent"]["approvals"]
     told = reasons(agent, "g0")

@@ -243,9 +243,9 @@ def test_lists_are_for_what_is_begun_and_answers_pass(world: World, held: str) -
             assert web.hear(HOST, 80) == f"host {WEB}"
             assert web.hear(HOST, 81, timeout_s=0.2) is None
             assert asks(WEB, 22) == "web"
-            assert asks(WEB, 80) is None
+            assert is_silent(WEB, 80)
             assert not db.ask("pings", WEB, 0.3)
-            assert box.pings(WEB, 0.5)
+            assert box.pings(WEB, 10.0)
     wait_for(lambda: series(world.agent, "web", "deny") > 0)
 
 
@@ -266,8 +266,8 @@ def test_a_published_port_is_begun_from_outside(world: World) -> None:
         assert stranger.hear("198.51.100.1", 8080) == f"web {STRANGER}"
         assert stranger.hear("198.51.100.1", 22, timeout_s=0.3) is None
         assert stranger.ask("stream_lives", 22)
-        assert asks(WEB, 80) is None
-        assert asks("198.51.100.1", 8080) is None
+        assert is_silent(WEB, 80)
+        assert is_silent("198.51.100.1", 8080)
         assert web.hear(STRANGER, 443) == "stranger 198.51.100.1"
         assert web.hear(STRANGER, 80, timeout_s=0.3) is None
         edit(agent, "web.toml", unit % f'deny = ["from {STRANGER}"]')
@@ -297,12 +297,17 @@ class HostServer:
                     taker.sendall(f"host {who[0].removeprefix('::ffff:')}".encode())
 
 
-def asks(host: str, port: int) -> str | None:
+def asks(host: str, port: int, timeout_s: float = 10.0) -> str | None:
     """What answers this host, without the address that it was asked from."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), 0.3) as asking:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_s) as asking:
         asking.shutdown(socket.SHUT_WR)
         return asking.recv(100).decode().partition(" ")[0]
     return None
+
+
+def is_silent(host: str, port: int) -> bool:
+    """Whether nobody answers this host for a while."""
+    return asks(host, port, 0.3) is None
 
 
 def isolated(tap: str) -> bool | None:
@@ -354,7 +359,7 @@ def test_a_real_guest_that_lies_is_not_heard(agent: AgentProcess, boot_files: st
         f'tap = "web-lan"\nmac = "{GUEST_MAC}"\naddress = ["{GUEST}", "{GUEST6}"]\n',
     )
     agent.start()
-    answers_within(GUEST, 90.0, BRIDGE_LINK)
+    answers_within(GUEST, 180.0, BRIDGE_LINK)
     boot = uptime(GUEST).boot
     run_in_guest(GUEST, f"ip addr add {GUEST6}/64 dev eth0")
     wait_for(lambda: "1 packets received" in run_in_guest(GUEST, "ping -6 -c 1 -W 2 fd00:77::1"))
@@ -375,11 +380,11 @@ def test_a_real_guest_that_lies_is_not_heard(agent: AgentProcess, boot_files: st
         for reason, lie in lies.items():
             before = dropped(reason)
             tell_guest(GUEST, f"({lie}) >/dev/null 2>&1 &")
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + 60
             while dropped(reason) == before:
                 assert time.monotonic() < deadline, reason
                 time.sleep(0.05)
-        answers_within(GUEST, 10.0, BRIDGE_LINK)
+        answers_within(GUEST, 60.0, BRIDGE_LINK)
         heard = frames_of(host)
     own = GUEST_MAC.replace(":", "")
     assert {frame[12:24] for frame in heard} == {own}

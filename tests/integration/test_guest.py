@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
+from tests.integration.test_intents import run_state
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
 from tests.probe import Outage, answers_within, run_in_guest, tell_guest, uptime
@@ -119,7 +119,7 @@ def test_killed_and_panicked_guests_come_back_and_a_poweroff_is_respected(guest:
 def test_ends_while_no_agent_ran_are_told_apart(guest: AgentProcess) -> None:
     guest.kill()
     tell_guest(GUEST, "poweroff -f")
-    time.sleep(0.5)  # QEMU keeps what is left; nothing there to wait for while no agent runs
+    wait_for(lambda: run_state(guest) == "shutdown", 60.0)  # QEMU keeps what is left
     guest.start()
     assert guest.vm("web")["pid"] is None
     assert "guest_shutdown" in guest.vmhost("events")
@@ -147,7 +147,7 @@ def test_a_removed_unit_shuts_its_guest_down_gracefully_and_takes_its_tap(guest:
 def test_stop_start_restart_reset(guest: AgentProcess) -> None:
     pid, before = guest.vm("web")["pid"], uptime(GUEST)
     guest.vmhost("reset", "web")
-    wait_for(lambda: _boot() not in (before.boot, ""), 60)
+    wait_for(lambda: _boot() not in (before.boot, ""), BOOT_S)
     assert guest.vm("web")["pid"] == pid
     guest.vmhost("restart", "web")
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
@@ -162,11 +162,11 @@ def test_stop_start_restart_reset(guest: AgentProcess) -> None:
 
 
 def wait_for_other_pid(guest: AgentProcess, pid: int) -> None:
-    wait_for(lambda: guest.vm("web")["pid"] not in (pid, None))
+    wait_for(lambda: guest.vm("web")["pid"] not in (pid, None), 60.0)
 
 
 def _boot() -> str:
     try:
-        return uptime(GUEST, 0.5).boot
-    except (OSError, KeyError):
+        return uptime(GUEST, 5.0).boot
+    except (OSError, KeyError, ValueError):  # it is away, or went away before it had said all
         return ""

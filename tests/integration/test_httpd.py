@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import socket
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +17,7 @@ from agent.telemetry.httpd import Health, health_of_passes, serve_metrics
 from agent.telemetry.listen import Listen, ListenError, parse_listen
 from agent.telemetry.metrics import Metrics
 from agent.telemetry.passwords import hash_password
+from tests.integration.waiting import wait_for
 
 
 async def test_metrics_and_health_are_served() -> None:
@@ -55,24 +57,36 @@ async def test_whom_the_guard_knows_waits_for_no_guess_of_others(tmp_path: Path)
     assert not any(await asyncio.gather(*guesses))
 
 
+def is_cut(connection: socket.socket) -> bool:
+    """Whether the other end of a TCP connection has closed it: proc(5), /proc/net/tcp, where 01 is TCP_ESTABLISHED."""
+    ends = f":{connection.getpeername()[1]:04X}", f":{connection.getsockname()[1]:04X}"
+    rows = [line.split()[1:4] for line in Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]]
+    return not any(row[0].endswith(ends[0]) and row[1].endswith(ends[1]) and row[2] == "01" for row in rows)
+
+
 async def test_who_asks_and_does_not_read_is_dropped() -> None:
     whole = b"# EOF\n" * (2 << 20)
-    server = serve_metrics(
-        Listen("127.0.0.1", 0), Guard(Protection()), render=lambda _: whole, health=lambda: Health(True, ""), slow_s=0.5
-    )
-    async with server as bound:
+
+    def server(slow_s: float) -> AbstractAsyncContextManager[Listen]:
+        guard, health = Guard(Protection()), Health(True, "")
+        return serve_metrics(
+            Listen("127.0.0.1", 0), guard, render=lambda _: whole, health=lambda: health, slow_s=slow_s
+        )
+
+    async with server(0.5) as bound:
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.connect((bound.host, bound.port))
             slow.sendall(f"GET /metrics HTTP/1.1\r\nHost: {bound}\r\n\r\n".encode())
             slow.setblocking(False)
-            await asyncio.sleep(1.5)  # it is the time in which nothing is read
+            await asyncio.to_thread(wait_for, lambda: is_cut(slow))  # nothing is read meanwhile
             got = 0
             with contextlib.suppress(ConnectionResetError):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     while part := await asyncio.get_running_loop().sock_recv(slow, 1 << 20):
                         got += len(part)
         assert got < len(whole)
+    async with server(60.0) as bound:
         plain = {"Accept-Encoding": "identity"}
         async with aiohttp.ClientSession(f"http://{bound}", headers=plain) as session:
             async with session.get("/metrics") as answer:

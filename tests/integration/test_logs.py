@@ -21,7 +21,7 @@ def test_lines_name_their_resource_and_their_pass(agent: AgentProcess) -> None:
     agent.drop("odd.toml", "[vm.odd]\ncpus = 0\n")
     agent.start()
     os.kill(int(agent.vm("web")["pid"]), signal.SIGKILL)
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     agent.vmhost("pause", "web")
     agent.terminate()
 

