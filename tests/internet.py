@@ -74,7 +74,7 @@ class Box:
         """Answer on a port with a name and with who asked, over IPv4 and IPv6."""
         self.ask(f"serve_{proto}", port, name)
 
-    def hear(self, host: str, port: int, proto: str = "tcp", timeout_s: float = 2.0) -> str | None:
+    def hear(self, host: str, port: int, proto: str = "tcp", timeout_s: float = 10.0) -> str | None:
         """What answers there: `NAME ADDRESS OF WHO ASKED`; None for nobody."""
         heard: str | None = self.ask(f"hear_{proto}", host, port, timeout_s)
         return heard

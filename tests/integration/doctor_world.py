@@ -80,8 +80,12 @@ class World:
         self.is_healthy()
 
     def goes_out(self) -> bool:
-        """Whether a guest reaches the stranger."""
-        return self.web.hear(STRANGER, 443, timeout_s=0.4) == f"stranger {HOST}"
+        """Whether a guest reaches the stranger, who may be slow."""
+        return self.web.hear(STRANGER, 443) == f"stranger {HOST}"
+
+    def is_cut_off(self) -> bool:
+        """Whether a guest hears nothing of the stranger for a while."""
+        return self.web.hear(STRANGER, 443, timeout_s=0.4) is None
 
 
 Boxes = tuple[contextlib.ExitStack, Box]
