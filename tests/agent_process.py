@@ -47,7 +47,7 @@ class AgentProcess:
         """End the agent as systemd does; its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def end(self) -> None:
         """Kill the agent, then every QEMU that it left, each known by its own record, and every service."""
