@@ -172,7 +172,7 @@ def test_a_reader_that_leaves_is_no_error(run_dir: Path) -> None:
 
 
 def test_a_long_wait_says_once_what_it_waits_for(run_dir: Path) -> None:
-    done = vmhost("wait", "running", "db", "--timeout", "2.5", "--run-dir", run_dir)
+    done = vmhost("wait", "running", "db", "--timeout", "6", "--run-dir", run_dir)
     reason = "vm/db/disk/root: DiskMissing: /d/db.qcow2 is gone; put it back (since 2026-01-01T00:00:05Z)"
     assert done.stderr.splitlines() == [
         f"waiting for vm db to be running: {reason}",
