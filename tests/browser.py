@@ -35,7 +35,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--font-render-hinting=none",
 )
-ANSWER_S = 30.0
+ANSWER_S = 60.0
 
 PHONE = (390, 844)
 DESK = (1280, 900)
@@ -84,7 +84,7 @@ class Tab:
             raise BrowserError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def until(self, expression: str, timeout_s: float = 20.0) -> float:
+    def until(self, expression: str, timeout_s: float = 60.0) -> float:
         """Return when an expression is true on the page, with the seconds that it took; told by the page's changes."""
         began = time.monotonic()
         with self._browser.patience(timeout_s):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -52,18 +53,27 @@ class Measuring:
         return self.guests.get(name)
 
     async def look(self, name: str) -> GuestMeasure:
-        """Look now; what was seen."""
-        await self.measures.refresh({name})
-        return self.measures.latest[name]
+        """Look until it succeeds; what was seen. A look that began before counts while it is under way."""
+        began_s = now_s()
+        async with asyncio.timeout(60.0):
+            while True:
+                await self.measures.refresh({name})
+                found = self.measures.latest.get(name)
+                if found is not None and found.at_s >= began_s:
+                    return found
+                await asyncio.sleep(0.02)
 
     async def disk(self, name: str, disk: str) -> DiskMeasure:
         """Look now; what was seen of a disk."""
         return next(one for one in (await self.look(name)).disks if one.disk == disk)
 
-    async def until(self, holds: Callable[[], object], timeout_s: float = 20.0) -> None:
-        """Return once something is true of what is measured."""
+    async def until(self, holds: Callable[[], object], timeout_s: float = 60.0) -> None:
+        """Return once something is true of what is measured; not of what is missing, as a measure that is too old."""
         deadline_s = now_s() + timeout_s
-        while not holds():
+        while True:
+            with contextlib.suppress(KeyError):
+                if holds():
+                    return
             assert now_s() < deadline_s, "did not become true in time"
             await asyncio.sleep(0.02)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -32,9 +33,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             process.stdin.close()
 
 
+def told(stderr: str) -> str:
+    """What the command says beside that it waits for long, which is the machine's doing."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("waiting for "))
+
+
 def vmhost(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -65,7 +71,10 @@ def test_status_on_a_terminal_is_drawn(run_dir: Path) -> None:
             command, cwd=ROOT, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}, check=False
         )
         os.close(theirs)
-        shown = terminal.read(65536)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's way to say that nobody writes there any more
+            while part := terminal.read(65536):
+                shown += part
     assert done.returncode == 0
     assert b"\x1b[32mrunning" in shown
 
@@ -104,7 +113,7 @@ def test_status_of_one(run_dir: Path) -> None:
 )
 def test_exit_codes_with_an_agent(run_dir: Path, arguments: list[str], code: int, out: str, err: str) -> None:
     done = vmhost(*arguments, "--run-dir", run_dir)
-    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+    assert (done.returncode, done.stdout, told(done.stderr)) == (code, out, err)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +123,7 @@ def test_exit_codes_with_an_agent(run_dir: Path, arguments: list[str], code: int
 def test_three_without_an_agent(tmp_path: Path, arguments: list[str]) -> None:
     done = vmhost(*arguments, "--run-dir", tmp_path)
     why = f"vmhost: no agent answers at {tmp_path}/agent.sock; start vmhost-agent, or name its --run-dir\n"
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", why)
+    assert (done.returncode, done.stdout, told(done.stderr)) == (3, "", why)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +158,7 @@ def test_ctrl_c_is_quiet(run_dir: Path) -> None:
         assert process.stdout is not None
         assert "launched web" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "")
 
 
@@ -163,7 +172,7 @@ def test_a_reader_that_leaves_is_no_error(run_dir: Path) -> None:
 
 
 def test_a_long_wait_says_once_what_it_waits_for(run_dir: Path) -> None:
-    done = vmhost("wait", "running", "db", "--timeout", "2.5", "--run-dir", run_dir)
+    done = vmhost("wait", "running", "db", "--timeout", "6", "--run-dir", run_dir)
     reason = "vm/db/disk/root: DiskMissing: /d/db.qcow2 is gone; put it back (since 2026-01-01T00:00:05Z)"
     assert done.stderr.splitlines() == [
         f"waiting for vm db to be running: {reason}",

@@ -39,7 +39,7 @@ def world(agent: AgentProcess, boxes: Boxes) -> World:
 
 def test_a_policy_that_drops(world: World) -> None:
     nft("table inet theirs { chain guard { type filter hook forward priority 0; policy drop; } }")
-    assert not world.goes_out()
+    assert world.is_cut_off()
     assert world.stranger.hear(HOST, 80, timeout_s=0.3) is None
     assert world.db.hear(WEB, 80, timeout_s=0.3) is None  # frames that are only bridged die as well
     found = world.examine()
@@ -74,7 +74,7 @@ def test_rules_against_a_bridge_its_subnet_and_a_guest(world: World) -> None:
         ("ip saddr 192.168.0.0/25 reject", "ip saddr 192.168.0.0/25 reject", "vm/web"),
     ):
         nft(f"add rule ip theirs more {rule}")
-        assert not world.goes_out()
+        assert world.is_cut_off()
         (one,) = world.examine()
         handle = one["what"].partition(" handle ")[2].partition(" ")[0]
         world.finds(
@@ -85,7 +85,7 @@ def test_rules_against_a_bridge_its_subnet_and_a_guest(world: World) -> None:
         )
         assert world.goes_out()
     nft("add rule ip theirs more ip saddr @bad drop")  # a set of somebody's, with a guest in it: the rule stays
-    assert not world.goes_out()
+    assert world.is_cut_off()
     world.finds(
         "ForeignDrop", "vm/web", "rule `ip saddr @bad drop`", "nft insert rule ip theirs guard iifname br-a accept"
     )
@@ -104,7 +104,7 @@ def test_docker_s_policy(world: World) -> None:
         "iptables-nft -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT;"
         "iptables-nft -A FORWARD -i docker0 ! -o docker0 -j ACCEPT"
     )
-    assert not world.goes_out()
+    assert world.is_cut_off()
     found = world.examine()
     user = "iptables-nft -I DOCKER-USER"
     assert {one["what"] for one in found} == {"policy drop of chain FORWARD of table ip filter, Docker's"}
@@ -113,7 +113,7 @@ def test_docker_s_policy(world: World) -> None:
     assert world.goes_out()
     # Where answers are admitted for everybody, as ufw does, what guests begin is not.
     sh("iptables-nft -F DOCKER-USER; iptables-nft -I FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
-    assert not world.goes_out()
+    assert world.is_cut_off()
     found = world.examine()
     assert found[0]["commands"] == [f"{user} -i br-a -j ACCEPT", f"{user} -o br-a -j ACCEPT"], found
     world.mends(found)
@@ -133,7 +133,7 @@ def test_iptables_before_nftables(world: World) -> None:
     sh("iptables-legacy -A FORWARD -s 192.168.0.0/24 -o up0 -p udp -m comment --comment 'no $(reboot)' -j DROP")
     world.is_healthy()  # only UDP: what else guests send, passes
     sh("iptables-legacy -A FORWARD -s 192.168.0.0/24 -o up0 -m comment --comment 'no $(reboot)' -j DROP")
-    assert not world.goes_out()
+    assert world.is_cut_off()
     rule = '-A FORWARD -s 192.168.0.0/24 -o up0 -m comment --comment "no $(reboot)" -j DROP'
     world.finds(
         "ForeignDrop",
@@ -142,7 +142,7 @@ def test_iptables_before_nftables(world: World) -> None:
         "iptables-legacy -D FORWARD -s 192.168.0.0/24 -o up0 -m comment --comment 'no $(reboot)' -j DROP",
     )
     sh("iptables-legacy -F; iptables-legacy -P FORWARD DROP")
-    assert not world.goes_out()
+    assert world.is_cut_off()
     world.mends(world.examine())
     assert world.goes_out()
 

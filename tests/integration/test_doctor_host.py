@@ -41,7 +41,7 @@ def test_reverse_paths(world: World, boxes: Boxes) -> None:
     world.is_healthy()  # strict, and every path is symmetric
     assert world.goes_out()
     ip(f"route add {WEB}/32 dev up0")
-    assert not world.goes_out()
+    assert world.is_cut_off()
     found = world.examine()
     assert f"because the route to {WEB} leads to up0" in found[0]["why"]
     world.finds(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, bare_vm
 from tests.integration.test_edits import conditions, pids
@@ -88,6 +86,5 @@ def test_a_guest_that_starts_anew_does_not_wait_for_what_the_former_one_was_to_l
     wait_for(lambda: "Detaching" in conditions(agent, "vms", "web"))
     agent.drop("web.toml", bare_vm("web", unit))
     wait_for(lambda: "Detaching" not in conditions(agent, "vms", "web"))
-    began = time.monotonic()
     agent.vmhost("restart", "web", "--timeout", "60")
-    assert time.monotonic() - began < 18.0, "DETACH_WITHIN_S is 20 s"
+    assert "has not let go of" not in agent.vmhost("events"), "it was waited for until DETACH_WITHIN_S were over"

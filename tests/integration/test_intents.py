@@ -11,6 +11,7 @@ from typing import Any
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.test_edits import conditions, pids
+from tests.integration.test_guest import BOOT_S
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
 from tests.probe import answers_within
@@ -97,9 +98,9 @@ def test_a_paused_guest_that_is_stopped_shuts_itself_down(agent: AgentProcess, b
     agent.drop("net.toml", BRIDGE)
     agent.drop("web.toml", f'[vm.web]\nmemory = "128M"\naccel = "tcg"\nstop-timeout = "1h"\n{boot_files}{NIC}')
     agent.start()
-    answers_within(GUEST, 90.0, BRIDGE_LINK)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     agent.vmhost("pause", "web")
-    agent.vmhost("stop", "web", "--timeout", "60")
+    agent.vmhost("stop", "web", "--timeout", "110")
     refused = agent.command("resume", "web")
     assert (refused.returncode, refused.stderr) == (1, "vmhost: web does not run; `vmhost start web` starts it\n")
 

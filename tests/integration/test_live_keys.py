@@ -77,7 +77,7 @@ class Web:
         """Change one key, and wait until everything is as the unit says, but for what waits for a restart."""
         self._tables.setdefault(TABLES.get(table, table), {})[key] = value
         self.write()
-        self.agent.vmhost("wait", "settled", "--timeout", "60")
+        self.agent.vmhost("wait", "settled", "--timeout", "110")
 
     def says(self, command: str) -> str:
         """What a command in the guest prints."""
@@ -208,7 +208,7 @@ def test_each_is_taken_over_by_the_guest_that_runs(agent: AgentProcess, boot_fil
     for (table, key), proof in PROOFS.items():
         assert not proof.holds(web), f"{table}.{key} proves nothing"
         web.edit(table, key, proof.value)
-        wait_for(partial(proof.holds, web))
+        wait_for(partial(proof.holds, web), 60.0)
         seen = agent.vm("web")
         assert (seen["pid"], uptime(GUEST).boot) == (web.pid, web.boot_id), f"{table}.{key}"
         told_later = {"nic.dmz.mtu"}  # its tap has it, the guest hears of it at its next start

@@ -11,10 +11,15 @@ from agent.core.measures import LATENCY_BOUNDS_S, DiskMeasure, GuestMeasure, Rea
 from agent.runtime.clock import now_s
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
+from tests.integration.test_guest import BOOT_S
 from tests.measuring import measuring
 from tests.probe import answers_within, run_in_guest
 
 INTERVAL_S = 1.0
+CALM_S = 3.0
+"""An interval of which a stall of this machine takes no three."""
+
+WRITES, IOPS = 20, 5
 
 
 def two_disks(agent: AgentProcess, name: str) -> str:
@@ -30,7 +35,7 @@ async def test_a_guest_is_measured_and_a_hung_one_goes_alone(agent: AgentProcess
         agent.drop(f"{name}.toml", two_disks(agent, name))
     agent.start()
     agent.terminate()
-    async with measuring(agent, INTERVAL_S) as seen:
+    async with measuring(agent, CALM_S) as seen:
 
         def latest() -> Mapping[str, GuestMeasure]:
             return seen.measures.latest
@@ -63,25 +68,26 @@ async def test_a_guest_is_measured_and_a_hung_one_goes_alone(agent: AgentProcess
         assert process is not None
         os.kill(process.pid, signal.SIGSTOP)
         try:
-            began_s = now_s()
-            while "two" in latest():
-                assert now_s() - began_s < 3 * INTERVAL_S + 1.0
-                assert {"one", "three"} <= latest().keys()
-                await asyncio.sleep(0.02)
-            assert all(latest()[name].at_s > began_s for name in ("one", "three")), "they are looked at as before"
+            async with asyncio.timeout(60.0):
+                while "two" in latest():
+                    assert {"one", "three"} <= latest().keys()
+                    await asyncio.sleep(0.02)
+            gone_s = now_s()
+            await seen.until(lambda: all(latest()[name].at_s > gone_s for name in ("one", "three")))
         finally:
             os.kill(process.pid, signal.SIGCONT)
         await seen.until(lambda: "two" in latest())
         process.signal(signal.SIGKILL)
         await seen.until(lambda: not seen.guest("two").alive)
-        assert latest().keys() == {"one", "three"}
+        assert "two" not in latest()
+        await seen.until(lambda: latest().keys() == {"one", "three"})
 
 
 def guest_with_slow_disk(agent: AgentProcess, boot_files: str, more: str = "") -> str:
-    """A guest that boots, with a disk of thirty operations a second, 33 ms each."""
+    """A guest that boots, with a disk of five operations a second: 200 ms each, beside which a slow CPU is quick."""
     return (
         f'[vm.web]\nmemory = "160M"\naccel = "tcg"\nstop-timeout = "1s"\n{boot_files}'
-        f'[vm.web.disk.slow]\npath = "{agent.folder}/slow.raw"\nsize = "64M"\ncache = "none"\niops = 30\n'
+        f'[vm.web.disk.slow]\npath = "{agent.folder}/slow.raw"\nsize = "64M"\ncache = "none"\niops = {IOPS}\n'
         f'[vm.web.nic.lan]\nbridge = "br-test"\naddress = "{GUEST}"\n{more}'
     )
 
@@ -98,30 +104,33 @@ async def test_disks_memory_and_nics_of_a_guest_that_works(agent: AgentProcess, 
     agent.drop("net.toml", BRIDGE)
     agent.drop("web.toml", guest_with_slow_disk(agent, boot_files))
     agent.start()
-    answers_within(GUEST, 90.0, BRIDGE_LINK)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     agent.terminate()
-    async with measuring(agent, INTERVAL_S) as seen:
+    async with measuring(agent) as seen:  # which looks only when it is asked to
         before = await seen.disk("web", "slow")
         assert before.operations["read"] > 0, "its kernel has looked for partitions"
         assert counted(before) == before.operations, "counted from the first read on"
 
         # A burst is free, so the first ones are not throttled.
-        await in_guest("dd if=/dev/zero of=/dev/vda bs=64k count=40 oflag=direct 2>/dev/null")
+        await in_guest("dd if=/dev/zero of=/dev/vda bs=64k count=5 oflag=direct 2>/dev/null")
         before = await seen.disk("web", "slow")
-        await in_guest("dd if=/dev/zero of=/dev/vda bs=64k count=120 oflag=direct conv=fsync 2>/dev/null")
+        began_s = now_s()
+        await in_guest(f"dd if=/dev/zero of=/dev/vda bs=64k count={WRITES} oflag=direct conv=fsync 2>/dev/null")
+        passed_s = now_s() - began_s
         after = await seen.disk("web", "slow")
-        assert after.written_bytes - before.written_bytes == 120 * 64 * 1024
-        assert after.operations["write"] - before.operations["write"] == 120
+        assert after.written_bytes - before.written_bytes == WRITES * 64 * 1024
+        assert after.operations["write"] - before.operations["write"] == WRITES
         assert after.operations["flush"] > before.operations["flush"]
         assert counted(after) == after.operations
         took_s = after.latency["write"].sum_s - before.latency["write"].sum_s
-        assert 0.7 * 4.0 < took_s < 1.3 * 4.0, "120 at thirty a second"
+        assert 0.5 * WRITES / IOPS < took_s <= passed_s, "one after another, as many a second as they may be"
         old, new = before.latency["write"].counts, after.latency["write"].counts
         bins = [later - earlier for earlier, later in zip(old, new, strict=True)]
-        median = next(at for at in range(len(bins)) if sum(bins[: at + 1]) >= 60)
-        assert LATENCY_BOUNDS_S[median - 1] < 1 / 30 < LATENCY_BOUNDS_S[median], bins
+        median = next(at for at in range(len(bins)) if sum(bins[: at + 1]) >= WRITES / 2)
+        assert LATENCY_BOUNDS_S[median - 1] < 1 / IOPS < LATENCY_BOUNDS_S[median], bins
 
-        await seen.until(lambda: seen.measures.latest["web"].guest_memory_bytes, 45.0)  # it tells each 30 s
+    async with measuring(agent, INTERVAL_S) as seen:
+        await seen.until(lambda: seen.measures.latest["web"].guest_memory_bytes, 120.0)  # it tells each 30 s
         memory = seen.measures.latest["web"].guest_memory_bytes
         assert memory.keys() == {"free", "available", "total"}
         assert memory["free"] < memory["total"] < 160 << 20
@@ -135,9 +144,14 @@ async def test_disks_memory_and_nics_of_a_guest_that_works(agent: AgentProcess, 
         answered = reach()
         assert answered.seconds is not None
         await seen.until(lambda: sum(reach().seconds.counts) > sum(answered.seconds.counts) + 3)  # type: ignore[union-attr]
-        assert reach().unanswered == 0
-        await in_guest("ip link set eth0 arp off; (sleep 4; ip link set eth0 arp on) >/dev/null 2>&1 &")
-        await seen.until(lambda: reach().unanswered)
+        answered = reach()
+        assert answered.seconds is not None
+        assert answered.unanswered <= sum(answered.seconds.counts), "where it is not held up, each is answered"
+        await in_guest("ip link set eth0 arp off; (sleep 15; ip link set eth0 arp on) >/dev/null 2>&1 &")
+        await seen.until(lambda: reach().unanswered > answered.unanswered)
+        again_from = reach()
+        assert again_from.seconds is not None
+        await seen.until(lambda: sum(reach().seconds.counts) > sum(again_from.seconds.counts))  # type: ignore[union-attr]
 
     agent.drop("web.toml", guest_with_slow_disk(agent, boot_files, more_disk(agent)))
     agent.start()
@@ -165,11 +179,10 @@ async def test_a_disk_that_is_counted_later_is_so_from_then_on_also_for_the_next
     agent.terminate()
     async with measuring(agent) as seen:
         whole = await seen.disk("one", "data")
-        for _ in range(100):
-            if whole.operations["read"]:
-                break
-            await asyncio.sleep(0.1)  # its firmware has not come to its disk yet
-            whole = await seen.disk("one", "data")
+        async with asyncio.timeout(60.0):
+            while not whole.operations["read"]:
+                await asyncio.sleep(0.1)  # its firmware has not come to its disk yet
+                whole = await seen.disk("one", "data")
         assert whole.latency["read"].sum_s > 0.0
         # As a QEMU is that an earlier version started.
         path = "/machine/peripheral/disk-data/virtio-backend"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 from tests.agent_process import AgentProcess
@@ -21,7 +20,7 @@ def unit(machine: str, boot_files: str) -> str:
     assert mhz is not None
     boot_files = boot_files.replace('append = "', f'append = "tsc_early_khz={float(mhz[1]) * 1000:.0f} ')
     return (
-        f'[vm.web]\nmachine = "{machine}"\nmemory = "128M"\naccel = "tcg"\n{boot_files}'
+        f'[vm.web]\nmachine = "{machine}"\nmemory = "128M"\naccel = "tcg"\nstop-timeout = "1h"\n{boot_files}'
         '[vm.web.nic.lan]\nbridge = "br-test"\n[vm.web.disk.data]\npath = "%s"\nsize = "8M"\n'
     )
 
@@ -47,9 +46,7 @@ def test_it_is_healed_adopted_reset_panics_and_stops_as_others_do(agent: AgentPr
     wait_for_other_pid(agent, pid)
     answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     assert 'vmhost_vm_exits_total{reason="panic",vm="web"} 1.0' in agent.metrics()
-    began = time.monotonic()
-    agent.vmhost("stop", "web")
-    assert time.monotonic() - began < 50, "the power button was not heard"
+    agent.vmhost("stop", "web", "--timeout", "110")  # by its power button: nothing else ends it within an hour
     assert agent.vm("web")["pid"] is None
 
 

@@ -20,6 +20,7 @@ from agent.core.desired import Desired, VmSpec
 from agent.core.measures import DiskMeasure, GuestMeasure
 from agent.core.observed import Observed, VmState
 from agent.core.tell.status import AgentFacts, StatusInputs
+from agent.telemetry import httpd
 from agent.telemetry.board import EVENTS_SHOWN, Look, PageSources
 from agent.telemetry.guard import Guard, Protection
 from agent.telemetry.httpd import Health, serve_metrics
@@ -89,7 +90,7 @@ async def until_gone(page: Page) -> None:
 
 async def until_at_most(page: Page, clients: int) -> None:
     """For the server's side of a connection that was closed: nobody tells of it here."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while page.clients > clients:  # noqa: ASYNC110 - a number, which rings for nobody
             await asyncio.sleep(0.01)
 
@@ -132,17 +133,13 @@ async def test_a_storm_of_changes_is_two_looks_a_second_for_all_clients() -> Non
     page = Page(world.sources())
     async with served(page) as bound, aiohttp.ClientSession(f"http://{bound}") as session:
         streams = [await session.get("/events") for _ in range(3)]
-        frames = 0
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(4.2):
-                while True:
-                    world.change(inputs=guests(1 + world.number % 2))
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            frames = world.looks
+        before, began = world.looks, time.monotonic()
+        async with asyncio.timeout(60):
+            while world.looks < before + 7:
+                world.change(inputs=guests(1 + world.number % 2))
+                await asyncio.sleep(0.01)
         allowed = 1 + (time.monotonic() - began) / 0.5
-        assert 3 <= frames <= allowed
+        assert 7 <= world.looks - before <= allowed
         for stream in streams:
             stream.close()
 
@@ -171,22 +168,24 @@ def unbounded() -> aiohttp.TCPConnector:
 
 async def test_who_does_not_read_is_dropped_and_holds_up_nobody() -> None:
     world = World()
-    page = Page(world.sources(), slow_s=1.0)
+    page = Page(world.sources(), slow_s=8.0)  # the other client, in this very process, is not to be slow ever
     async with served(page) as bound, aiohttp.ClientSession(f"http://{bound}", read_bufsize=1 << 22) as session:
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.connect((bound.host, bound.port))
             slow.sendall(f"GET /events HTTP/1.1\r\nHost: {bound}\r\n\r\n".encode())
-            async with session.get("/events") as stream:
-                for number in range(60):
+            async with session.get("/events") as stream, asyncio.timeout(120):
+                while page.clients < 2:  # noqa: ASYNC110 - a number, which rings for nobody
+                    await asyncio.sleep(0.01)
+                rounds = 0
+                while page.clients == 2:
                     for one in range(EVENTS_SHOWN):
-                        world.journal.record("agent", "long", f"{number} {one} {'word ' * 2000}", level="debug")
+                        world.journal.record("agent", "long", f"{rounds} {one} {'word ' * 2000}", level="debug")
                     while str(world.journal.last_seq) not in (await next_frame(stream))["tables"]["events"]["keys"]:
                         pass
-                    if page.clients == 1:
-                        break
+                    rounds += 1
                 assert page.clients == 1
-                assert number > 1
+                assert rounds > 1
 
 
 async def test_it_says_that_it_lives_and_leaves_whom_it_knows_no_more(tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ async def test_it_says_that_it_lives_and_leaves_whom_it_knows_no_more(tmp_path: 
                 users.write_text(f"other:{hash_password(b'1')}\n")
                 guard.look()
                 await stream.content.read()
-        assert page.clients == 0
+        await until_gone(page)
 
 
 async def test_whom_it_knows_no_more_it_leaves_also_while_it_has_news(tmp_path: Path) -> None:
@@ -234,10 +233,11 @@ async def test_whom_it_knows_no_more_it_leaves_also_while_it_has_news(tmp_path: 
                 while not stream.content.at_eof():
                     world.journal.record("vm/a", "killed", "news, more often than it says that it lives")
                     await stream.content.readany()
-        assert page.clients == 0
+        await until_gone(page)
 
 
-async def test_pages_that_are_open_do_not_hold_up_the_end() -> None:
+async def test_pages_that_are_open_do_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpd, "SHUTDOWN_S", 60.0)  # after which the listener would cut them
     page = Page(World().sources())
     async with aiohttp.ClientSession() as session:
         async with served(page) as bound:

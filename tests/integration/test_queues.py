@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from tests.integration.waiting import wait_for
 from tests.netns import ip, ip_output
 from tests.probe import answers_within, run_in_guest, tell_guest, uptime
 
-BOOT_S = 90.0
-HEAL_S = 20.0
+BOOT_S = 180.0
+HEAL_S = 30.0
 
 
 def unit(boot_files: str, nic: str = "queues = 4\n") -> str:
@@ -39,10 +40,13 @@ def host_queues() -> tuple[int, int]:
     return int(words[words.index("numqueues") + 1]), int(words[words.index("numdisabled") + 1])
 
 
-def attached_in(pid: int) -> int:
+def attached_in(pid: int, tap: str = "web-lan") -> int:
     """How many descriptors of the living tap a QEMU has: with a dead one it spins."""
-    infos = [one.read_text() for one in Path(f"/proc/{pid}/fdinfo").iterdir()]
-    return sum("iff:\tweb-lan\n" in one for one in infos)
+    infos = []
+    for one in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # QEMU has closed it meanwhile: no tap's, those stay
+            infos.append(one.read_text())
+    return sum(f"iff:\t{tap}\n" in one for one in infos)
 
 
 def guest_queues() -> list[str]:
@@ -50,7 +54,7 @@ def guest_queues() -> list[str]:
     return run_in_guest(GUEST, "ls /sys/class/net/eth0/queues").split()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_every_queue_is_healed_beneath_the_guest(guest: AgentProcess) -> None:
     used = ["rx-0", "rx-1", "tx-0", "tx-1"]
     assert guest_queues() == used
@@ -65,7 +69,7 @@ def test_every_queue_is_healed_beneath_the_guest(guest: AgentProcess) -> None:
             ip("link del web-lan")
             guest.start()
         answers_within(GUEST, HEAL_S, BRIDGE_LINK)
-        guest.vmhost("wait", "in-sync", "--timeout", "30")
+        guest.vmhost("wait", "in-sync", "--timeout", "60")
         assert (host_queues(), attached_in(pid)) == ((2, 2), 4), fault
         assert (guest.vm("web")["pid"], uptime(GUEST).boot) == (pid, before.boot), fault
         assert guest_queues() == used
@@ -84,7 +88,7 @@ def boot_now() -> str:
         return ""
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_another_number_waits_for_a_restart_and_gets_another_tap(guest: AgentProcess, boot_files: str) -> None:
     guest.drop("web.toml", unit(boot_files, "vhost = true\n"))
     wait_for(lambda: bool(guest.pending("web")))
@@ -98,7 +102,7 @@ def test_another_number_waits_for_a_restart_and_gets_another_tap(guest: AgentPro
         assert "lan goes without vhost-net, which is slower: /dev/vhost-net: No such file" in guest.vmhost("status")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_nic_of_several_queues_is_plugged_and_taken_over_by_the_next_agent(
     guest: AgentProcess, boot_files: str
 ) -> None:
@@ -112,6 +116,5 @@ def test_a_nic_of_several_queues_is_plugged_and_taken_over_by_the_next_agent(
     ip("link del web-more")
     guest.start()
     wait_for(lambda: [nic["attached"] for nic in guest.vm("web")["nics"]] == [True, True])
-    infos = [one.read_text() for one in Path(f"/proc/{pid}/fdinfo").iterdir()]
-    assert sum("iff:\tweb-more\n" in one for one in infos) == 2
+    assert attached_in(pid, "web-more") == 2
     assert guest.vm("web")["pid"] == pid

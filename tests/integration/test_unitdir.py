@@ -8,15 +8,23 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agent.host.unitdir import DirectoryView, UnitContent, UnitDirectory, read_directory, read_unit_file
+from agent.host.unitdir import directory as directory_module
+from agent.host.unitdir.reading import Seen, scan
 
-LIMIT_S = 8.0
+LIMIT_S = 60.0
+NEVER_S = 3600.0
+"""What waits for this long is not what a test sees come true."""
+LONG_S = 4.0
+"""No moment of this machine, between two steps of a test, is as long."""
 
 
 @pytest.fixture
@@ -40,14 +48,14 @@ class Watch:
                     self.told.append(view)
                     self._more.notify_all()
 
-    async def until(self, true_of: Callable[[DirectoryView], bool], *, within_s: float = LIMIT_S) -> DirectoryView:
-        async with asyncio.timeout(within_s), self._more:
+    async def until(self, true_of: Callable[[DirectoryView], bool]) -> DirectoryView:
+        async with asyncio.timeout(LIMIT_S), self._more:
             await self._more.wait_for(lambda: self.told and true_of(self.told[-1]))
         return self.told[-1]
 
-    async def until_files(self, *, within_s: float = LIMIT_S, **expected: bytes | None) -> DirectoryView:
+    async def until_files(self, **expected: bytes | None) -> DirectoryView:
         """Waits until exactly these files (without `.toml`) are told, with this content."""
-        return await self.until(lambda view: view.available and contents(view) == expected, within_s=within_s)
+        return await self.until(lambda view: view.available and contents(view) == expected)
 
 
 @asynccontextmanager
@@ -64,6 +72,12 @@ async def watching(directory: UnitDirectory) -> AsyncIterator[Watch]:
 
 def contents(view: DirectoryView) -> dict[str, bytes | None]:
     return {Path(path).stem: content.data for path, content in view.files.items()}
+
+
+@pytest.fixture
+def only_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told is told for an event's sake, and not because all is looked at every five seconds."""
+    monkeypatch.setattr(directory_module, "RESCAN_S", NEVER_S)
 
 
 @pytest.fixture
@@ -92,64 +106,94 @@ async def test_only_units_are_files(units: Path, watch: Watch) -> None:
     assert all(contents(view) in ({}, {"a": b"yes"}) for view in watch.told)
 
 
-async def test_a_save_by_rename_is_one_change(units: Path, watch: Watch) -> None:
+async def test_a_save_by_rename_is_one_change(units: Path) -> None:
     (units / "a.toml").write_bytes(b"one")
-    await watch.until_files(a=b"one")
-    (units / "a.toml").rename(units / "a.toml~")
-    await asyncio.sleep(0.3)  # an editor's moment between two renames
-    (units / "new").write_bytes(b"two")
-    (units / "new").rename(units / "a.toml")
-    await watch.until_files(a=b"two")
-    assert all("a" in contents(view) for view in watch.told[1:])
+    async with watching(UnitDirectory(units, gone_after_s=NEVER_S)) as watch:
+        await watch.until_files(a=b"one")
+        (units / "a.toml").rename(units / "a.toml~")
+        await asyncio.sleep(0.3)  # an editor's moment between two renames
+        (units / "new").write_bytes(b"two")
+        (units / "new").rename(units / "a.toml")
+        await watch.until_files(a=b"two")
+        assert [contents(view) for view in watch.told] == [{"a": b"one"}, {"a": b"two"}]
 
 
-async def test_a_renamed_file_is_one_change(units: Path, watch: Watch) -> None:
+async def test_a_renamed_file_is_one_change(units: Path) -> None:
     (units / "a.toml").write_bytes(b"one")
-    await watch.until_files(a=b"one")
-    (units / "a.toml").rename(units / "b.toml")
-    await watch.until_files(within_s=0.5, b=b"one")
-    assert [contents(view) for view in watch.told][-2:] == [{"a": b"one"}, {"b": b"one"}]
+    async with watching(UnitDirectory(units, gone_after_s=NEVER_S)) as watch:
+        await watch.until_files(a=b"one")
+        (units / "a.toml").rename(units / "b.toml")
+        await watch.until_files(b=b"one")
+        assert [contents(view) for view in watch.told] == [{"a": b"one"}, {"b": b"one"}]
 
 
-async def test_a_new_file_with_a_deleted_ones_inode_is_no_rename(units: Path, watch: Watch) -> None:
+async def test_a_new_file_with_a_deleted_ones_inode_is_no_rename(units: Path) -> None:
     (units / "a.toml").write_bytes(b"one")
-    await watch.until_files(a=b"one")
-    # File systems give a freed inode number away at once; this is the same for who looks only afterwards.
-    (units / "a.toml").rename(units / "b.toml")
-    (units / "b.toml").write_bytes(b"two")
-    await asyncio.sleep(0.4)
-    (units / "a.toml").write_bytes(b"three")
-    await watch.until_files(within_s=0.5, a=b"three", b=b"two")
-    assert all("a" in contents(view) for view in watch.told if contents(view))
+    async with watching(UnitDirectory(units, gone_after_s=NEVER_S)) as watch:
+        await watch.until_files(a=b"one")
+        # File systems give a freed inode number away at once; this is the same for who looks only afterwards.
+        (units / "a.toml").rename(units / "aside")
+        (units / "aside").write_bytes(b"two")
+        (units / "aside").rename(units / "b.toml")
+        await asyncio.sleep(0.4)
+        (units / "a.toml").write_bytes(b"three")
+        await watch.until_files(a=b"three", b=b"two")
+        assert all("a" in contents(view) for view in watch.told)
 
 
-async def test_an_emptied_file_has_as_much_time_as_a_missing_one(units: Path, watch: Watch) -> None:
+async def test_an_emptied_file_has_as_much_time_as_a_missing_one(units: Path) -> None:
     file = units / "a.toml"
     file.write_bytes(b"one")
-    await watch.until_files(a=b"one")
-    with file.open("wb") as writing:
-        await asyncio.sleep(0.4)  # whoever writes in place was not given the processor
-        writing.write(b"two")
-    await watch.until_files(within_s=0.5, a=b"two")
-    assert {"a": b""} not in [contents(view) for view in watch.told]
-    file.write_bytes(b"")
-    await watch.until_files(within_s=3, a=b"")
+    async with watching(UnitDirectory(units, gone_after_s=LONG_S)) as watch:
+        await watch.until_files(a=b"one")
+        with file.open("wb") as writing:
+            await asyncio.sleep(0.4)  # whoever writes in place was not given the processor
+            writing.write(b"two")
+        await watch.until_files(a=b"two")
+        assert {"a": b""} not in [contents(view) for view in watch.told]
+        file.write_bytes(b"")
+        await watch.until_files(a=b"")
 
 
-async def test_a_file_is_read_when_it_is_still(units: Path, watch: Watch) -> None:
-    await watch.until_files()
-    with (units / "a.toml").open("wb", buffering=0) as file:
-        for _ in range(20):
-            file.write(b"x")
-            await asyncio.sleep(0.01)
-    await watch.until_files(a=b"x" * 20)
-    assert len(watch.told) <= 3, "it told of nearly every write"
+async def test_a_file_is_read_when_it_is_still(units: Path) -> None:
+    async with watching(UnitDirectory(units, debounce_s=LONG_S / 4)) as watch:
+        await watch.until_files()
+        with (units / "a.toml").open("wb", buffering=0) as file:
+            for _ in range(20):
+                file.write(b"x")
+                await asyncio.sleep(0.01)
+        await watch.until_files(a=b"x" * 20)
+        assert len(watch.told) <= 3, "it told of nearly every write"
+
+
+async def test_a_look_that_takes_long_gives_up_nothing_that_came_back_meanwhile(
+    units: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, aside, looks = units / "a.toml", units / "a.toml~", 0
+    file.write_bytes(b"one")
+    directory = UnitDirectory(units, gone_after_s=NEVER_S)
+    assert contents(await directory.reread()) == {"a": b"one"}
+    file.rename(aside)
+
+    def slow_scan(path: Path) -> dict[str, Seen]:
+        """The second one sees what is there, and then takes longer than a missing file is waited for."""
+        nonlocal looks
+        looks, seen = looks + 1, scan(path)
+        if looks == 2:
+            later = {**vars(time), "monotonic": lambda: time.monotonic() + 2 * NEVER_S}
+            monkeypatch.setattr(directory_module, "time", SimpleNamespace(**later))
+            aside.rename(file)
+        return seen
+
+    monkeypatch.setattr(directory_module, "scan", slow_scan)
+    assert contents(await directory.reread()) == {"a": b"one"}
+    assert looks > 2
 
 
 async def test_all_files_removed_are_one_change(units: Path) -> None:
     for number in range(5):
         (units / f"{number}.toml").write_bytes(b"")
-    async with watching(UnitDirectory(units, gone_after_s=0.4)) as watch:
+    async with watching(UnitDirectory(units, gone_after_s=LONG_S)) as watch:
         await watch.until(lambda view: len(view.files) == 5)
         told = len(watch.told)
         for number in range(5):
@@ -180,6 +224,7 @@ async def test_a_directory_that_is_made_later(tmp_path: Path) -> None:
         await watch.until_files(a=b"one")
 
 
+@pytest.mark.usefixtures("only_events")
 async def test_a_directory_that_is_made_anew(units: Path, watch: Watch) -> None:
     (units / "a.toml").write_bytes(b"one")
     await watch.until_files(a=b"one")
@@ -188,9 +233,10 @@ async def test_a_directory_that_is_made_anew(units: Path, watch: Watch) -> None:
     (units / "b.toml").write_bytes(b"two")
     await watch.until_files(b=b"two")
     (units / "b.toml").write_bytes(b"three")
-    await watch.until_files(b=b"three", within_s=2)  # not by the rescan after five seconds
+    await watch.until_files(b=b"three")
 
 
+@pytest.mark.usefixtures("only_events")
 async def test_a_directory_that_is_made_anew_with_the_same_inode_number(units: Path, watch: Watch) -> None:
     await watch.until_files()
     await asyncio.sleep(1)  # so that it is no look of the beginning that finds it
@@ -202,9 +248,10 @@ async def test_a_directory_that_is_made_anew_with_the_same_inode_number(units: P
             break
     await asyncio.sleep(1)
     (units / "a.toml").write_bytes(b"one")
-    await watch.until_files(a=b"one", within_s=2)
+    await watch.until_files(a=b"one")
 
 
+@pytest.mark.usefixtures("only_events")
 async def test_a_configmap_flips(units: Path, watch: Watch) -> None:
     for version in ("one", "two"):
         (units / f"..{version}").mkdir()
@@ -214,7 +261,7 @@ async def test_a_configmap_flips(units: Path, watch: Watch) -> None:
     await watch.until_files(a=b"one")
     (units / "..tmp").symlink_to("..two")
     (units / "..tmp").rename(units / "..data")
-    await watch.until_files(a=b"two", within_s=2)
+    await watch.until_files(a=b"two")
 
 
 async def test_a_symlinks_target_outside_is_found_by_looking(units: Path, tmp_path: Path, watch: Watch) -> None:
@@ -347,13 +394,14 @@ async def test_a_file_that_is_never_still_keeps_nobody_waiting_for_long(units: P
     await asyncio.sleep(0)
     try:
         async with asyncio.timeout(LIMIT_S):
-            view = await UnitDirectory(units).reread()
+            view = await UnitDirectory(units, debounce_s=LONG_S / 4).reread()
     finally:
         scribbler.cancel()
     busy = UnitContent(str(units / "busy.toml"), None, "cannot be read: it is being written to all the time")
     assert list(view.files.values()) == [busy, UnitContent(str(units / "good.toml"), b"good")]
 
 
+@pytest.mark.usefixtures("only_events")
 async def test_what_a_reread_finds_is_told_by_the_watch(units: Path, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     target.write_bytes(b"one")
@@ -364,7 +412,7 @@ async def test_what_a_reread_finds_is_told_by_the_watch(units: Path, tmp_path: P
         await asyncio.sleep(1)
         target.write_bytes(b"two")  # of which no event tells
         reread = await directory.reread()
-        assert await watch.until_files(a=b"two", within_s=1) == reread
+        assert await watch.until_files(a=b"two") == reread
 
 
 async def test_ten_thousand_files(units: Path) -> None:

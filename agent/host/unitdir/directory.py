@@ -100,6 +100,7 @@ class UnitDirectory:
     async def _look(self) -> tuple[DirectoryView | None, float]:
         """The view that is still (None before there is one), and after how many seconds to look again."""
         async with self._looking:
+            began_s = time.monotonic()  # what comes back while the look takes long was not missing for as long
             try:
                 entries = await asyncio.to_thread(scan, self._path)
             except OSError as error:
@@ -109,7 +110,7 @@ class UnitDirectory:
                 return self._view, BLIND_RESCAN_S
             self.looked_s = time.clock_gettime(time.CLOCK_BOOTTIME)
             now_s = time.monotonic()
-            self._note_missing(entries, now_s)
+            self._note_missing(entries, began_s)
             still = self._note_changes(entries, now_s)
             await asyncio.to_thread(self._take, {name: entries[name] for name in still})
             if not self._waiting or self._only_busy():
