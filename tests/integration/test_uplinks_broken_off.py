@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +29,8 @@ from tests.integration.uplink_world import CARRIED, LEG, quiet, shown, state, ta
 from tests.integration.waiting import wait_for
 from tests.internet import Box
 from tests.netns import ip, ip_output
+
+SIOCGIFFLAGS = 0x8913
 
 
 def broken_off_after(count: int) -> Callable[[Sequence[Request]], None]:
@@ -116,6 +123,43 @@ def test_a_put_back_that_is_broken_off_is_begun_again(rich: tuple[Move, list[Any
         put_all_back(move, broken_off_after(done))
         assert put_all_back(move) == ""
         same(before)
+
+
+def test_what_is_announced_finds_a_bridge_that_sends(rich: tuple[Move, list[Any]]) -> None:
+    move, _ = rich
+    ip("link add last type veth peer name end", "link set last master br0", "link set end up", "link set last up")
+    ip("link del last")  # without its last port it has no carrier, and some time later no queue
+    wait_for(lambda: "state DOWN" in ip_output("link show br0"))
+    sends = []
+
+    def noting(requests: Sequence[Request]) -> None:
+        sends.append(is_running("br0"))
+        send_all(requests)
+
+    with before_all_workers():
+        move_to_bridge(move, None, send=noting)
+    assert sends == [False, True]
+
+
+@contextlib.contextmanager
+def before_all_workers() -> Iterator[None]:
+    """Inside, this thread is on one CPU and gives it to no worker of the kernel unless it waits, as on a busy host."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, cpus)
+
+
+def is_running(link: str) -> bool:
+    """IFF_RUNNING, which a link has once it passes on what it is given; asked without a process (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        return bool(
+            struct.unpack_from("=H", fcntl.ioctl(one, SIOCGIFFLAGS, struct.pack("16s16x", link.encode())), 16)[0] & 0x40
+        )
 
 
 def test_all_of_it_is_on_the_bridge(rich: tuple[Move, list[Any]]) -> None:

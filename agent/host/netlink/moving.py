@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from agent.core.errors import ObservationError, TransientError
@@ -24,10 +25,13 @@ from agent.host.netlink.wire import Ignoring, KernelRefusedError, NoAnswerError,
 
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH, RTM_GETRULE = 18, 22, 26, 30, 34
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
-IFF_UP, IFF_LOWER_UP = 1, 0x10000
+IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 1, 0x40, 0x10000
 NDA_IFINDEX, FRA_IIFNAME, FRA_OIFNAME = 8, 3, 17
 ROUNDS = 6
 """How often put back looks again at most; three are usual: addresses, what the kernel made of them, nothing."""
+
+RUNNING_WITHIN_S, RUNNING_LOOK_S = 0.2, 0.001
+"""A bridge gets its queue within some milliseconds; with STP not before its port forwards, half a minute later."""
 
 _LINK = struct.Struct("=BxHiII")
 _ABSENT = Ignoring(errno.ENODEV, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
@@ -123,9 +127,27 @@ def move_to_bridge(move: Move, mtu: int | None, vlans: PortVlans | None = None, 
         raise TransientError(f"{move.port.name if port is None else move.bridge} is gone", reason="LinkGone")
     with _told(f"move what {port.name} carries to {bridge.name}"):
         tags = [Request(RTM_SETLINK, 0, added_vlans(port.ifindex, vlans))] if vlans is not None else []
-        for requests in ([*begin(port, bridge, mtu), *tags], carry(move.port, port, bridge)):
-            if requests:
-                send(requests)
+        if first := [*begin(port, bridge, mtu), *tags]:
+            send(first)
+            _wait_until_it_sends(bridge.ifindex)
+        send(carry(move.port, port, bridge))
+
+
+def _wait_until_it_sends(ifindex: int) -> None:
+    """Wait until a bridge that had no port before passes on what it is given; for `RUNNING_WITHIN_S` at most.
+
+    It has a carrier as soon as it has a port, and a queue when a worker of the kernel has come to that
+    (net/core/link_watch.c): whatever is sent until then is dropped, and announcements are sent once.
+    """
+    deadline_s = time.monotonic() + RUNNING_WITHIN_S
+    with RequestSocket() as requests:
+        while not _flags(requests, ifindex) & IFF_RUNNING and time.monotonic() < deadline_s:
+            time.sleep(RUNNING_LOOK_S)
+
+
+def _flags(requests: RequestSocket, ifindex: int) -> int:
+    (link, *_) = requests.ask(RTM_GETLINK, RawRequest(_LINK.pack(0, 0, ifindex, 0, 0)))
+    return int(_LINK.unpack_from(link.body)[3])
 
 
 def put_all_back(move: Move, send: Send = send_all) -> str:
