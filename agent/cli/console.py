@@ -162,9 +162,10 @@ class _Relay:
         """Relay until one side ends; empty when the operator did."""
         try:
             while True:
-                if not self._reading and not self._unsent and self._left_s() <= 0:
-                    return ""
                 readable, writable, _ = select.select(self._sources(), self._sinks(), [], self._wait_s())
+                # Only who has looked knows that the guest is quiet: this process may have stood still as long.
+                if not readable and not writable and self._left_s() <= 0:
+                    return ""
                 if writable:
                     self._send()
                 if self._line in readable and not self._receive():
