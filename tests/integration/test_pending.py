@@ -204,8 +204,9 @@ def test_apply_restart_restarts_one_at_once_and_asks_before_it_restarts_many(age
         drop(name, "64M")
     wait_for(lambda: agent.status()["agent"]["approvals"])
     agent.vmhost("wait", "settled", "--timeout", "60")
-    now = {vm["name"]: vm["pid"] for vm in agent.status()["vms"]}
-    (approval,) = agent.status()["agent"]["approvals"]
+    status = agent.status()
+    now = {vm["name"]: vm["pid"] for vm in status["vms"]}
+    (approval,) = status["agent"]["approvals"]
     asked = approval["guests"]
     assert {name: now[name] for name in asked} == {name: before[name] for name in asked}
     assert len(asked) >= 2
