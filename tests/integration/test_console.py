@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,11 +18,13 @@ from select import select
 
 import pytest
 
+from agent.cli import console
 from agent.cli.console import _Relay
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
 from tests.integration.test_guest import unit
 from tests.probe import answers_within
+from tests.qemu import short_folder
 
 BOOT_S = 180.0
 QUIET_S = "10"
@@ -97,7 +100,8 @@ def test_a_guests_shell(shell: AgentProcess) -> None:
         assert typist.sees(b"stty rows ")
         typist.type(b"echo $((7 * 8))-typed\r")
         assert typist.sees(b"56-typed")
-        typist.type(b"echo $((3 * 3))-there; sleep 100\r")
+        # Said by what it is to end: a shell's child that has not begun yet may lose it.
+        typist.type(b"sh -c 'echo $((3 * 3))-there; exec sleep 100'\r")
         assert typist.sees(b"9-there")
         typist.type(b"\x03")  # Ctrl-C is the guest's, not ours
         assert typist.sees(b"/ # ")
@@ -126,6 +130,21 @@ def test_what_was_written_while_the_command_stood_still_is_shown(capfd: pytest.C
         guest.sendall(b"late\n")
         assert relay.run() == ""
     assert capfd.readouterr().out == "late\n"
+
+
+def test_a_qemu_that_nobody_has_may_be_slow_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "ACCEPT_S", 0.0)
+    with short_folder() as folder, socket.socket(socket.AF_UNIX) as listening:
+        path = folder / "vms" / "web" / "console.sock"
+        path.parent.mkdir(parents=True)
+        listening.bind(str(path))
+        listening.listen()
+        accepted: list[socket.socket] = []
+        accepting = threading.Timer(0.2, lambda: accepted.append(listening.accept()[0]))
+        accepting.start()
+        with console._connected(folder, "web", None):
+            accepting.join()
+        accepted[0].close()
 
 
 def test_the_terminal_is_as_before_whatever_ends_it(agent: AgentProcess) -> None:
