@@ -96,8 +96,8 @@ def page(host: str, port: int, timeout_s: float) -> str | None:
 
 
 _PULLS: list[list[int]] = []
-PULL_BYTES, PULL_EVERY_S = 1 << 15, 0.01
-"""Some 3 MB in a second: a transfer is to last."""
+PULL_BYTES, PULL_EVERY_S = 1 << 15, 0.05
+"""Some 600 kB in a second: a transfer is to last, also on a machine on which all else takes longer."""
 
 
 def pull(host: str, port: int, path: str) -> None:

@@ -17,7 +17,7 @@ ip addr flush dev "$interface"
 ip addr add "$ip/$mask" dev "$interface"
 echo "bound ip=$ip mask=$mask router=$router dns=$dns domain=$domain lease=$lease"
 """
-ASK = ("busybox", "udhcpc", "-i", "eth0", "-f", "-q", "-n", "-t", "8", "-T", "1", "-s")
+ASK = ("busybox", "udhcpc", "-i", "eth0", "-f", "-q", "-n", "-t", "30", "-T", "1", "-s")
 
 
 class Client:
@@ -27,7 +27,7 @@ class Client:
         self._enter = ["nsenter", "--net", "--target", str(pid)]
         self._script = script
 
-    def run(self, *command: str, timeout_s: float = 20.0) -> str:
+    def run(self, *command: str, timeout_s: float = 60.0) -> str:
         """What a command says in the client's namespace; whatever it exits with."""
         done = subprocess.run([*self._enter, *command], capture_output=True, text=True, timeout=timeout_s, check=False)
         return done.stdout + done.stderr
@@ -39,9 +39,9 @@ class Client:
         assert found is not None, said
         return dict(word.split("=", 1) for word in found[1].split(" "))
 
-    def resolve(self, name: str, server: str) -> list[str]:
-        """The addresses of a name, as a server says."""
-        said = self.run("timeout", "2", "busybox", "nslookup", name, server)
+    def resolve(self, name: str, server: str, within_s: float = 20.0) -> list[str]:
+        """The addresses of a name, as a server says; none as well where it says nothing within that time."""
+        said = self.run("timeout", str(within_s), "busybox", "nslookup", name, server)
         return re.findall(r"^Name:.*\nAddress: (\S+)$", said, re.MULTILINE)
 
 

@@ -24,8 +24,10 @@ from agent.core.text import printable, suggestion
 DETACH = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
 
-ACCEPT_S = 1.0
-"""A QEMU that has not accepted a connection by then has another one open, or hangs."""
+ACCEPT_S, ANSWER_S = 1.0, 5.0
+"""A QEMU that has not accepted a connection by then has another one open; one that has none hangs, or is slow."""
+
+LOOK_EVERY_S = 0.01
 
 MAX_UNSENT_BYTES = 65_536
 """A guest that reads nothing: a pipe is left alone from here on, what is typed is dropped."""
@@ -110,13 +112,16 @@ def why_not_there(run_dir: Path, name: str, port: str | None = None) -> str:
 def _await_acceptance(path: Path, name: str) -> None:
     """QEMU serves one client: the next one is connected, but nobody accepts it before the other one has left.
 
-    In a network namespace other than QEMU's nothing is seen of its sockets, so nothing is waited for.
+    In a network namespace other than QEMU's nothing is seen of its sockets, so nothing is waited for. Looks are
+    counted, and not the time: a machine that stood still meanwhile gave QEMU none either.
     """
-    deadline_s = time.monotonic() + ACCEPT_S
+    looks = 0
     while _WAITING in (states := _states(path)):
-        if time.monotonic() >= deadline_s:
-            raise RefusedError(_taken(name) if _CONNECTED in states else f"QEMU of vm {name} does not answer")
-        time.sleep(0.01)
+        taken = _CONNECTED in states
+        if looks * LOOK_EVERY_S >= (ACCEPT_S if taken else ANSWER_S):
+            raise RefusedError(_taken(name) if taken else f"QEMU of vm {name} does not answer")
+        time.sleep(LOOK_EVERY_S)
+        looks += 1
 
 
 def _states(path: Path) -> list[str]:
@@ -162,9 +167,10 @@ class _Relay:
         """Relay until one side ends; empty when the operator did."""
         try:
             while True:
-                if not self._reading and not self._unsent and self._left_s() <= 0:
-                    return ""
                 readable, writable, _ = select.select(self._sources(), self._sinks(), [], self._wait_s())
+                # Only who has looked knows that the guest is quiet: this process may have stood still as long.
+                if not readable and not writable and self._left_s() <= 0:
+                    return ""
                 if writable:
                     self._send()
                 if self._line in readable and not self._receive():

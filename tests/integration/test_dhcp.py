@@ -22,6 +22,7 @@ from tests.netns import ip
 from tests.probe import answers_within, run_in_guest
 
 BRIDGE, SERVER = "br-test", "10.77.0.1"
+BOOT_S = 180.0
 DYNAMIC, STATIC = "02:00:00:00:77:01", "02:00:00:00:77:02"
 
 
@@ -143,14 +144,15 @@ def test_killed_it_is_back_and_knows_its_leases(served: AgentProcess, client: Cl
     lease, pid = client.lease()["ip"], pid_of(served)
     os.kill(pid, signal.SIGKILL)
     began = time.monotonic()
-    wait_for(lambda: client.resolve("web", SERVER) == ["10.77.0.10"])
+    wait_for(lambda: client.resolve("web", SERVER, 2.0) == ["10.77.0.10"])
     print(f"killed: answers again after {(time.monotonic() - began) * 1000:.0f} ms")
+    settled(served)  # it answers a moment before that is seen
     assert pid_of(served) != pid
     assert client.lease()["ip"] == lease
     assert [one["address"] for one in bridge(served)["dhcp"]["leases"]] == [lease]
     assert service(served)["restarts"] == 1
     wait_for(lambda: 'vmhost_service_restarts_total{service="dnsmasq-br-test"} 1.0' in served.metrics())
-    assert 'vmhost_repairs_total{kind="service",reason="exited"} 1.0' in served.metrics()
+    wait_for(lambda: 'vmhost_repairs_total{kind="service",reason="exited"} 1.0' in served.metrics())
 
 
 def test_it_outlives_the_agent_and_is_taken_over(served: AgentProcess, client: Client) -> None:
@@ -160,7 +162,7 @@ def test_it_outlives_the_agent_and_is_taken_over(served: AgentProcess, client: C
     served.start()
     assert pid_of(served) == pid
     served.drop("web.toml", web('"10.77.0.11"'))
-    wait_for(lambda: client.resolve("web", SERVER) == ["10.77.0.11"])
+    wait_for(lambda: client.resolve("web", SERVER, 2.0) == ["10.77.0.11"])
     assert pid_of(served) == pid
     served.kill()
     os.kill(pid, signal.SIGKILL)
@@ -201,7 +203,7 @@ def test_it_follows_its_bridge(served: AgentProcess, client: Client) -> None:
         began = time.monotonic()
         settled(served)
         ip("link set c0 master br-test up")
-        wait_for(lambda: client.resolve("web", SERVER) == ["10.77.0.10"])
+        wait_for(lambda: client.resolve("web", SERVER, 2.0) == ["10.77.0.10"])
         print(f"{fault}: {(time.monotonic() - began) * 1000:.0f} ms")
         assert client.lease()["ip"] == lease, fault
 
@@ -227,7 +229,7 @@ def test_where_no_lease_can_be_kept_that_is_told_and_all_else_goes_on(agent: Age
     assert bridge(agent)["up"]
     assert "StateUnusable" in agent.command("status").stdout
     folder.unlink()
-    wait_for(lambda: service(agent)["running"])
+    wait_for(lambda: service(agent)["running"], 90.0)
 
 
 def test_a_port_that_somebody_else_has_is_told_in_its_own_words(agent: AgentProcess) -> None:
@@ -236,7 +238,7 @@ def test_a_port_that_somebody_else_has_is_told_in_its_own_words(agent: AgentProc
         agent.drop("net.toml", net())
         agent.start(settle=False)
         wait_for(lambda: re.search("ServiceFailed.*Address already in use", agent.command("status").stdout))
-    wait_for(lambda: service(agent)["running"], 40.0)
+    wait_for(lambda: service(agent)["running"], 90.0)
 
 
 def test_without_dnsmasq_its_package_is_named_and_all_else_goes_on(agent: AgentProcess) -> None:
@@ -265,10 +267,10 @@ def test_a_real_guest_boots_with_what_it_is_given(agent: AgentProcess, boot_file
     unit = f'[vm.web]\nmemory = "128M"\naccel = "tcg"\n{files}[vm.web.nic.lan]\nbridge = "{BRIDGE}"\n'
     agent.drop("web.toml", unit)
     agent.start()
-    wait_for(lambda: agent.vm("web")["nics"][0]["address"] is not None, 90.0)
+    wait_for(lambda: agent.vm("web")["nics"][0]["address"] is not None, BOOT_S)
     (nic,) = agent.vm("web")["nics"]
     assert nic["address"] == nic["leased"]
-    answers_within(nic["address"], 30.0, BRIDGE)
+    answers_within(nic["address"], BOOT_S, BRIDGE)
     assert "web.lan" in run_in_guest(nic["address"], "nslookup web.lan")
     assert f"=> {nic['address']}" in run_in_guest(nic["address"], "nslookup web.lan").replace("Address: ", "=> ")
     assert f"lan:{BRIDGE}={nic['address']}" in agent.vmhost("status")

@@ -45,7 +45,7 @@ def test_a_variable_outlives_rename_restart_and_unit(agent: AgentProcess, boot_f
     assert agent.vm("www")["pid"] != pid
     assert run_in_guest(GUEST, f"tail -c 4 {VARIABLE}") == "kept"
     (agent.units / "web.toml").unlink()
-    agent.vmhost("wait", "stopped", "www", "--timeout", "60")
+    agent.vmhost("wait", "stopped", "www", "--timeout", "110")
     agent.vmhost("wait", "settled", "--timeout", "60")
     assert "VmhostTest".encode("utf-16-le") in store(agent).read_bytes()
     assert store(agent).stat().st_mode & 0o777 == 0o600
@@ -59,16 +59,16 @@ def test_variables_that_do_not_fit_are_told_and_waited_for(agent: AgentProcess) 
     agent.drop("db.toml", bare_vm("db"))
     agent.drop("web.toml", bare_vm("web", uefi + "secure-boot = true\n"))
     agent.vmhost("wait", "running", "db", "--timeout", "60")
-    assert agent.pending("web") == [("secure-boot", "false", "true")]
+    wait_for(lambda: agent.pending("web") == [("secure-boot", "false", "true")])
     agent.vmhost("restart", "web", "--no-wait")
     wait_for(lambda: "SecureBootKeysMissing" in conditions(agent))
     assert agent.vm("db")["state"] == "running"
     os.truncate(store(agent), 4096)
-    wait_for(lambda: "FirmwareVariablesUnusable" in conditions(agent), 30)
+    wait_for(lambda: "FirmwareVariablesUnusable" in conditions(agent), 90)
     assert "move it away to begin with new ones" in agent.vmhost("why", "web")
     store(agent).rename(store(agent).with_suffix(".old"))
-    agent.vmhost("wait", "running", "web", "--timeout", "60")
-    assert conditions(agent) == set()
+    agent.vmhost("wait", "running", "web", "--timeout", "110")
+    wait_for(lambda: conditions(agent) == set())
 
 
 def conditions(agent: AgentProcess) -> set[str]:

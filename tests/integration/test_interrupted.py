@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, bare_vm
-from tests.integration.test_edits import pids, unit_states
+from tests.integration.test_edits import pids, remove_all_units, unit_states
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
 
@@ -24,7 +24,7 @@ def record_of(agent: AgentProcess, name: str) -> Path:
 
 
 def test_a_file_that_is_back_during_its_guests_stop_gets_it_finished_and_started(agent: AgentProcess) -> None:
-    unit = bare_vm("web").replace('"1s"', '"4s"')
+    unit = bare_vm("web").replace('"1s"', '"10s"')
     agent.drop("web.toml", unit)
     agent.start()
     before = pids(agent)["web"]
@@ -89,10 +89,9 @@ def test_an_operator_may_stop_a_guest_that_waits_for_an_approval(agent: AgentPro
     for number in range(5):
         agent.drop(f"g{number}.toml", bare_vm(f"g{number}"))
     agent.start("--max-disruption", "2")
-    for path in agent.units.glob("*.toml"):
-        path.unlink()
+    remove_all_units(agent)
     wait_for(lambda: agent.status()["agent"]["approvals"])
-    agent.vmhost("stop", "g0", "--timeout", "15")
+    agent.vmhost("stop", "g0", "--timeout", "60")
     assert set(pids(agent)) == {"g1", "g2", "g3", "g4"}
     refused = agent.command("restart", "g1")
     assert refused.returncode == 1
@@ -104,8 +103,7 @@ def test_an_approval_is_for_what_was_asked_then(agent: AgentProcess) -> None:
         agent.drop(f"g{number}.toml", bare_vm(f"g{number}"))
     agent.start("--max-disruption", "0")
     kept = (agent.units / "g0.toml").read_text()
-    for path in agent.units.glob("*.toml"):
-        path.unlink()
+    remove_all_units(agent)
     wait_for(lambda: agent.status()["agent"]["approvals"])
     (approval,) = agent.status()["agent"]["approvals"]
     agent.drop("g0.toml", kept)

@@ -15,6 +15,7 @@ from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
 from tests.integration.waiting import wait_for
 from tests.probe import answers_within, run_in_guest, uptime
+from tests.throughput import share_within
 
 BOOT_S = 180.0
 KIB = 1024
@@ -63,7 +64,7 @@ class Web:
 
     def says(self, command: str) -> str:
         """What a command in the guest prints."""
-        return run_in_guest(GUEST, command, 30.0).strip()
+        return run_in_guest(GUEST, command, 60.0).strip()
 
     def carrier(self) -> str:
         """Whether the second NIC's cable is plugged, as the guest sees it."""
@@ -78,9 +79,9 @@ class Web:
         """How many CPUs the guest sees, online or not."""
         return len(self.says("ls -d /sys/devices/system/cpu/cpu[0-9]*").split())
 
-    def writes_s(self, size: str, count: int) -> float:
+    def writes_s(self, size: str, count: int, disk: str = "vda") -> float:
         """How long so many writes take, past the guest's cache; a burst of 0.1 s is free and taken before."""
-        write = f"dd if=/dev/zero of=/dev/vda bs={size} oflag=direct"
+        write = f"dd if=/dev/zero of=/dev/{disk} bs={size} oflag=direct"
         took = self.says(f"{write} count=40 2>/dev/null; time -p {write} count={count} 2>&1")
         return float(took.split("real")[1].split()[0])
 
@@ -118,7 +119,7 @@ def test_limits_cable_balloon_and_cpus_before_the_first_instruction_and_live(web
     assert web.carrier() == "0"
     assert "up" not in web.says("dmesg | grep -i 'eth1.*link'")
     wait_for(lambda: web.balloon_mib() == 32)
-    assert web.writes_s("4k", 300) == pytest.approx(3.0, rel=0.15)
+    share_within(lambda: 3.0 / web.writes_s("4k", 300))
 
     web.edit("cpus = 3", disk='bandwidth = "1M"\n')
     web.settle()
@@ -127,11 +128,11 @@ def test_limits_cable_balloon_and_cpus_before_the_first_instruction_and_live(web
     wait_for(lambda: web.cpus() == 3)
     web.says("for cpu in 1 2; do echo 1 >/sys/devices/system/cpu/cpu$cpu/online; done")
     wait_for(lambda: web.says("nproc") == "3")
-    assert web.writes_s("64k", 48) == pytest.approx(3.0, rel=0.15)
+    share_within(lambda: 3.0 / web.writes_s("64k", 48))
 
     web.edit("cpus = 3")
     web.settle()
-    assert web.writes_s("64k", 48) < 1.0
+    wait_for(lambda: web.writes_s("64k", 48) < 2.0, 120.0)  # once is enough: a limit lets it never
 
     # A disk that is plugged has its limit, too; fewer CPUs wait.
     more = f'[vm.web.disk.more]\npath = "{web.agent.folder}/more.raw"\nsize = "64M"\niops = 50\n'
@@ -139,9 +140,7 @@ def test_limits_cable_balloon_and_cpus_before_the_first_instruction_and_live(web
     wait_for(lambda: [(one["key"], one["to"]) for one in web.agent.vm("web")["pending"]] == [("cpus", "2")])
     wait_for(lambda: web.carrier() == "0")
     wait_for(lambda: "vdb" in web.says("ls /sys/block"))
-    write = "dd if=/dev/zero of=/dev/vdb bs=4k oflag=direct"
-    took = web.says(f"{write} count=40 2>/dev/null; time -p {write} count=100 2>&1").split("real")[1].split()[0]
-    assert float(took) == pytest.approx(2.0, rel=0.15)
+    share_within(lambda: 2.0 / web.writes_s("4k", 100, "vdb"))
     assert (web.agent.vm("web")["pid"], web.cpus()) == (web.pid, 3)
 
 
@@ -163,7 +162,10 @@ def test_an_agent_killed_at_any_moment_leaves_the_same_limits(web: Web) -> None:
         wait_for(partial(web.is_like, "0" if limited else "1", 32 if limited else 0))
         medium = digest(web.isos[round_ // 2 % 2]) if limited else None
         wait_for(partial(web.has_medium, medium))
-        assert (web.writes_s("4k", 60) > 0.5) is limited
+        if limited:
+            assert web.writes_s("4k", 60) > 0.5
+        else:  # once is enough: a limit lets it never
+            wait_for(lambda: web.writes_s("4k", 60) <= 0.5, 120.0)
 
 
 def test_media_come_change_and_go_and_a_locked_tray_is_told(web: Web) -> None:

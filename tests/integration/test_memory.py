@@ -48,13 +48,13 @@ def test_what_the_host_cannot_hold_waits_until_there_is_room(agent: AgentProcess
 
     first = agent.vm("first")["pid"]
     agent.drop("b.toml", large("second", memory_mib, "overcommit = true"))
-    agent.vmhost("wait", "running", "second", "--timeout", "30")
+    agent.vmhost("wait", "running", "second", "--timeout", "90")
     agent.drop("b.toml", large("second", memory_mib))
-    agent.vmhost("wait", "in-sync", "--timeout", "30")  # a key that is asked at a start only
+    agent.vmhost("wait", "in-sync", "--timeout", "60")  # a key that is asked at a start only
     agent.vmhost("restart", "second", "--no-wait")
-    agent.vmhost("wait", "settled", "--timeout", "30")
+    agent.vmhost("wait", "settled", "--timeout", "60")
     assert agent.vm("second")["conditions"][0]["type"] == "MemoryShort"
     assert agent.vm("first")["pid"] == first
 
     agent.vmhost("stop", "first")
-    agent.vmhost("wait", "running", "second", "--timeout", "30")
+    agent.vmhost("wait", "running", "second", "--timeout", "90")

@@ -30,8 +30,8 @@ STRANGER, STRANGER6 = "203.0.113.9", "2001:db8:9::9"
 GATEWAY, WEB, MAIL = "192.168.0.1", "192.168.0.100", "192.168.0.200"
 BOOT_S = 180.0
 BIG = 64 << 20
-"""Some twenty seconds, as slowly as the stranger reads."""
-GUEST_ANSWERS_S, ANSWERS_AGAIN_S = 1.0, 10.0
+"""A hundred seconds, as slowly as the stranger reads."""
+GUEST_ANSWERS_S, ANSWERS_AGAIN_S = 1.0, 60.0
 """Not a figure to be proud of: `make bench` measures it (0.1 s is what it has to reach)."""
 
 pytestmark = pytest.mark.timeout(600)  # the first one boots both guests
@@ -46,10 +46,10 @@ class World:
 
     def page(self, host: str, port: int = 80) -> str | None:
         """What the web server there says to the stranger: its name, and whom it sees."""
-        found: str | None = self.stranger.ask("page", host, port, 2.0)
+        found: str | None = self.stranger.ask("page", host, port, 30.0)
         return found
 
-    def greet(self, host: str, port: int, timeout_s: float = 2.0) -> str | None:
+    def greet(self, host: str, port: int, timeout_s: float = 30.0) -> str | None:
         """Who says something there, by its name."""
         heard: str | None = self.stranger.ask("greet", host, port, timeout_s)
         return heard.split()[0] if heard else None
@@ -72,7 +72,7 @@ def world(guest_kernel: Path, guest_initrd: Path) -> Iterator[World]:
         for guest in (WEB, MAIL):
             answers_within(guest, BOOT_S, "br0")
         one = World(agent, stranger)
-        wait_for(lambda: one.page(HOST) and one.greet(HOST, 25), 30.0)
+        wait_for(lambda: one.page(HOST) and one.greet(HOST, 25), 90.0)
         yield one
 
 
@@ -110,7 +110,7 @@ def test_published_ports_reach_the_right_guest_and_others_reach_none(world: Worl
     for host, ports in {HOST: (22, 443, 7777), HOST6: (22, 25, 1234, 5678), WEB: (22, 80, 7777)}.items():
         for port in ports:
             assert world.greet(host, port, 0.2) is None, (host, port)
-    with socket.create_connection((HOST, 1234), 2.0) as from_host:
+    with socket.create_connection((HOST, 1234), 30.0) as from_host:
         assert from_host.recv(100).decode().startswith("vm1-web")
 
 

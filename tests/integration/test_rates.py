@@ -65,7 +65,7 @@ def bps_in() -> float:
 def _connected() -> socket.socket:
     while True:
         try:
-            return socket.create_connection((GUEST, PORT), 10.0)
+            return socket.create_connection((GUEST, PORT), 60.0)
         except ConnectionRefusedError:
             time.sleep(0.02)  # the guest's listener is not there yet
 
@@ -73,7 +73,7 @@ def _connected() -> socket.socket:
 def bps_out() -> float:
     """What the guest gets out, in bits per second."""
     with socket.create_server((HOST, PORT)) as server:
-        server.settimeout(20.0)
+        server.settimeout(60.0)
         command = f"dd if=/dev/zero bs=1000 count={SENT_BYTES // 1000} 2>/dev/null | nc {HOST} {PORT}"
         sending = threading.Thread(target=run_in_guest, args=(GUEST, command, 60.0))
         sending.start()
@@ -104,7 +104,7 @@ def test_a_guest_keeps_to_its_limits_which_change_while_it_runs(guest: AgentProc
     guest.drop("web.toml", unit(boot_files, ""))
     wait_for(lambda: IFB not in ip_links() and not re.search("tbf|ingress", tc("qdisc show")))
     guest.vmhost("wait", "in-sync", "--timeout", "60")
-    assert bps_in() > 20 * MBIT
+    wait_for(lambda: bps_in() > 1.25 * 20 * MBIT, 120.0)  # once is enough: a limit lets it never
     vm = guest.vm("web")
     assert (vm["pid"], uptime(GUEST).boot, vm["pending"]) == (pid, before.boot, [])
 
@@ -122,6 +122,13 @@ FAULTS: dict[str, Callable[[], object]] = {
 
 
 def is_limited() -> bool:
+    try:
+        return _is_limited()
+    except subprocess.CalledProcessError:  # a link went while it was looked at
+        return False
+
+
+def _is_limited() -> bool:
     if not {TAP, IFB} <= ip_links():
         return False
     buckets = [tc(f"qdisc show dev {link}") for link in (TAP, IFB)]
@@ -139,9 +146,9 @@ def test_each_fault_of_a_limit_is_healed(guest: AgentProcess) -> None:
         wait_for(is_limited)
         print(f"{name}: {(time.monotonic() - began) * 1000:.0f} ms")
         guest.vmhost("wait", "in-sync", "--timeout", "60")
-    answers_within(GUEST, 10.0, BRIDGE_LINK)
+    answers_within(GUEST, BOOT_S, BRIDGE_LINK)
     assert (guest.vm("web")["pid"], uptime(GUEST).boot) == (pid, before.boot)
-    assert re.search(r'vmhost_repairs_total{kind="tap",reason="rate"} [5-9]', guest.metrics())
+    assert guest.metric('vmhost_repairs_total{kind="tap",reason="rate"}') >= 5
     guest.kill()
     for inflict in FAULTS.values():
         with contextlib.suppress(subprocess.CalledProcessError):
@@ -171,5 +178,5 @@ def test_what_an_operator_puts_on_a_tap_is_told_where_a_limit_is_wanted_and_left
 
 def test_a_guest_that_goes_takes_its_ifb_along(guest: AgentProcess) -> None:
     (guest.units / "web.toml").unlink()
-    guest.vmhost("wait", "stopped", "web", "--timeout", "60")
+    guest.vmhost("wait", "stopped", "web", "--timeout", "110")
     wait_for(lambda: not {TAP, IFB} & ip_links())

@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from select import select
 
 from tests.agent_process import AgentProcess
 from tests.integration.waiting import wait_for
@@ -38,7 +39,8 @@ def events_of_routes() -> Iterator[list[str]]:
     heard: list[str] = []
     with subprocess.Popen(["ip", "-4", "monitor", "route"], stdout=subprocess.PIPE, text=True) as monitor:
         assert monitor.stdout is not None
-        ip("route add 198.51.100.0/30 dev lo")  # until it listens, nothing is heard
+        while not select([monitor.stdout], [], [], 0.1)[0]:  # until it listens, nothing is heard
+            ip("route add 198.51.100.0/30 dev lo", "route del 198.51.100.0/30 dev lo")
         yield heard
         ip("route add 198.51.100.8/30 dev lo")
         for line in monitor.stdout:
@@ -118,7 +120,7 @@ def test_somebody_else_s_routes_stay(agent: AgentProcess) -> None:
     assert ip_output("route show dev other0") == before
     ip("route del default via 198.18.0.1")
     wait_for(lambda: routes() == {DEFAULT})
-    assert told(agent) == {}
+    wait_for(lambda: told(agent) == {})
 
 
 def test_a_route_without_a_metric_goes_alone(agent: AgentProcess) -> None:
