@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
-from tests.integration.test_intents import run_state
+from tests.integration.monitor import run_state
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip
 from tests.probe import Outage, answers_within, run_in_guest, tell_guest, uptime

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-from typing import Any
 
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST, bare_vm
+from tests.integration.monitor import on_monitor, run_state
 from tests.integration.test_edits import conditions, pids
 from tests.integration.test_guest import BOOT_S
 from tests.integration.waiting import ip_links, wait_for
@@ -17,26 +15,6 @@ from tests.netns import ip
 from tests.probe import answers_within
 
 NIC = '[vm.web.nic.lan]\nbridge = "br-test"\n'
-
-
-def on_monitor(agent: AgentProcess, *commands: str) -> Any:
-    """Run commands on the operator's own monitor of `web`; what the last one returned."""
-    with socket.socket(socket.AF_UNIX) as monitor:
-        monitor.settimeout(10)
-        monitor.connect(str(agent.run_dir / "vms/web/operator.sock"))
-        lines = monitor.makefile("r")
-        lines.readline()
-        answer: dict[str, Any] = {}
-        for command in ("qmp_capabilities", *commands):
-            monitor.sendall(json.dumps({"execute": command}).encode())
-            answer = {}
-            while "return" not in answer:
-                answer = json.loads(lines.readline())
-        return answer["return"]
-
-
-def run_state(agent: AgentProcess) -> str:
-    return str(on_monitor(agent, "query-status")["status"])
 
 
 def state(agent: AgentProcess) -> str:

@@ -14,7 +14,7 @@ import pytest
 from agent.core.edits.effects import EFFECTS, Effect
 from tests.agent_process import AgentProcess
 from tests.integration.conftest import BRIDGE, BRIDGE_LINK, GUEST
-from tests.integration.test_intents import on_monitor
+from tests.integration.monitor import on_monitor
 from tests.integration.waiting import ip_links, wait_for
 from tests.netns import ip, ip_output
 from tests.probe import answers_within, run_in_guest, uptime
