@@ -166,8 +166,9 @@ async def test_a_file_is_read_when_it_is_still(units: Path) -> None:
         assert len(watch.told) <= 3, "it told of nearly every write"
 
 
-async def test_a_look_that_takes_long_gives_up_nothing_that_came_back_meanwhile(
-    units: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("slow", "back"), [(2, 2), (1, 3)])
+async def test_a_look_that_takes_long_gives_up_nothing_that_comes_back_in_time(
+    units: Path, monkeypatch: pytest.MonkeyPatch, slow: int, back: int
 ) -> None:
     file, aside, looks = units / "a.toml", units / "a.toml~", 0
     file.write_bytes(b"one")
@@ -176,18 +177,19 @@ async def test_a_look_that_takes_long_gives_up_nothing_that_came_back_meanwhile(
     file.rename(aside)
 
     def slow_scan(path: Path) -> dict[str, Seen]:
-        """The second one sees what is there, and then takes longer than a missing file is waited for."""
+        """One sees what is there, and then takes longer than a missing file is waited for; after one it is back."""
         nonlocal looks
         looks, seen = looks + 1, scan(path)
-        if looks == 2:
+        if looks == slow:
             later = {**vars(time), "monotonic": lambda: time.monotonic() + 2 * NEVER_S}
             monkeypatch.setattr(directory_module, "time", SimpleNamespace(**later))
+        if looks == back:
             aside.rename(file)
         return seen
 
     monkeypatch.setattr(directory_module, "scan", slow_scan)
     assert contents(await directory.reread()) == {"a": b"one"}
-    assert looks > 2
+    assert looks > back
 
 
 async def test_all_files_removed_are_one_change(units: Path) -> None:

@@ -100,7 +100,7 @@ class UnitDirectory:
     async def _look(self) -> tuple[DirectoryView | None, float]:
         """The view that is still (None before there is one), and after how many seconds to look again."""
         async with self._looking:
-            began_s = time.monotonic()  # what comes back while the look takes long was not missing for as long
+            began_s = time.monotonic()
             try:
                 entries = await asyncio.to_thread(scan, self._path)
             except OSError as error:
@@ -110,7 +110,7 @@ class UnitDirectory:
                 return self._view, BLIND_RESCAN_S
             self.looked_s = time.clock_gettime(time.CLOCK_BOOTTIME)
             now_s = time.monotonic()
-            self._note_missing(entries, began_s)
+            self._note_missing(entries, began_s, now_s)
             still = self._note_changes(entries, now_s)
             await asyncio.to_thread(self._take, {name: entries[name] for name in still})
             if not self._waiting or self._only_busy():
@@ -118,8 +118,12 @@ class UnitDirectory:
                 self._publish(DirectoryView(True, "", self._by_path()))
             return self._view, self._next_look_s(now_s)
 
-    def _note_missing(self, entries: Mapping[str, Seen], now_s: float) -> None:
-        """A file that is missing is gone when nothing else has gone missing for a while: `rm *.toml` is one change."""
+    def _note_missing(self, entries: Mapping[str, Seen], began_s: float, now_s: float) -> None:
+        """A file that is missing is gone when nothing else has gone missing for a while: `rm *.toml` is one change.
+
+        The while begins after the look that misses it, and is over before the look that confirms it: a look may take
+        long, and what comes back meanwhile was not missing for as long.
+        """
         missing = {name for name in self._files if name not in entries}
         for name in self._renamed(missing, entries):
             self._forget(name)
@@ -127,7 +131,7 @@ class UnitDirectory:
         if missing - self._missing:
             self._gone_at_s = now_s + self._gone_after_s
         self._missing = missing
-        if missing and now_s >= self._gone_at_s:
+        if missing and began_s >= self._gone_at_s:
             for name in missing:
                 self._forget(name)
             self._missing = set()
