@@ -30,7 +30,7 @@ NDA_IFINDEX, FRA_IIFNAME, FRA_OIFNAME = 8, 3, 17
 ROUNDS = 6
 """How often put back looks again at most; three are usual: addresses, what the kernel made of them, nothing."""
 
-RUNNING_WITHIN_S, RUNNING_LOOK_S = 0.2, 0.001
+RUNNING_LOOKS, RUNNING_LOOK_S = 200, 0.001
 """A bridge gets its queue within some milliseconds; with STP not before its port forwards, half a minute later."""
 
 _LINK = struct.Struct("=BxHiII")
@@ -134,14 +134,16 @@ def move_to_bridge(move: Move, mtu: int | None, vlans: PortVlans | None = None, 
 
 
 def _wait_until_it_sends(ifindex: int) -> None:
-    """Wait until a bridge that had no port before passes on what it is given; for `RUNNING_WITHIN_S` at most.
+    """Wait until a bridge that had no port before passes on what it is given; 0.2 s at most.
 
     It has a carrier as soon as it has a port, and a queue when a worker of the kernel has come to that
-    (net/core/link_watch.c): whatever is sent until then is dropped, and announcements are sent once.
+    (net/core/link_watch.c): whatever is sent until then is dropped, and announcements are sent once. Looks are counted,
+    and not the time: a host that stood still meanwhile gave that worker none either.
     """
-    deadline_s = time.monotonic() + RUNNING_WITHIN_S
     with RequestSocket() as requests:
-        while not _flags(requests, ifindex) & IFF_RUNNING and time.monotonic() < deadline_s:
+        for _ in range(RUNNING_LOOKS):
+            if _flags(requests, ifindex) & IFF_RUNNING:
+                return
             time.sleep(RUNNING_LOOK_S)
 
 
