@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -37,14 +38,24 @@ async def test_a_look_that_was_slow_does_not_undo_a_later_one(tmp_path: Path) ->
     async with asyncio.TaskGroup() as group:
         leases.follow_in(group)
         os.mkfifo(folder / "br0")  # whoever reads it waits for who writes
-        slow = await asyncio.to_thread(open, folder / "br0", "w")
-        (folder / "new").write_text("0 02:00:00:00:00:01 10.0.0.100 * *\n")
-        (folder / "new").rename(folder / "br0")
-        async with asyncio.timeout(30):
-            while "br0" not in leases.states():
-                await rung.wait()
-                rung.clear()
-        with slow:
-            slow.write("0 02:00:00:00:00:01 10.0.0.99 * *\n")
+        async with asyncio.timeout(60):
+            slow = await _opened(folder / "br0")
+            try:
+                (folder / "new").write_text("0 02:00:00:00:00:01 10.0.0.100 * *\n")
+                (folder / "new").rename(folder / "br0")
+                while "br0" not in leases.states():
+                    await rung.wait()
+                    rung.clear()
+                os.write(slow, b"0 02:00:00:00:00:01 10.0.0.99 * *\n")
+            finally:
+                os.close(slow)
         leases.close()
     assert [one.address for one in leases.states()["br0"]] == ["10.0.0.100"]
+
+
+async def _opened(pipe: Path) -> int:
+    """The end of a named pipe that one writes to, once somebody reads it (fifo(7): ENXIO before)."""
+    while True:
+        with contextlib.suppress(OSError):
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        await asyncio.sleep(0.01)
