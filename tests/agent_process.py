@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,17 @@ class AgentProcess:
         return [(one["key"], one["from"], one["to"]) for one in self.vm(name)["pending"]]
 
     def metrics(self) -> str:
-        """What Prometheus would get."""
-        with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=60) as answer:
-            text: str = answer.read().decode()
-        return text
+        """What Prometheus would get, once the agent listens: a moment after it is there."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while True:
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:9177/metrics", timeout=60) as answer:
+                    text: str = answer.read().decode()
+                    return text
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def metric(self, series: str) -> float:
         """The value of a series, as it is written with its labels; KeyError if there is none."""
