@@ -169,7 +169,7 @@ class _Relay:
             while True:
                 readable, writable, _ = select.select(self._sources(), self._sinks(), [], self._wait_s())
                 # Only who has looked knows that the guest is quiet: this process may have stood still as long.
-                if not self._reading and not self._unsent and self._left_s() <= 0 and not (readable and self._quiet_s):
+                if self._wait_s() == 0 and not (readable and self._quiet_s):
                     return ""
                 if writable:
                     self._send()

@@ -132,6 +132,18 @@ def test_what_was_written_while_the_command_stood_still_is_shown(capfd: pytest.C
     assert capfd.readouterr().out == "late\n"
 
 
+def test_who_waits_for_no_quiet_ends_with_the_input(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where the guest never stops: what it says from then on is not asked for."""
+    line, guest = socket.socketpair()
+    with line, guest:
+        line.setblocking(False)
+        relay = _Relay(line, typed=False, quiet_s=0.0)
+        relay._reading = False
+        guest.sendall(b"on and on\n")
+        assert relay.run() == ""
+    assert capfd.readouterr().out == ""
+
+
 def test_a_qemu_that_nobody_has_may_be_slow_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "ACCEPT_S", 0.0)
     with short_folder() as folder, socket.socket(socket.AF_UNIX) as listening:

@@ -1,7 +1,8 @@
 """A port and its bridge as the kernel has them, as bytes; and moving what one carries to the other, and back.
 
 Wraps rtnetlink(7). Everything here blocks: a look takes 0.3 ms, a move some ten, most of it the kernel's waiting in
-netdev_rx_handler_register and in what a bridge does with a new port. In the network namespace of the calling thread.
+netdev_rx_handler_register and in what a bridge does with a new port; up to 0.2 s more where it is late to send.
+In the network namespace of the calling thread.
 """
 
 from __future__ import annotations
